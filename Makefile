@@ -1,0 +1,52 @@
+# Everything runs inside .venv, which any target makes or repairs when it has to.
+PYTHON ?= python3
+PYTEST_ARGS ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.stamp
+
+# A virtual environment whose interpreter has gone (an upgraded Python, a copied folder) still has
+# its stamp, so ask the interpreter itself.
+BROKEN := $(shell $(PY) -c 'import pip' >/dev/null 2>&1 || echo broken)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test bench lint clean $(BROKEN)
+
+help:
+	@echo "make setup   create .venv and install everything that the other targets need"
+	@echo "make demo    best-of-N against OptScale on the pool in the repository: runs/demo"
+	@echo "make test    all tests (PYTEST_ARGS='-k pool' selects)"
+	@echo "make bench   speed and accuracy against SciPy, as ratios"
+	@echo "make lint    ruff and pyright"
+	@echo "make clean   remove .venv, caches and build files (runs/ stays)"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt $(BROKEN)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "error: '$(PYTHON)' is not Python 3.11 or later; try: make setup PYTHON=python3.12" >&2; exit 1; }
+	@rm -f $(STAMP)
+	@$(PY) -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 || \
+	  $(PYTHON) -m venv --clear $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dev,bench]'
+	@touch $(STAMP)
+	@echo 'Ready, on CPU. For a GPU: $(PY) -m pip install -U "jax[cuda13]" -c constraints.txt'
+
+demo: setup
+	$(PY) -m eval.replay --config configs/replay/demo.yaml --out runs/demo
+
+test: setup
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+bench: setup
+	$(PY) -m eval.bench
+
+lint: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pyright
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Evaluation commands, thin over `optscale_jax` (`python -m eval.NAME`)."""

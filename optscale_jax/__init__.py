@@ -1,0 +1,42 @@
+"""OptScale in JAX: how many completions a problem needs, decided while sampling.
+
+The law of verifier scores (`TruncatedNormal`), its fits (`fit_mle`, `fit_map`), the bound
+(`required_samples`), stopping rules (`policies`), and their replay over recorded completions
+(`Pool`, `replay`). `import optscale_jax` is light: it loads JAX, TFP and NumPy only.
+"""
+
+from optscale_jax import policies
+from optscale_jax.bounds import (
+    expected_best,
+    marginal_gain,
+    required_samples,
+    success_probability,
+)
+from optscale_jax.distributions import BestOfN, TruncatedNormal
+from optscale_jax.estimation import Prior, ScoreStats, fit_map, fit_mle
+from optscale_jax.policies import Policy
+from optscale_jax.pool import Pool, PoolError
+from optscale_jax.replay import ReplayResult, replay, replay_settings
+from optscale_jax.synthetic import SyntheticConfig, synthetic_pool
+
+__all__ = [
+    "BestOfN",
+    "Policy",
+    "Pool",
+    "PoolError",
+    "Prior",
+    "ReplayResult",
+    "ScoreStats",
+    "SyntheticConfig",
+    "TruncatedNormal",
+    "expected_best",
+    "fit_map",
+    "fit_mle",
+    "marginal_gain",
+    "policies",
+    "replay",
+    "replay_settings",
+    "required_samples",
+    "success_probability",
+    "synthetic_pool",
+]

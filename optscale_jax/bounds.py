@@ -1,0 +1,252 @@
+"""How many samples are enough: the bound of OptScale, for any law of scores.
+
+Builds on `optscale_jax.distributions`. Nothing here knows about the truncated normal: a new law of
+scores is one TFP distribution with `log_cdf` (and `quantile`, for the expectations).
+"""
+
+from enum import IntEnum
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optscale_jax.distributions import BestOfN
+from optscale_jax.typing import Array, ArrayLike
+
+__all__ = [
+    "UNREACHABLE",
+    "Bound",
+    "BoundStatus",
+    "bound",
+    "check_targets",
+    "expected_best",
+    "marginal_gain",
+    "required_samples",
+    "success_probability",
+]
+
+UNREACHABLE = np.iinfo(np.int32).max
+"""What `required_samples` returns, without `max_samples`, where no int32 number is enough."""
+
+_DIGIT_BITS = 11  # base of the long division: a digit times half of a float32 is exact
+
+
+class BoundStatus(IntEnum):
+    """Why the bound is what it is.
+
+    Attributes:
+      EXACT: the least N that meets the target.
+      CAPPED: the least N is larger than `max_samples` (or than int32 holds).
+      UNREACHABLE: F(s_min) = 1: no number of samples reaches s_min.
+    """
+
+    EXACT = 0
+    CAPPED = 1
+    UNREACHABLE = 2
+
+
+class Bound(NamedTuple):
+    """The bound and the reason for it, each int32 of the broadcast shape."""
+
+    num_samples: Array
+    status: Array
+
+
+def check_targets(s_min: ArrayLike | None, alpha: ArrayLike | None) -> None:
+    """Refuses targets outside their domain, where their values are known (not traced)."""
+    if alpha is not None and not isinstance(alpha, jax.core.Tracer):
+        values = np.asarray(alpha)
+        bad = ~((values > 0) & (values < 1))
+        if bad.any():
+            raise ValueError(f"alpha must be inside (0, 1), found {values[bad].flat[0]}")
+    if s_min is not None and not isinstance(s_min, jax.core.Tracer):
+        values = np.asarray(s_min)
+        bad = ~((values >= 0) & (values <= 1))
+        if bad.any():
+            raise ValueError(f"s_min must be in [0, 1], found {values[bad].flat[0]}")
+
+
+def _split(x: Array) -> tuple[Array, Array]:
+    """Writes x as a sum of two numbers of half the significant bits each (bits cleared, not rounded)."""
+    width, bits = (jnp.int64, 27) if jnp.finfo(x.dtype).bits == 64 else (jnp.int32, 12)
+    mask = jnp.asarray(-1 << bits, width)
+    cast = jax.lax.bitcast_convert_type
+    high = cast(cast(x, width) & mask, x.dtype)
+    return high, x - high
+
+
+def _least_count(target: Array, step: Array, largest: int) -> Array:
+    """Least integer N >= 1 with N * step >= target, both > 0 and finite; exact up to `largest`.
+
+    Long division in base 2048. A digit times either half of `step` is exact, and so is the
+    remainder that is left of it, so the comparison that decides between N - 1 and N is exact: the
+    float quotient, which is off by whole samples once it is large, only guesses the digits.
+
+    Args:
+      target: shape [...], > 0.
+      step: shape [...], > 0 and finite.
+      largest: results above it are not told apart.
+
+    Returns:
+      Shape [...], int32, in [1, largest + 1] (`largest` itself where that is int32's maximum).
+    """
+    high, low = _split(step)
+    inverse = 1.0 / step
+    digits = max(1, -(-int(largest).bit_length() // _DIGIT_BITS))
+
+    def remainder(rest, digit, shift):
+        return (rest - digit * (high * shift)) - digit * (low * shift)
+
+    # A quotient beyond `largest` is replaced by one just beyond it, so that no digit overflows.
+    beyond = target * inverse > 1.5 * largest
+    rest = jnp.where(beyond, step, target)
+    count = jnp.zeros(jnp.shape(rest), jnp.int32)
+    for place in range(digits - 1, 0, -1):
+        shift = float(1 << (_DIGIT_BITS * place))
+        digit = jnp.floor(rest * (inverse / shift))
+        left = remainder(rest, digit, shift)
+        # The guess is at most one off, in either direction.
+        digit = jnp.where(left < 0, digit - 1, jnp.where(left >= step * shift, digit + 1, digit))
+        rest = remainder(rest, digit, shift)
+        count = count + (digit.astype(jnp.int32) << (_DIGIT_BITS * place))
+    digit = jnp.ceil(rest * inverse)
+    digit = jnp.where(remainder(rest, digit - 1, 1.0) <= 0, digit - 1, digit)
+    digit = jnp.where(remainder(rest, digit, 1.0) > 0, digit + 1, digit)
+    beyond = beyond | (count > largest - digit.astype(jnp.int32))
+    count = count + digit.astype(jnp.int32)
+    past_the_end = min(largest + 1, int(UNREACHABLE))
+    return jnp.where(beyond, past_the_end, jnp.maximum(count, 1))
+
+
+def bound(
+    distribution, s_min: ArrayLike, alpha: ArrayLike, max_samples: int | None = None
+) -> Bound:
+    """`required_samples` with the reason for it.
+
+    Args:
+      distribution: as in `required_samples`.
+      s_min: as in `required_samples`.
+      alpha: as in `required_samples`.
+      max_samples: as in `required_samples`.
+
+    Returns:
+      `Bound`: the number of samples and a `BoundStatus`, int32 of the broadcast shape.
+
+    Raises:
+      ValueError: as `required_samples` does.
+    """
+    check_targets(s_min, alpha)
+    if max_samples is not None and not 1 <= max_samples <= UNREACHABLE:
+        raise ValueError(f"max_samples must be in [1, {UNREACHABLE}], found {max_samples}")
+    largest = int(UNREACHABLE) if max_samples is None else int(max_samples)
+    dtype = distribution.dtype
+    step = -distribution.log_cdf(jnp.asarray(s_min, dtype))
+    target = -jnp.log1p(-jnp.asarray(alpha, dtype))
+    target, step = jnp.broadcast_arrays(target, step)
+    never, at_once = step <= 0, jnp.isposinf(step)
+    ordinary = jnp.where(never | at_once, 1.0, step)
+    count = jnp.where(at_once, 1, _least_count(target, ordinary, largest))
+    unusable = never | jnp.isnan(step)
+    capped = (count > largest) | (count >= UNREACHABLE)
+    status = jnp.where(
+        unusable, BoundStatus.UNREACHABLE, jnp.where(capped, BoundStatus.CAPPED, BoundStatus.EXACT)
+    )
+    count = jnp.where(unusable | capped, largest, count)
+    return Bound(count.astype(jnp.int32), status.astype(jnp.int32))
+
+
+def required_samples(
+    distribution, s_min: ArrayLike, alpha: ArrayLike, max_samples: int | None = None
+) -> Array:
+    """The fewest samples of which the best reaches `s_min` with probability at least `alpha`.
+
+        N* = min {N >= 1 : F(s_min)^N <= 1 - alpha} = ceil(log(1 - alpha) / log F(s_min))
+
+    Exact: N log F <= log(1 - alpha) holds for N and not for N - 1, compared without rounding on
+    the logs in the distribution's dtype, float32 included, for every N that int32 holds. The
+    ceiling of the rounded quotient, by contrast, is off by one at exact ratios and by more from
+    N = 2^24 on.
+
+    Args:
+      distribution: the law F of one score, any TFP distribution with `log_cdf`, of batch shape
+        [...]. F is taken to be continuous.
+      s_min: the score to reach, in [0, 1], broadcastable against [...].
+      alpha: the probability of reaching it, inside (0, 1), broadcastable against [...].
+      max_samples: cap on the result, a Python int >= 1, or None.
+
+    Returns:
+      int32 of the broadcast shape. 1 where F(s_min) = 0. Where F(s_min) = 1 no number is enough:
+      `max_samples`, or `UNREACHABLE` if that is None. `bound` tells such a cap from an answer.
+
+    Raises:
+      ValueError: alpha or s_min outside its domain (checked where their values are known, that is
+        outside jit), or max_samples < 1.
+
+    References:
+      Wang et al. (2026), arXiv 2506.22376, the lower bound on N.
+    """
+    return bound(distribution, s_min, alpha, max_samples).num_samples
+
+
+def success_probability(distribution, s_min: ArrayLike, n: ArrayLike) -> Array:
+    """P(best of n >= s_min) = 1 - F(s_min)^n.
+
+    Args:
+      distribution: the law F of one score, of batch shape [...].
+      s_min: the score to reach, in [0, 1], broadcastable against [...].
+      n: number of samples, >= 0, broadcastable against [...].
+
+    Returns:
+      Shape [...], in [0, 1]; relative precision is kept where it is small.
+
+    Raises:
+      ValueError: a known s_min outside [0, 1].
+
+    References:
+      Wang et al. (2026), arXiv 2506.22376.
+    """
+    check_targets(s_min, None)
+    dtype = distribution.dtype
+    n = jnp.asarray(n, dtype)
+    log_cdf = distribution.log_cdf(jnp.asarray(s_min, dtype))
+    # 0 samples reach nothing, also where F(s_min) = 0 (0 * -inf is not a number).
+    return -jnp.expm1(jnp.where(n > 0, n * jnp.where(n > 0, log_cdf, 0.0), 0.0))
+
+
+def expected_best(distribution, n: ArrayLike) -> Array:
+    """E[max of n scores] = integral of s dF(s)^n.
+
+    Args:
+      distribution: the law F of one score, with `log_cdf` and `quantile`, of batch shape [...].
+      n: number of samples, >= 1, broadcastable against [...].
+
+    Returns:
+      Shape [...], in units of the score.
+
+    Raises:
+      ValueError: a known n below 1.
+    """
+    return BestOfN(distribution, n).mean()
+
+
+def marginal_gain(distribution, n: ArrayLike) -> Array:
+    """What one more sample adds: E[best of n + 1] - E[best of n] = integral of F^n (1 - F).
+
+    The integral has no cancellation, unlike the difference of the two expectations.
+
+    Args:
+      distribution: the law F of one score, with `log_cdf`, `log_survival_function` and `quantile`,
+        of batch shape [...].
+      n: number of samples so far, >= 1, broadcastable against [...].
+
+    Returns:
+      Shape [...], >= 0, in units of the score.
+
+    Raises:
+      ValueError: a known n below 1.
+    """
+    best = BestOfN(distribution, n)
+    points, weights, _, _ = best.integration_rule()
+    log_tail = distribution.log_survival_function(points)
+    return jnp.sum(weights * jnp.exp(best.log_cdf(points) + log_tail), axis=0)

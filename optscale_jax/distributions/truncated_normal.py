@@ -1,0 +1,467 @@
+"""The normal distribution restricted to an interval: the law of one problem's verifier scores.
+
+`TruncatedNormal` behaves as `tfp.distributions.TruncatedNormal` and is right where that is not:
+a mode far outside the interval, a scale far narrower or wider than it, both tails, float32.
+The functions above the class are elementwise and differentiable to any order; the class only
+adapts them to TFP. The numerics are those of `optscale_jax.special`.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tensorflow_probability.substrates import jax as tfp
+
+from optscale_jax.distributions.checks import known
+from optscale_jax.special import adjacent_masses, gaussian_mass, gaussian_moments, log_expm1
+from optscale_jax.typing import Array, ArrayLike
+
+__all__ = ["TruncatedNormal"]
+
+
+def _mode(loc, low, high):
+    # jnp.clip's derivative is one half at a tie; the branches below need it to be that of `loc`.
+    return jnp.where(loc < low, low, jnp.where(loc > high, high, loc))
+
+
+def _smallest(x) -> float:
+    """Floor of masses: a quotient of two of them neither overflows nor becomes subnormal."""
+    return 4 * float(jnp.finfo(x.dtype).tiny)
+
+
+def _energy(x, mode, loc, scale):
+    """((x - loc)^2 - (mode - loc)^2) / (2 scale^2) >= 0, as a product of same-signed factors."""
+    step = (x - mode) / scale
+    return step * (0.5 * step + (mode - loc) / scale)
+
+
+def _mass(loc, scale, low, high):
+    """Integral of exp(-energy) over [low, high], in units of scale."""
+    gap = jnp.maximum(low - loc, loc - high)
+    outside = gap > 0
+    first = jnp.where(outside, high - low, loc - low) / scale
+    second = jnp.where(outside, 0.0, high - loc) / scale
+    slope = jnp.where(outside, gap, 0.0) / scale
+    mass = gaussian_mass(slope, first) + gaussian_mass(0.0, second)
+    return jnp.maximum(mass, _smallest(mass))
+
+
+class _IntervalMoments(NamedTuple):
+    offset: Array  # E[x] - mode
+    energy: Array  # E[energy]
+    variance: Array  # Var[x]
+
+
+def _interval_moments(loc, scale, low, high) -> _IntervalMoments:
+    gap = jnp.maximum(low - loc, loc - high)
+    outside = gap > 0
+    sign = jnp.where(loc > high, -1.0, 1.0)
+    slope = jnp.where(outside, gap, 0.0) / scale
+    below = jnp.where(outside, 0.0, loc - low) / scale
+    above = jnp.where(outside, high - low, high - loc) / scale
+    m = gaussian_moments(slope, 0.5, below, above, order=2)
+    energy = m.mean * (slope + 0.5 * m.mean) + 0.5 * m.variance
+    return _IntervalMoments(sign * scale * m.mean, energy, scale * scale * m.variance)
+
+
+@jax.custom_jvp
+def _log_density(x, loc, scale, low, high):
+    energy = _energy(x, _mode(loc, low, high), loc, scale)
+    return -energy - jnp.log(scale * _mass(loc, scale, low, high))
+
+
+@_log_density.defjvp
+def _(primals, tangents):
+    x, loc, scale, low, high = primals
+    x_dot, loc_dot, scale_dot, low_dot, high_dot = tangents
+    mode = _mode(loc, low, high)
+    m = _interval_moments(loc, scale, low, high)
+    log_density = _log_density(*primals)
+    # An exponential family: derivatives are statistic minus expectation, both taken from the mode.
+    loc_slope = ((x - mode) - m.offset) / scale / scale
+    scale_slope = 2 * (_energy(x, mode, loc, scale) - m.energy) / scale
+    at_low = jnp.exp(_log_density(low, loc, scale, low, high))
+    at_high = jnp.exp(_log_density(high, loc, scale, low, high))
+    return log_density, (
+        -(x - loc) / scale / scale * x_dot
+        + loc_slope * loc_dot
+        + scale_slope * scale_dot
+        + at_low * low_dot
+        - at_high * high_dot
+    )
+
+
+class _Sides(NamedTuple):
+    """What lies on either side of x: the side that holds the mode (or is nearer it) and the other.
+
+    Neither is ever computed as one minus the other, so F -> 0 and F -> 1 are equally exact.
+    """
+
+    mode_below: Array  # whether the near side is [low, x]
+    ratio: Array  # far mass / near mass, both in units of the density at their own modes
+    energy: Array  # of x above the near side's mode
+    odds: Array  # of the far side: ratio * exp(-energy)
+    slope: Array  # d log odds / dx towards the far side's end, negated: positive
+
+
+def _sides(x, loc, scale, low, high) -> _Sides:
+    mode_below = loc <= x
+    near_width = jnp.where(mode_below, x - low, high - x) / scale
+    far_width = jnp.where(mode_below, high - x, x - low) / scale
+    gap = jnp.where(mode_below, low - loc, loc - high) / scale
+    outside = gap > 0
+    start = jnp.where(outside, gap, 0.0)
+    width = jnp.where(outside, near_width, jnp.abs(x - loc) / scale)
+    mass = adjacent_masses(start, width, far_width)
+    # An interior mode has mass behind it too. Both candidates are free of x: of the size of the
+    # parameters, not of the scores.
+    behind = jnp.where(
+        mode_below,
+        gaussian_mass(0.0, jnp.maximum(loc - low, 0.0) / scale),
+        gaussian_mass(0.0, jnp.maximum(high - loc, 0.0) / scale),
+    )
+    near = jnp.maximum(mass.first + behind, _smallest(behind))
+    far = jnp.maximum(mass.second, _smallest(behind))
+    ratio = far / near
+    return _Sides(
+        mode_below=mode_below,
+        ratio=ratio,
+        energy=width * (start + 0.5 * width),
+        odds=mass.decay * ratio,
+        slope=(mass.decay / near + 1.0 / far) / scale,
+    )
+
+
+class _Tails(NamedTuple):
+    log_cdf: Array
+    log_sf: Array
+    log_odds: Array  # log_sf - log_cdf, without that difference's cancellation
+
+
+@jax.custom_jvp
+def _tails(x, loc, scale, low, high) -> _Tails:
+    """Logs of F(x), 1 - F(x) and their ratio, for low < x < high."""
+    sides = _sides(x, loc, scale, low, high)
+    far_over_near = jnp.log(sides.ratio) - sides.energy
+    log_near = -jnp.log1p(sides.odds)
+    log_far = far_over_near + log_near
+    return _Tails(
+        log_cdf=jnp.where(sides.mode_below, log_near, log_far),
+        log_sf=jnp.where(sides.mode_below, log_far, log_near),
+        log_odds=jnp.where(sides.mode_below, far_over_near, -far_over_near),
+    )
+
+
+@_tails.defjvp
+def _(primals, tangents):
+    x, loc, scale, low, high = primals
+    x_dot, loc_dot, scale_dot, low_dot, high_dot = tangents
+    out = _tails(*primals)
+    lower = _interval_moments(loc, scale, low, x)
+    upper = _interval_moments(loc, scale, x, high)
+    mode = _mode(loc, low, high)
+    lower_mode, upper_mode = _mode(loc, low, x), _mode(loc, x, high)
+    # log_odds = log mass[x, high] - log mass[low, x]; each has an exponential family's derivative.
+    loc_slope = ((upper_mode - lower_mode) + (upper.offset - lower.offset)) / scale / scale
+    energy_gap = _energy(upper_mode, mode, loc, scale) - _energy(lower_mode, mode, loc, scale)
+    scale_slope = 2 * (energy_gap + upper.energy - lower.energy) / scale
+    at_x = jnp.exp(_log_density(x, loc, scale, low, x)) + jnp.exp(
+        _log_density(x, loc, scale, x, high)
+    )
+    at_low = jnp.exp(_log_density(low, loc, scale, low, x))
+    at_high = jnp.exp(_log_density(high, loc, scale, x, high))
+    log_odds_dot = (
+        -at_x * x_dot
+        + loc_slope * loc_dot
+        + scale_slope * scale_dot
+        + at_low * low_dot
+        + at_high * high_dot
+    )
+    return out, _Tails(
+        log_cdf=-jnp.exp(out.log_sf) * log_odds_dot,
+        log_sf=jnp.exp(out.log_cdf) * log_odds_dot,
+        log_odds=log_odds_dot,
+    )
+
+
+@jax.custom_jvp
+def _inverse_log_odds(target, loc, scale, low, high):
+    """The x in [low, high] with log_odds(x) = target: Newton's method inside a bracket."""
+    dtype = target.dtype
+    mode = _mode(loc, low, high)
+    m = _interval_moments(loc, scale, low, high)
+    # Beyond this reach from the mode the tail is below the smallest positive number.
+    cutoff = -2.0 * np.log(float(jnp.finfo(dtype).tiny))
+    slope = jnp.abs(mode - loc) / scale
+    reach = scale * (2 * cutoff / (slope + jnp.sqrt(slope * slope + 2 * cutoff)))
+    lower = jnp.maximum(low, mode - reach)
+    upper = jnp.minimum(high, mode + reach)
+    start = jnp.clip(mode + m.offset, lower, upper)
+    eps = float(jnp.finfo(dtype).eps)
+
+    def unfinished(carry):
+        step, _, _, _, moving = carry
+        return (step < 4 * jnp.finfo(dtype).bits) & jnp.any(moving)
+
+    def body(carry):
+        step, x, lower, upper, _ = carry
+        sides = _sides(x, loc, scale, low, high)
+        far_over_near = jnp.log(sides.ratio) - sides.energy
+        # Falls as x grows.
+        excess = jnp.where(sides.mode_below, far_over_near, -far_over_near) - target
+        lower = jnp.where(excess > 0, x, lower)
+        upper = jnp.where(excess > 0, upper, x)
+        newton = x + excess / sides.slope
+        inside = (newton > lower) & (newton < upper)
+        new = jnp.where(inside, newton, lower + 0.5 * (upper - lower))
+        moving = jnp.abs(new - x) > 0.5 * eps * jnp.abs(x)
+        return step + 1, jnp.where(moving, new, x), lower, upper, moving
+
+    everywhere = jnp.ones_like(start, bool)
+    return jax.lax.while_loop(unfinished, body, (0, start, lower, upper, everywhere))[1]
+
+
+@_inverse_log_odds.defjvp
+def _(primals, tangents):
+    target, *params = primals
+    target_dot, *params_dot = tangents
+    x = _inverse_log_odds(*primals)
+    # log_odds(x, params) = target, differentiated implicitly.
+    loc, scale, low, high = params
+    _, moved = jax.jvp(_tails, (x, *params), (jnp.zeros_like(x), *params_dot))
+    steepness = jnp.exp(_log_density(x, loc, scale, low, x)) + jnp.exp(
+        _log_density(x, loc, scale, x, high)
+    )
+    return x, (moved.log_odds - target_dot) / steepness
+
+
+def _check(scale: ArrayLike, low: ArrayLike, high: ArrayLike) -> None:
+    scales = known(scale)
+    if scales is not None and np.any(scales <= 0):
+        bad = scales[scales <= 0].flat[0]
+        raise ValueError(f"TruncatedNormal: scale must be > 0, found {bad}")
+    lows, highs = known(low), known(high)
+    if lows is not None and highs is not None and np.any(lows >= highs):
+        lows, highs = (v[lows >= highs].flat[0] for v in np.broadcast_arrays(lows, highs))
+        raise ValueError(f"TruncatedNormal: low must be < high, found [{lows}, {highs}]")
+
+
+@jax.tree_util.register_pytree_node_class
+class TruncatedNormal(tfp.distributions.Distribution):
+    """Normal(loc, scale) restricted to [low, high].
+
+    With phi and Phi the standard normal's density and distribution function,
+
+        f(x) = phi((x - loc) / scale) / (scale * Z),    low <= x <= high,
+        Z = Phi((high - loc) / scale) - Phi((low - loc) / scale).
+
+    `loc` may lie far outside [low, high]: as loc -> +-inf with loc / scale^2 fixed the law tends to
+    a truncated exponential, which is where the maximum-likelihood fit of skewed scores ends.
+    Exact to the last few digits in float32 and float64 over loc in [-60, 60] and scale in
+    [1e-3, 100] (docs/results.md), and finite far beyond. Differentiable in x and all parameters,
+    to second order and more; samples are reparameterised (implicitly, through the quantile).
+
+    Args:
+      loc: shape [...], the mode of the untruncated normal, in units of the score.
+      scale: shape [...], > 0, its standard deviation, in units of the score.
+      low: shape [...], lower end of the support.
+      high: shape [...], upper end, > low.
+      validate_args: as in TFP.
+      allow_nan_stats: as in TFP.
+      name: as in TFP.
+
+    Raises:
+      ValueError: if a scale is <= 0 or a low >= high (checked outside jit, where they are known).
+
+    References:
+      Wang et al. (2026), "Probabilistic Optimality for Inference-time Scaling", arXiv 2506.22376:
+      the law of one problem's verifier scores.
+    """
+
+    def __init__(
+        self,
+        loc: ArrayLike,
+        scale: ArrayLike,
+        low: ArrayLike = 0.0,
+        high: ArrayLike = 1.0,
+        *,
+        validate_args: bool = False,
+        allow_nan_stats: bool = True,
+        name: str = "TruncatedNormal",
+    ):
+        _check(scale, low, high)
+        arrays = [a for a in (loc, scale, low, high) if hasattr(a, "dtype")]
+        dtype = jnp.result_type(*arrays) if arrays else jnp.result_type(float)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            dtype = jnp.result_type(float)
+        dtype = jnp.promote_types(dtype, jnp.float32)
+        params = [jnp.asarray(a, dtype) for a in (loc, scale, low, high)]
+        self._set(params, dtype, (validate_args, allow_nan_stats, name))
+
+    def _set(self, params, dtype, options) -> None:
+        self._loc, self._scale, self._low, self._high = params
+        validate_args, allow_nan_stats, name = options
+        super().__init__(
+            dtype=dtype,
+            reparameterization_type=tfp.distributions.FULLY_REPARAMETERIZED,
+            validate_args=validate_args,
+            allow_nan_stats=allow_nan_stats,
+            parameters=dict(
+                loc=self._loc,
+                scale=self._scale,
+                low=self._low,
+                high=self._high,
+                validate_args=validate_args,
+                allow_nan_stats=allow_nan_stats,
+                name=name,
+            ),
+            name=name,
+        )
+
+    @classmethod
+    def _parameter_properties(cls, dtype, num_classes=None):
+        properties = tfp.util.ParameterProperties
+        return dict(
+            loc=properties(),
+            scale=properties(
+                default_constraining_bijector_fn=lambda: tfp.bijectors.Softplus(
+                    low=np.finfo(np.dtype(dtype)).eps
+                )
+            ),
+            low=properties(),
+            high=properties(),
+        )
+
+    @property
+    def loc(self) -> Array:
+        """Mode of the untruncated normal."""
+        return self._loc
+
+    @property
+    def scale(self) -> Array:
+        """Standard deviation of the untruncated normal."""
+        return self._scale
+
+    @property
+    def low(self) -> Array:
+        """Lower end of the support."""
+        return self._low
+
+    @property
+    def high(self) -> Array:
+        """Upper end of the support."""
+        return self._high
+
+    def tree_flatten(self):
+        """The parameters are the leaves of a pytree, so jit and vmap take the distribution whole."""
+        options = (self.validate_args, self.allow_nan_stats, self.name)
+        return (self._loc, self._scale, self._low, self._high), (self.dtype, options)
+
+    @classmethod
+    def tree_unflatten(cls, static, leaves):
+        """Inverse of `tree_flatten`; unchecked, because leaves may be gradients, axes or None."""
+        new = object.__new__(cls)
+        new._set(leaves, *static)
+        return new
+
+    def _event_shape(self):
+        return ()
+
+    def _event_shape_tensor(self):
+        return np.array([], np.int32)
+
+    @property
+    def _params(self):
+        return self.loc, self.scale, self.low, self.high
+
+    def _broadcast(self, *values):
+        return jnp.broadcast_arrays(*(jnp.asarray(v, self.dtype) for v in values), *self._params)
+
+    def _log_prob(self, x):
+        x = jnp.asarray(x, self.dtype)
+        outside = (x < self.low) | (x > self.high)
+        inside = jnp.where(outside, self._midpoint(), x)
+        return jnp.where(outside, -jnp.inf, _log_density(inside, *self._params))
+
+    def _midpoint(self):
+        """A harmless x, for `jnp.where` differentiates the branch that is not taken too."""
+        return self.low + 0.5 * (self.high - self.low)
+
+    def _log_tail(self, x, name: str, at_low: float, at_high: float):
+        """A field of `_tails`, and its limits at and beyond the ends of the support."""
+        x = jnp.asarray(x, self.dtype)
+        below, above = x <= self.low, x >= self.high
+        inside = jnp.where(below | above, self._midpoint(), x)
+        # Parameters are not broadcast against x: what depends on them alone is computed once.
+        value = getattr(_tails(inside, *self._params), name)
+        return jnp.where(below, at_low, jnp.where(above, at_high, value))
+
+    def _log_cdf(self, x):
+        return self._log_tail(x, "log_cdf", -jnp.inf, 0.0)
+
+    def _log_survival_function(self, x):
+        return self._log_tail(x, "log_sf", 0.0, -jnp.inf)
+
+    def _cdf(self, x):
+        return jnp.exp(self._log_cdf(x))
+
+    def _survival_function(self, x):
+        return jnp.exp(self._log_survival_function(x))
+
+    def _quantile(self, u):
+        u, *params = self._broadcast(u)
+        at_low, at_high = u <= 0, u >= 1
+        safe = jnp.where(at_low | at_high, 0.5, u)
+        x = _inverse_log_odds(jnp.log1p(-safe) - jnp.log(safe), *params)
+        return self._support_ends(x, params, at_low, at_high, (u >= 0) & (u <= 1))
+
+    def log_cdf_inverse(self, log_u: ArrayLike) -> Array:
+        """The x with log_cdf(x) = log_u: the quantile for u too close to 1 to be stored as u.
+
+        `BestOfN` reads its quantiles from here: the median of the best of 10^6 is the quantile of
+        u = 1 - 7e-7, of which float32 holds one digit, but log u keeps all of them.
+
+        Args:
+          log_u: shape [...], <= 0.
+
+        Returns:
+          Shape [...], in [low, high]; NaN for log_u > 0.
+        """
+        log_u, *params = self._broadcast(log_u)
+        at_low, at_high = jnp.isneginf(log_u), log_u >= 0
+        safe = jnp.where(at_low | at_high, -np.log(2.0), log_u)
+        x = _inverse_log_odds(log_expm1(-safe), *params)
+        return self._support_ends(x, params, at_low, at_high, log_u <= 0)
+
+    @staticmethod
+    def _support_ends(x, params, at_low, at_high, valid):
+        low, high = params[2:]
+        return jnp.where(valid, jnp.where(at_low, low, jnp.where(at_high, high, x)), jnp.nan)
+
+    def _sample_n(self, n, seed=None):
+        seed = tfp.random.sanitize_seed(seed)
+        shape = (n, *self.batch_shape)
+        # Strictly inside (0, 1): an exact 0 would be the support's end, with an infinite gradient.
+        tiny = float(jnp.finfo(self.dtype).eps) / 4
+        u = jax.random.uniform(seed, shape, self.dtype, minval=tiny, maxval=1.0)
+        return self._quantile(u)
+
+    def _mean(self):
+        params = self._broadcast()
+        return _mode(params[0], *params[2:]) + _interval_moments(*params).offset
+
+    def _variance(self):
+        return _interval_moments(*self._broadcast()).variance
+
+    def _mode(self):
+        params = self._broadcast()
+        return _mode(params[0], *params[2:])
+
+    def _entropy(self):
+        params = self._broadcast()
+        scale = params[1]
+        return jnp.log(scale * _mass(*params)) + _interval_moments(*params).energy
+
+    def _default_event_space_bijector(self):
+        return tfp.bijectors.Sigmoid(low=self.low, high=self.high)

@@ -1,0 +1,606 @@
+"""Fits of the law of scores to what has been seen: maximum likelihood (OptScale^0) and MAP (^t).
+
+The truncated normal is an exponential family in x and x^2, so the count, mean and centred sum of
+squares of the scores are all that a fit needs: it costs the same for 3 scores and for 3 million.
+
+Written for one problem, vmapped at the public edge, jitted. Both fits are Newton's method with
+exact derivatives and a step that is never accepted uphill, for a fixed number of steps, so that one
+compiled kernel serves every problem:
+
+* `fit_mle` works in the natural parameters, where the negative log-likelihood is convex. The
+  domain is a strip (scale >= floor, scale <= cap); a step that would leave it solves the quadratic
+  model on the edge instead. Eight steps reach rounding.
+* `fit_map` has a prior on (loc, scale), which is not convex there and can have two optima: a broad
+  law near the prior, and a narrow one at the scores. For a fixed scale the objective is convex in
+  loc, so it is scanned over scales first, and the best narrow and the best broad candidate are
+  both polished.
+"""
+
+import dataclasses
+from enum import IntEnum
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optscale_jax.special import gaussian_mass, gaussian_moments
+from optscale_jax.typing import Array, ArrayLike
+
+__all__ = [
+    "MIN_SCALE",
+    "Boundary",
+    "FitInfo",
+    "Params",
+    "Prior",
+    "ScoreStats",
+    "fit_map",
+    "fit_mle",
+    "negative_log_likelihood",
+    "negative_log_prior",
+]
+
+MIN_SCALE = 1e-6
+"""Least scale that a fit returns, in units of the interval's length: the published code's."""
+
+_MAX_SCALE_RATIO = 1e4
+# Largest scale, in units of the mean's distance from the nearer end. There the law differs from
+# its limit, a truncated exponential, by 1e-8 in log-density; a larger cap would only make the
+# parameters harder to use for whoever evaluates them naively.
+
+
+class Boundary(IntEnum):
+    """Where a fit ended: inside the domain, or on which edge of it.
+
+    Attributes:
+      NONE: an interior optimum.
+      NO_SCORES: no score was given; the prior's mean (MAP) or NaN (MLE) is returned.
+      SCALE_FLOOR: no spread (one score, or equal scores): the scale is `MIN_SCALE`.
+      EXPONENTIAL_LIMIT: the scores spread as widely as a truncated exponential with their mean, or
+        wider: the optimum is at loc -> +-inf; a finite point of that limit is returned.
+    """
+
+    NONE = 0
+    NO_SCORES = 1
+    SCALE_FLOOR = 2
+    EXPONENTIAL_LIMIT = 3
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ScoreStats:
+    """Sufficient statistics of scores: count, mean and centred sum of squares.
+
+    Never raw second moments: at a standard deviation of 1e-3 about .99, float32's sum of squares
+    has no correct digit left after subtracting the squared mean.
+
+    Attributes:
+      n: shape [...], number of scores.
+      mean: shape [...], their mean; 0 where n = 0.
+      m2: shape [...], sum of squared deviations from the mean.
+    """
+
+    n: Array
+    mean: Array
+    m2: Array
+
+    @classmethod
+    def empty(cls, dtype=None) -> "ScoreStats":
+        """Statistics of no scores, scalar: the identity of `merge`."""
+        zero = jnp.zeros((), jnp.result_type(float) if dtype is None else dtype)
+        return cls(n=zero, mean=zero, m2=zero)
+
+    @classmethod
+    def from_scores(cls, scores: ArrayLike, mask: ArrayLike | None = None) -> "ScoreStats":
+        """Statistics over the last axis.
+
+        Args:
+          scores: shape [..., N].
+          mask: shape [..., N] or None, True where there is a score.
+
+        Returns:
+          Statistics of shape [...].
+        """
+        scores = _floating(scores)
+        present = jnp.ones(scores.shape, bool) if mask is None else jnp.asarray(mask, bool)
+        present = jnp.broadcast_to(present, scores.shape)
+        scores = jnp.where(present, scores, 0.0)
+        n = jnp.sum(present, axis=-1).astype(scores.dtype)
+        mean = jnp.sum(scores, axis=-1) / jnp.maximum(n, 1)
+        deviation = jnp.where(present, scores - mean[..., None], 0.0)
+        # The rounding of the mean leaves a first-order term, removed as in the corrected
+        # two-pass algorithm (Chan, Golub & LeVeque 1983).
+        correction = jnp.sum(deviation, axis=-1) ** 2 / jnp.maximum(n, 1)
+        m2 = jnp.maximum(jnp.sum(deviation**2, axis=-1) - correction, 0.0)
+        return cls(n=n, mean=mean, m2=m2)
+
+    @classmethod
+    def prefixes(cls, scores: ArrayLike) -> "ScoreStats":
+        """Statistics of the first 1, 2, ..., N scores along the last axis.
+
+        Args:
+          scores: shape [..., N].
+
+        Returns:
+          Statistics of shape [..., N]; entry k is that of the first k + 1 scores.
+        """
+        scores = _floating(scores)
+        single = cls(n=jnp.ones_like(scores), mean=scores, m2=jnp.zeros_like(scores))
+        return jax.lax.associative_scan(cls.merge, single, axis=scores.ndim - 1)
+
+    def merge(self, other: "ScoreStats") -> "ScoreStats":
+        """Statistics of both sets of scores together.
+
+        Args:
+          other: statistics of a broadcastable shape.
+
+        Returns:
+          Statistics of the broadcast shape.
+
+        References:
+          Chan, Golub & LeVeque (1983), "Algorithms for computing the sample variance", eq. 2.1.
+        """
+        n = self.n + other.n
+        share = other.n / jnp.maximum(n, 1)
+        delta = other.mean - self.mean
+        return ScoreStats(
+            n=n,
+            mean=self.mean + delta * share,
+            m2=self.m2 + other.m2 + delta * delta * self.n * share,
+        )
+
+    def add(self, score: ArrayLike) -> "ScoreStats":
+        """Statistics with one more score of shape [...]."""
+        score = jnp.asarray(score, self.mean.dtype)
+        return self.merge(ScoreStats(jnp.ones_like(score), score, jnp.zeros_like(score)))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Prior:
+    """Independent normal priors on a problem's loc and scale (the scale's restricted to > 0).
+
+    Attributes:
+      loc: shape [...], prior mean of the truncated normal's loc, in units of the score.
+      scale: shape [...], prior mean of its scale, > 0.
+      loc_sd: shape [...], standard deviation of the belief about loc, > 0; 0.1 in the paper.
+      scale_sd: shape [...], the same for scale; 0.1 in the paper.
+    """
+
+    loc: ArrayLike
+    scale: ArrayLike
+    loc_sd: ArrayLike = 0.1
+    scale_sd: ArrayLike = 0.1
+
+
+class Params(NamedTuple):
+    """Parameters of a truncated normal: `TruncatedNormal(*params)`, each of shape [...]."""
+
+    loc: Array
+    scale: Array
+
+
+class FitInfo(NamedTuple):
+    """How a fit ended, every field of shape [...].
+
+    Attributes:
+      boundary: a `Boundary`, as int32.
+      objective: the negative log-likelihood (plus negative log prior for MAP) at the optimum.
+      gradient: norm of the last Newton step in units of the optimum's own scale; 0 to rounding
+        where converged, so larger values name the fits to distrust.
+    """
+
+    boundary: Array
+    objective: Array
+    gradient: Array
+
+
+def _floating(x: ArrayLike) -> Array:
+    x = jnp.asarray(x)
+    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.result_type(float))
+
+
+class _Cumulants(NamedTuple):
+    """The log partition function A of exp(slope y + quad y^2) on [low, high], and derivatives."""
+
+    value: Array
+    mean: Array  # A_1
+    second: Array  # A_2 = E[y^2]
+    h11: Array
+    h12: Array
+    h22: Array
+
+
+def _tilted(slope, quad, low, high, order, num_nodes, cutoff):
+    """(mode, sign, log partition function, moments about the mode) of exp(slope y + quad y^2)."""
+    vertex = -slope / (2 * quad)
+    mode = jnp.clip(vertex, low, high)
+    above = vertex > high
+    inside = (vertex >= low) & ~above
+    # Slope away from the mode, from the nearer end itself: exact where the vertex is at 1e9.
+    outward = jnp.where(inside, 0.0, jnp.abs(slope + 2 * quad * mode))
+    sign = jnp.where(above, -1.0, 1.0)
+    m = gaussian_moments(
+        outward,
+        -quad,
+        jnp.where(inside, mode - low, 0.0),
+        jnp.where(inside, high - mode, high - low),
+        order=order,
+        num_nodes=num_nodes,
+        cutoff=cutoff,
+    )
+    return mode, sign, m.log_mass + mode * (slope + quad * mode), m
+
+
+def _cumulants(slope, quad, low, high, num_nodes, cutoff) -> _Cumulants:
+    mode, sign, value, m = _tilted(slope, quad, low, high, 4, num_nodes, cutoff)
+    mean = mode + sign * m.mean
+    variance, third, fourth = m.variance, sign * m.third, m.fourth
+    cross = third + 2 * mean * variance
+    return _Cumulants(
+        value=value,
+        mean=mean,
+        second=variance + mean * mean,
+        h11=variance,
+        h12=cross,
+        h22=fourth - variance * variance + 2 * mean * (third + cross),
+    )
+
+
+class _Problem(NamedTuple):
+    """One problem's statistics in units of `unit`, measured from the mean of its scores."""
+
+    n: Array
+    mean: Array
+    unit: Array
+    spread: Array  # mean squared deviation, in unit^2
+    low: Array
+    high: Array
+    floor: Array  # least scale, in unit
+    nearer: Array  # distance of the mean from the nearer end, in unit
+
+
+def _standardise(stats: ScoreStats, low, high) -> _Problem:
+    length = high - low
+    floor = MIN_SCALE * length
+    n = jnp.maximum(stats.n, 1)
+    # Rounding can put the mean of equal scores at the end just outside.
+    mean = jnp.clip(stats.mean, low, high)
+    unit = jnp.clip(jnp.sqrt(stats.m2 / n), floor, length)
+    nearer = jnp.maximum(jnp.minimum(mean - low, high - mean), floor)
+    return _Problem(
+        n=n,
+        mean=mean,
+        unit=unit,
+        spread=stats.m2 / n / unit / unit,
+        low=(low - mean) / unit,
+        high=(high - mean) / unit,
+        floor=floor / unit,
+        nearer=nearer / unit,
+    )
+
+
+_STEPS = 9
+_MAP_STEPS = 12
+_SCAN = 8
+_SCAN_STEPS = 3
+_SCAN_NODES = 10
+_SCAN_CUTOFF = 12.0
+_BACKTRACK = 0.25
+
+
+def _accuracy(dtype):
+    """Quadrature of the fits.
+
+    In float32 a coarser rule than the distribution's own suffices, because the objective is flat
+    at the optimum: an error of 1e-5 in a moment moves it by 1e-10.
+    """
+    if jnp.finfo(dtype).bits == 64:
+        return dict(num_nodes=None, cutoff=None)
+    return dict(num_nodes=16, cutoff=15.0)
+
+
+def _descend(evaluate, start, lowest, highest, steps):
+    """Newton's method on a pair of parameters; a step that goes uphill is shortened, not taken.
+
+    One evaluation a step: `evaluate(point)` gives the objective and the next Newton step, and a
+    rejected point only shortens the step from the last accepted one. The second parameter is kept
+    in [lowest, highest] once more after the step is added, because that sum rounds: -0.5 plus a
+    step of 0.5 - 3e-9 is 0 in float32, not the edge at -3e-9.
+    """
+    value, step = evaluate(start)
+    eps = float(jnp.finfo(value.dtype).eps)
+
+    def body(_, carry):
+        point, value, step, length = carry
+        trial = (
+            point[0] + length * step[0],
+            jnp.clip(point[1] + length * step[1], lowest, highest),
+        )
+        trial_value, trial_step = evaluate(trial)
+        better = trial_value <= value + 4 * eps * (1 + jnp.abs(value))
+
+        def keep(new, old):
+            return jnp.where(better, new, old)
+
+        return (
+            jax.tree.map(keep, trial, point),
+            keep(trial_value, value),
+            jax.tree.map(keep, trial_step, step),
+            keep(jnp.ones_like(length), _BACKTRACK * length),
+        )
+
+    point, value, step, _ = jax.lax.fori_loop(
+        0, steps, body, (start, value, step, jnp.ones_like(value))
+    )
+    return point, value, step
+
+
+def _mle_one(stats: ScoreStats, low, high) -> tuple[Params, FitInfo]:
+    p = _standardise(stats, low, high)
+    rule = _accuracy(p.mean.dtype)
+    quad_max = -0.5 / (_MAX_SCALE_RATIO * p.nearer) ** 2
+    quad_min = -0.5 / p.floor**2
+
+    def evaluate(point):
+        slope, quad = point
+        c = _cumulants(slope, quad, p.low, p.high, **rule)
+        value = c.value - quad * p.spread
+        g1, g2 = c.mean, c.second - p.spread
+        determinant = c.h11 * c.h22 - c.h12 * c.h12
+        free = -(c.h11 * g2 - c.h12 * g1) / determinant
+        # A singular Hessian (to rounding) leaves quad alone; the strip's edge is met exactly.
+        free = jnp.where(determinant > 0, free, 0.0)
+        quad_step = jnp.clip(quad + free, quad_min, quad_max) - quad
+        return value, (-(g1 + c.h12 * quad_step) / c.h11, quad_step)
+
+    # Two starts, both in closed form: the untruncated normal, and, for scores whose spread exceeds
+    # their distance from the nearer end, the exponential that the optimum is then close to.
+    skewed = p.nearer < 1.0
+    toward_high = p.high < -p.low
+    rate = jnp.abs(p.high + p.low) / (jnp.maximum(p.high, -p.low) * p.nearer)
+    slope = jnp.where(skewed, jnp.where(toward_high, rate, -rate), 0.0)
+    quad = jnp.clip(jnp.where(skewed, quad_max, -0.5), quad_min, quad_max)
+    (slope, quad), value, step = _descend(evaluate, (slope, quad), quad_min, quad_max, _STEPS)
+
+    scale = p.unit * jnp.sqrt(-0.5 / quad)
+    loc = p.mean - p.unit * slope / (2 * quad)
+    some = stats.n > 0
+    boundary = jnp.where(
+        quad >= quad_max * (1 + 1e-3),
+        Boundary.EXPONENTIAL_LIMIT,
+        jnp.where(quad <= quad_min * (1 - 1e-3), Boundary.SCALE_FLOOR, Boundary.NONE),
+    )
+    boundary = jnp.where(some, boundary, Boundary.NO_SCORES).astype(jnp.int32)
+    params = Params(jnp.where(some, loc, jnp.nan), jnp.where(some, scale, jnp.nan))
+    objective = jnp.where(some, p.n * (value + jnp.log(p.unit)), 0.0)
+    size = jnp.hypot(step[0], step[1] / jnp.abs(quad))
+    return params, FitInfo(boundary, objective, jnp.where(some, size, 0.0))
+
+
+def _map_one(stats: ScoreStats, prior: Prior, low, high) -> tuple[Params, FitInfo]:
+    p = _standardise(stats, low, high)
+    rule = _accuracy(p.mean.dtype)
+    n = stats.n
+    length = high - low
+    log_floor = jnp.log(p.floor)
+
+    # The pair (slope, log scale), both in units of p.unit: the valley of the likelihood is
+    # straight in it, along constant slope, from a mode at the scores to an exponential.
+    def prior_terms(slope, log_scale):
+        square = jnp.exp(2 * log_scale)
+        scale = p.unit * jnp.exp(log_scale)
+        return square, scale, p.mean + p.unit * slope * square
+
+    def evaluate(point):
+        slope, log_scale = point
+        square, scale, loc = prior_terms(slope, log_scale)
+        inverse = 1.0 / square
+        c = _cumulants(slope, -0.5 * inverse, p.low, p.high, **rule)
+        z_loc = (loc - prior.loc) / prior.loc_sd
+        z_scale = (scale - prior.scale) / prior.scale_sd
+        value = n * (c.value + 0.5 * p.spread * inverse) + 0.5 * (z_loc**2 + z_scale**2)
+        g1, g2 = c.mean, (c.second - p.spread) * inverse
+        # Derivatives of loc / loc_sd with respect to slope and to log scale.
+        loc_1 = p.unit * square / prior.loc_sd
+        loc_2 = 2 * (loc - p.mean) / prior.loc_sd
+        own = scale / prior.scale_sd
+        gradient_1 = n * g1 + z_loc * loc_1
+        gradient_2 = n * g2 + z_loc * loc_2 + z_scale * own
+        h11 = n * c.h11 + loc_1**2
+        # The Gauss-Newton part is positive definite; the rest is used where it leaves it so.
+        h12 = n * c.h12 * inverse + loc_1 * loc_2
+        h22 = n * c.h22 * inverse**2 + loc_2**2 + own**2
+        full_12 = h12 + 2 * z_loc * loc_1
+        full_22 = h22 - 2 * n * g2 + 2 * z_loc * loc_2 + z_scale * own
+        convex = (full_22 > 0) & (h11 * full_22 - full_12**2 > 1e-3 * h11 * full_22)
+        h12 = jnp.where(convex, full_12, h12)
+        h22 = jnp.where(convex, full_22, h22)
+        determinant = h11 * h22 - h12 * h12
+        step = -(h11 * gradient_2 - h12 * gradient_1) / determinant
+        # A factor of e^2 in scale is as far as a quadratic model is worth following.
+        step = jnp.clip(jnp.where(determinant > 0, step, 0.0), -2.0, 2.0)
+        step = jnp.maximum(log_scale + step, log_floor) - log_scale
+        return value, (-(gradient_1 + h12 * step) / h11, step)
+
+    def along_scale(log_scale):
+        """The best slope for a given scale: one convex dimension, Newton from the normal's."""
+        square, scale, _ = prior_terms(0.0, log_scale)
+        quad = -0.5 / square
+        weight = n * (prior.loc_sd / p.unit) ** 2
+        slope = (prior.loc - p.mean) / p.unit / (square + weight)
+        loc_1 = p.unit * square / prior.loc_sd
+
+        def newton(_, carry):
+            slope, _ = carry
+            mode, sign, log_partition, m = _tilted(
+                slope, quad, p.low, p.high, 2, _SCAN_NODES, _SCAN_CUTOFF
+            )
+            z_loc = (p.mean + p.unit * slope * square - prior.loc) / prior.loc_sd
+            value = n * log_partition + 0.5 * z_loc**2
+            gradient = n * (mode + sign * m.mean) + z_loc * loc_1
+            return slope - gradient / (n * m.variance + loc_1**2), value
+
+        # The last value is that of the step before: a candidate only has to be good enough.
+        slope, value = jax.lax.fori_loop(0, _SCAN_STEPS, newton, (slope, jnp.zeros_like(slope)))
+        z_scale = (scale - prior.scale) / prior.scale_sd
+        return (slope, log_scale), value - n * quad * p.spread + 0.5 * z_scale**2
+
+    prior_log_scale = jnp.log(jnp.maximum(prior.scale, MIN_SCALE * length) / p.unit)
+    ends = jnp.minimum(prior_log_scale, 0.0), jnp.maximum(prior_log_scale, 0.0)
+    margin = 0.5
+    fractions = jnp.asarray(np.linspace(0.0, 1.0, _SCAN), p.mean.dtype)
+    grid = ends[0] - margin + (ends[1] - ends[0] + 2 * margin) * fractions
+    points, values = jax.vmap(along_scale)(jnp.maximum(grid, log_floor))
+    values = jnp.where(jnp.isnan(values), jnp.inf, values)
+
+    def best(half):
+        index = jnp.argmin(jnp.where(half, values, jnp.inf))
+        return jax.tree.map(lambda v: v[index], points)
+
+    narrow = np.arange(_SCAN) < _SCAN // 2
+    starts = jax.tree.map(lambda *v: jnp.stack(v), best(narrow), best(~narrow))
+    points, values, steps = jax.vmap(
+        lambda start: _descend(evaluate, start, log_floor, jnp.inf, _MAP_STEPS)
+    )(starts)
+    winner = jnp.argmin(values)
+    (slope, log_scale), value, step = jax.tree.map(lambda v: v[winner], (points, values, steps))
+
+    _, scale, loc = prior_terms(slope, log_scale)
+    some = n > 0
+    floored = log_scale <= log_floor + 1e-3
+    boundary = jnp.where(floored, Boundary.SCALE_FLOOR, Boundary.NONE)
+    boundary = jnp.where(some, boundary, Boundary.NO_SCORES).astype(jnp.int32)
+    params = Params(jnp.where(some, loc, prior.loc), jnp.where(some, scale, prior.scale))
+    constant = jnp.log(2 * np.pi * prior.loc_sd * prior.scale_sd)
+    objective = jnp.where(some, value + n * jnp.log(p.unit), 0.0) + constant
+    return params, FitInfo(boundary, objective, jnp.where(some, jnp.hypot(*step), 0.0))
+
+
+def _vectorise(one, *args):
+    """Applies a function of scalars to broadcast arrays, flattened: one kernel for all shapes."""
+    leaves, tree = jax.tree.flatten(args)
+    dtype = jnp.result_type(*(leaf for leaf in leaves if hasattr(leaf, "dtype")))
+    dtype = dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.result_type(float)
+    leaves = jnp.broadcast_arrays(*(jnp.asarray(leaf, dtype) for leaf in leaves))
+    shape = leaves[0].shape
+    flat = jax.tree.unflatten(tree, [leaf.reshape(-1) for leaf in leaves])
+    return jax.tree.map(lambda v: v.reshape(shape), jax.vmap(one)(*flat))
+
+
+@jax.jit
+def _fit_mle(stats, low, high):
+    return _vectorise(_mle_one, stats, low, high)
+
+
+@jax.jit
+def _fit_map(stats, prior, low, high):
+    return _vectorise(_map_one, stats, prior, low, high)
+
+
+def fit_mle(
+    stats: ScoreStats, *, low: ArrayLike = 0.0, high: ArrayLike = 1.0
+) -> tuple[Params, FitInfo]:
+    """Maximum-likelihood truncated normal of each problem's scores (OptScale^0).
+
+    Minimises, with n scores of mean m and centred sum of squares M2,
+
+        n log scale + (M2 + n (m - loc)^2) / (2 scale^2) + n log Z(loc, scale),
+
+    over `MIN_SCALE` <= scale / (high - low). Deterministic in the statistics: the same scores in
+    another order, or merged from parts, give the same fit up to rounding.
+
+    Args:
+      stats: statistics of shape [...].
+      low: lower end of the scores' range, broadcastable to [...].
+      high: upper end.
+
+    Returns:
+      (params, info), all fields of shape [...]. Always finite for n >= 1: where there is no
+      interior optimum, `info.boundary` names the edge that the fit ended on (see `Boundary`), and
+      the law is still right in the limit. NaN parameters where n = 0.
+
+    References:
+      Wang et al. (2026), arXiv 2506.22376, OptScale^0.
+    """
+    return _fit_mle(stats, low, high)
+
+
+def fit_map(
+    stats: ScoreStats, prior: Prior, *, low: ArrayLike = 0.0, high: ArrayLike = 1.0
+) -> tuple[Params, FitInfo]:
+    """Maximum-a-posteriori truncated normal of each problem's scores (OptScale^t).
+
+    Adds to the objective of `fit_mle` the prior's
+
+        (loc - prior.loc)^2 / (2 loc_sd^2) + (scale - prior.scale)^2 / (2 scale_sd^2).
+
+    The posterior can have two modes, one broad and one at the scores; the higher one is returned.
+    With a single score, or equal scores, a normal prior on the scale does not keep the likelihood
+    from diverging at scale -> 0: `info.boundary` is then `SCALE_FLOOR`.
+
+    Args:
+      stats: statistics of shape [...].
+      prior: prior whose fields broadcast against [...].
+      low: lower end of the scores' range.
+      high: upper end.
+
+    Returns:
+      (params, info), all fields of the broadcast shape; the prior's own mean where n = 0.
+
+    Raises:
+      ValueError: if a concrete prior's scale, loc_sd or scale_sd is not positive.
+
+    References:
+      Wang et al. (2026), arXiv 2506.22376, OptScale^t.
+    """
+    for name in ("scale", "loc_sd", "scale_sd"):
+        value = getattr(prior, name)
+        if not isinstance(value, jax.core.Tracer) and not np.all(np.asarray(value) > 0):
+            raise ValueError(f"Prior: {name} must be > 0 everywhere, found {np.min(value)}")
+    return _fit_map(stats, prior, low, high)
+
+
+def negative_log_likelihood(
+    stats: ScoreStats, params: Params, *, low: ArrayLike = 0.0, high: ArrayLike = 1.0
+) -> Array:
+    """The objective of `fit_mle` at given parameters, up to n log sqrt(2 pi).
+
+    Args:
+      stats: statistics of shape [...].
+      params: (loc, scale), broadcastable to [...].
+      low: lower end of the scores' range.
+      high: upper end.
+
+    Returns:
+      Shape [...]; minus the log-likelihood without its constant (n / 2) log(2 pi), which cancels
+      against the one in Z.
+    """
+    loc, scale = params
+    mode = jnp.clip(loc, low, high)
+    # Everything from the mode, where the density is largest: no difference of large squares.
+    offset = stats.mean - mode
+    energy = 0.5 * stats.m2 + stats.n * offset * (0.5 * offset + (mode - loc))
+    gap = jnp.maximum(low - loc, loc - high)
+    first = jnp.where(gap > 0, high - jnp.asarray(low), loc - low) / scale
+    second = jnp.where(gap > 0, 0.0, high - loc) / scale
+    mass = gaussian_mass(jnp.maximum(gap, 0.0) / scale, first) + gaussian_mass(
+        jnp.zeros_like(second), second
+    )
+    return energy / scale / scale + stats.n * jnp.log(scale * mass)
+
+
+def negative_log_prior(params: Params, prior: Prior) -> Array:
+    """Minus the log prior density at given parameters, the truncation at scale > 0 left out.
+
+    Args:
+      params: (loc, scale) of shape [...].
+      prior: prior whose fields broadcast against [...].
+
+    Returns:
+      Shape [...].
+    """
+    z_loc = (params.loc - prior.loc) / prior.loc_sd
+    z_scale = (params.scale - prior.scale) / prior.scale_sd
+    constant = jnp.log(2 * np.pi * jnp.asarray(prior.loc_sd) * prior.scale_sd)
+    return 0.5 * (z_loc**2 + z_scale**2) + constant

@@ -1,0 +1,513 @@
+"""Pools: the scored completions of a set of problems, drawn once and replayed by any policy.
+
+A pool is the data side of the numerical core: it is read from a file, checked once, and from then
+on every array in it can be relied on. `optscale_jax.synthetic` makes pools from a documented model
+and `optscale_jax.replay` runs policies over them.
+"""
+
+import dataclasses
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int, Int32, Shaped
+
+__all__ = ["Pool", "PoolError"]
+
+_PER_COMPLETION = ("scores", "correct", "tokens", "answers", "mask")
+_PER_PROBLEM = ("gold", "problem_ids")
+_NOT_AN_ARCHIVE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
+
+
+class PoolError(ValueError):
+    """A pool that cannot be used: one line with the file, the array, the place and the remedy."""
+
+
+# A plain dataclass of NumPy arrays rather than a pytree: a pool holds strings, is never traced, and
+# stays on the host; replay sends to the device only what it needs. `eq=False` because comparing
+# arrays with == has no truth value.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pool:
+    """P problems with N scored completions each.
+
+    Build one with `Pool.load` or `Pool.from_arrays`, which check everything; the constructor itself
+    checks nothing. The arrays are read-only. Where `mask` is False there is no completion, and the
+    other arrays hold score 0, correct False, tokens -1 and answer -1 there.
+
+    Attributes:
+        scores: [P, N] the verifier's score, in [0, 1]; None if the pool has no verifier.
+        correct: [P, N] whether the completion is correct; None if correctness does not exist for
+            the task or is not known.
+        tokens: [P, N] length of the completion in tokens, at least 0; -1 = unknown.
+        answers: [P, N] id of the final answer, equal within a problem if and only if the answers
+            are; -1 = no answer in the completion; None if the task has no answers to compare.
+        gold: [P] id of the right answer, in the same id space as `answers`; -1 = none.
+        problem_ids: [P] unique names.
+        mask: [P, N] True where there is a completion. Every problem has at least one, and its
+            completions come first.
+    """
+
+    scores: Float32[np.ndarray, "problems samples"] | None
+    correct: Bool[np.ndarray, "problems samples"] | None
+    tokens: Int32[np.ndarray, "problems samples"]
+    answers: Int32[np.ndarray, "problems samples"] | None
+    gold: Int32[np.ndarray, " problems"] | None
+    problem_ids: Shaped[np.ndarray, " problems"]
+    mask: Bool[np.ndarray, "problems samples"]
+
+    @property
+    def num_problems(self) -> int:
+        """P, the number of problems."""
+        return self.mask.shape[0]
+
+    @property
+    def num_samples(self) -> int:
+        """N, the number of completions of the problem that has most."""
+        return self.mask.shape[1]
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether a verifier scored the completions."""
+        return self.scores is not None
+
+    @property
+    def has_correct(self) -> bool:
+        """Whether it is known which completions are correct."""
+        return self.correct is not None
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether answers can be compared, as voting needs."""
+        return self.answers is not None
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the length of every completion is known."""
+        return bool(np.all(self.tokens[self.mask] >= 0))
+
+    @property
+    def samples_per_problem(self) -> Int[np.ndarray, " problems"]:
+        """[P] number of completions of each problem, between 1 and N."""
+        return self.mask.sum(axis=1)
+
+    @property
+    def eligible(self) -> Bool[np.ndarray, "problems samples"]:
+        """[P, N] whether a completion may be returned, whatever its score.
+
+        A completion is eligible if it exists, is not empty (`tokens` is not 0; an unknown length
+        counts as not empty) and, where the pool has answers, contains one (`answers` is not -1).
+        """
+        eligible = self.mask & (self.tokens != 0)
+        return eligible if self.answers is None else eligible & (self.answers != -1)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        *,
+        scores: Any = None,
+        correct: Any = None,
+        tokens: Any = None,
+        answers: Any = None,
+        gold: Any = None,
+        problem_ids: Any = None,
+        mask: Any = None,
+        clip: bool = False,
+        source: str = "pool",
+    ) -> "Pool":
+        """Checks arrays and makes a pool of them; the arrays are copied.
+
+        Args:
+            scores: [P, N] numbers in [0, 1]. NaN everywhere means the same as None, no verifier.
+            correct: [P, N] booleans, or numbers that are 0 or 1. If None, it is
+                `answers == gold`, provided that every problem has a gold answer.
+            tokens: [P, N] integers, at least 0, or -1 for unknown. If None, all unknown.
+            answers: [P, N] integers, at least 0, or -1 for no answer.
+            gold: [P] integers, at least 0, or -1 for none.
+            problem_ids: [P] unique strings or integers. If None, "0", "1", ...
+            mask: [P, N] booleans: True for a problem's completions, which come first in its row. If
+                None, all True. The other arrays' values where it is False are ignored.
+            clip: Move scores outside [0, 1] to the nearer end instead of refusing them (for a
+                verifier trained by regression, say). NaN and infinity are refused all the same.
+            source: What error messages call the pool: its path, usually.
+
+        Returns:
+            The pool, with float32 scores and int32 tokens, answers and gold.
+
+        Raises:
+            PoolError: If no [P, N] array is given, if P or N is 0, if shapes differ, or if a value
+                is outside its domain; the message names the first such place.
+        """
+        given = {
+            "scores": scores,
+            "correct": correct,
+            "tokens": tokens,
+            "answers": answers,
+            "mask": mask,
+            "gold": gold,
+            "problem_ids": problem_ids,
+        }
+        arrays = {
+            name: _as_array(value, name, source)
+            for name, value in given.items()
+            if value is not None
+        }
+        shape = _common_shape(arrays, source)
+        num_problems = shape[0]
+
+        present = np.ones(shape, bool)
+        if "mask" in arrays:
+            present = _booleans(arrays["mask"], "mask", source)
+            _check_mask(present, source)
+
+        checked_scores = None
+        if "scores" in arrays:
+            checked_scores = _scores(arrays["scores"], present, clip, source)
+
+        lengths = np.full(shape, -1, np.int32)
+        if "tokens" in arrays:
+            lengths = _integers(arrays["tokens"], "tokens", "unknown", present, source)
+
+        checked_answers = None
+        if "answers" in arrays:
+            checked_answers = _integers(arrays["answers"], "answers", "no answer", present, source)
+
+        checked_gold = None
+        if "gold" in arrays:
+            everywhere = np.ones(num_problems, bool)
+            checked_gold = _integers(arrays["gold"], "gold", "no gold answer", everywhere, source)
+
+        checked_correct = None
+        if "correct" in arrays:
+            checked_correct = _booleans(arrays["correct"], "correct", source, present)
+        elif (
+            checked_answers is not None and checked_gold is not None and np.all(checked_gold != -1)
+        ):
+            # No answer is -1 and a gold answer never is, so no answer is never correct.
+            checked_correct = checked_answers == checked_gold[:, None]
+
+        names = np.arange(num_problems).astype(np.str_)
+        if "problem_ids" in arrays:
+            names = _problem_ids(arrays["problem_ids"], source)
+
+        pool = cls(
+            scores=checked_scores,
+            correct=checked_correct,
+            tokens=lengths,
+            answers=checked_answers,
+            gold=checked_gold,
+            problem_ids=names,
+            mask=present,
+        )
+        for field in dataclasses.fields(pool):
+            array = getattr(pool, field.name)
+            if array is not None:
+                array.flags.writeable = False
+        return pool
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], *, scores: str = "scores", clip: bool = False
+    ) -> "Pool":
+        """Reads a pool from an `.npz` file.
+
+        The file must hold `scores` and may hold the other arrays of `from_arrays` under the same
+        names; arrays of other names are left alone. Nothing in the file is ever unpickled.
+
+        Args:
+            path: The file.
+            scores: The array to take the scores from, where a file holds several verifiers'
+                signals: `Pool.load(path, scores="agree")`.
+            clip: Move scores outside [0, 1] to the nearer end instead of refusing them.
+
+        Returns:
+            The pool. If the scores are all NaN (no verifier), its `scores` is None.
+
+        Raises:
+            PoolError: If the file is missing, is not a readable `.npz`, lacks the scores, or holds
+                arrays that `from_arrays` refuses.
+        """
+        path = Path(path)
+        source = str(path)
+        if not path.exists():
+            raise PoolError(f"{source}: no such file; give the path of a pool's .npz")
+        if path.is_dir():
+            raise PoolError(f"{source}: a folder; give the path of a pool's .npz")
+        try:
+            file = open(path, "rb")  # noqa: SIM115 (closed by the with below)
+        except OSError as error:
+            raise PoolError(f"{source}: cannot be read ({error.strerror})") from error
+        # Opened here, because np.load leaves the file open when it turns out not to be an archive.
+        with file:
+            arrays = _read_npz(file, scores, source)
+        return cls.from_arrays(**arrays, clip=clip, source=source)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the pool to an `.npz` file that `Pool.load` reads back unchanged.
+
+        The file appears under its name only when it is complete, replacing an older one, and equal
+        pools give equal bytes.
+
+        Args:
+            path: The file; its folder is made if it does not exist.
+
+        Raises:
+            OSError: If the file cannot be written.
+        """
+        path = Path(path)
+        arrays = {name: array for name, array in self._arrays().items() if array is not None}
+        arrays.setdefault("scores", np.full(self.mask.shape, np.nan, np.float32))
+        if np.all(self.mask):
+            del arrays["mask"]
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # In the same folder, because os.replace is atomic only within one file system.
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with open(unfinished, "wb") as file:
+                # NumPy stamps the members with a fixed date; sorting fixes their order too.
+                np.savez_compressed(file, **dict(sorted(arrays.items())))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    def subset(self, problems: Any) -> "Pool":
+        """Keeps some problems, in the order given.
+
+        Args:
+            problems: A slice, integer indices [Q], a boolean selection [P], or problem ids.
+
+        Returns:
+            The pool of those problems, with the same N.
+
+        Raises:
+            PoolError: If a problem does not exist, is given twice, or if none is given.
+        """
+        if not isinstance(problems, slice):
+            problems = np.atleast_1d(_as_array(problems, "problems", "subset"))
+            if problems.dtype.kind == "U":
+                place = {name: index for index, name in enumerate(self.problem_ids.tolist())}
+                unknown = [name for name in problems.tolist() if name not in place]
+                if unknown:
+                    raise PoolError(f"subset: no problem {unknown[0]!r} in the pool")
+                problems = np.array([place[name] for name in problems.tolist()], int)
+            elif problems.size == 0:
+                problems = problems.astype(int)
+        try:
+            return self._map(lambda array: array[problems])
+        except IndexError as error:
+            raise PoolError(f"subset: {error}") from error
+
+    def truncate(self, num_samples: int) -> "Pool":
+        """Keeps the first completions of every problem.
+
+        Args:
+            num_samples: How many, between 1 and N.
+
+        Returns:
+            The pool [P, num_samples].
+
+        Raises:
+            PoolError: If `num_samples` is not between 1 and N.
+        """
+        if not 1 <= num_samples <= self.num_samples:
+            raise PoolError(
+                f"truncate: {num_samples} completions asked for, but the pool has between 1 and "
+                f"{self.num_samples} to give"
+            )
+        return self._map(lambda array: array[:, :num_samples] if array.ndim == 2 else array)
+
+    def with_scores(self, scores: Any, *, clip: bool = False) -> "Pool":
+        """Puts another verifier's scores in the place of this pool's.
+
+        Args:
+            scores: [P, N] numbers in [0, 1], or None for no verifier.
+            clip: Move scores outside [0, 1] to the nearer end instead of refusing them.
+
+        Returns:
+            The pool with those scores.
+
+        Raises:
+            PoolError: If the scores have another shape or a value outside the domain.
+        """
+        return Pool.from_arrays(**{**self._arrays(), "scores": scores}, clip=clip)
+
+    def _arrays(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def _map(self, function: Callable[[np.ndarray], np.ndarray]) -> "Pool":
+        arrays: dict[str, Any] = {
+            name: None if array is None else function(array)
+            for name, array in self._arrays().items()
+        }
+        return Pool.from_arrays(**arrays)
+
+
+def _as_array(value: Any, name: str, source: str) -> np.ndarray:
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise PoolError(f"{source}: {name} is ragged; give a rectangular array") from error
+    if array.dtype.kind == "O":
+        raise PoolError(f"{source}: {name} holds Python objects; give numbers or strings")
+    return array
+
+
+def _read_npz(file: BinaryIO, scores: str, source: str) -> dict[str, np.ndarray]:
+    try:
+        archive = np.load(file, allow_pickle=False)
+    except _NOT_AN_ARCHIVE as error:
+        raise PoolError(
+            f"{source}: not a complete .npz file; write pools with Pool.save or np.savez"
+        ) from error
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise PoolError(f"{source}: a single array; a pool is an .npz with named arrays")
+    if scores not in archive.files:
+        raise PoolError(
+            f"{source}: no array {scores!r} (it has {', '.join(archive.files) or 'none'}); store "
+            "one, all NaN if there is no verifier"
+        )
+    stored_as = {field: field for field in (*_PER_COMPLETION, *_PER_PROBLEM)} | {"scores": scores}
+    arrays = {}
+    for field, name in stored_as.items():
+        if name not in archive.files:
+            continue
+        try:
+            arrays[field] = archive[name]
+        except ValueError as error:
+            raise PoolError(
+                f"{source}: {name} holds Python objects, which are never unpickled; store numbers "
+                "or strings"
+            ) from error
+        except _NOT_AN_ARCHIVE as error:
+            raise PoolError(f"{source}: {name} is damaged; copy or make the file again") from error
+    return arrays
+
+
+def _common_shape(arrays: Mapping[str, np.ndarray], source: str) -> tuple[int, int]:
+    reference = next((name for name in _PER_COMPLETION if name in arrays), None)
+    if reference is None:
+        raise PoolError(f"{source}: no array with completions; give scores or answers")
+    shape = arrays[reference].shape
+    if len(shape) != 2:
+        raise PoolError(
+            f"{source}: {reference} has shape {shape}; it must have two axes, problems and samples"
+        )
+    if 0 in shape:
+        raise PoolError(f"{source}: {reference} has shape {shape}; an empty pool cannot be used")
+    for name in _PER_COMPLETION:
+        if name in arrays and arrays[name].shape != shape:
+            raise PoolError(
+                f"{source}: {name} has shape {arrays[name].shape} but {reference} has {shape}; "
+                "both must be [problems, samples]"
+            )
+    for name in _PER_PROBLEM:
+        if name in arrays and arrays[name].shape != shape[:1]:
+            raise PoolError(
+                f"{source}: {name} has shape {arrays[name].shape} but {reference} has {shape}; "
+                f"it must have one entry a problem, {shape[:1]}"
+            )
+    return shape
+
+
+def _check_mask(mask: np.ndarray, source: str) -> None:
+    empty = np.flatnonzero(~np.any(mask, axis=1))
+    if empty.size:
+        raise PoolError(f"{source}: mask[{empty[0]}] is all False; leave out an empty problem")
+    late = mask[:, 1:] & ~mask[:, :-1]
+    if np.any(late):
+        row, column = np.argwhere(late)[0]
+        raise PoolError(
+            f"{source}: mask[{row}, {column + 1}] is True after a False; put a problem's "
+            "completions first and the gaps last"
+        )
+
+
+def _scores(array: np.ndarray, present: np.ndarray, clip: bool, source: str) -> np.ndarray | None:
+    numbers = _real(array, "scores", source)
+    missing = np.isnan(numbers)
+    if np.all(missing[present]):
+        return None
+    _refuse(
+        missing & present, numbers, "scores", "score every completion, or none (all NaN)", source
+    )
+    _refuse(np.isinf(numbers) & present, numbers, "scores", "scores are finite, in [0, 1]", source)
+    scores = np.where(present, numbers, 0.0)
+    # To float32 first: 1 + 1e-12 in float64 is a rounded 1, not an error.
+    with np.errstate(over="ignore"):
+        scores = scores.astype(np.float32)
+    if clip:
+        return np.clip(scores, np.float32(0), np.float32(1))
+    outside = (scores < 0) | (scores > 1)
+    remedy = "scores are in [0, 1]; rescale them, or move them to the nearer end with clip=True"
+    _refuse(outside, numbers, "scores", remedy, source)
+    return scores
+
+
+def _integers(
+    array: np.ndarray, name: str, minus_one: str, present: np.ndarray, source: str
+) -> np.ndarray:
+    numbers = _real(array, name, source)
+    if numbers.dtype.kind == "f":
+        whole = np.isfinite(numbers) & (numbers == np.floor(numbers))
+        _refuse(~whole & present, numbers, name, f"give integers, with -1 for {minus_one}", source)
+    remedy = f"give integers of at least 0, or -1 for {minus_one}"
+    _refuse((numbers < -1) & present, numbers, name, remedy, source)
+    largest = np.iinfo(np.int32).max
+    _refuse((numbers > largest) & present, numbers, name, f"at most {largest} fits", source)
+    integers = np.full(numbers.shape, -1, np.int32)
+    integers[present] = numbers[present].astype(np.int32)
+    return integers
+
+
+def _booleans(
+    array: np.ndarray, name: str, source: str, present: np.ndarray | None = None
+) -> np.ndarray:
+    if array.dtype.kind == "b":
+        booleans = array.copy()
+    else:
+        numbers = _real(array, name, source)
+        wrong = (numbers != 0) & (numbers != 1)
+        if present is not None:
+            wrong &= present
+        _refuse(wrong, numbers, name, "give booleans, or 0 and 1", source)
+        booleans = numbers == 1
+    return booleans if present is None else booleans & present
+
+
+def _problem_ids(array: np.ndarray, source: str) -> np.ndarray:
+    if array.dtype.kind not in "USiu":
+        raise PoolError(f"{source}: problem_ids has type {array.dtype}; give strings")
+    try:
+        names = np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array.astype(np.str_)
+    except UnicodeDecodeError as error:
+        raise PoolError(f"{source}: problem_ids is not UTF-8; give strings") from error
+    _, first, counts = np.unique(names, return_index=True, return_counts=True)
+    if np.any(counts > 1):
+        original = first[counts > 1].min()
+        repeated = np.flatnonzero(names == names[original])[1]
+        raise PoolError(
+            f"{source}: problem_ids[{repeated}] repeats {str(names[original])!r} of "
+            f"problem_ids[{original}]; give each problem its own"
+        )
+    return np.array(names)
+
+
+def _real(array: np.ndarray, name: str, source: str) -> np.ndarray:
+    if array.dtype.kind == "b":
+        return array.astype(np.int32)
+    if array.dtype.kind not in "iuf":
+        raise PoolError(f"{source}: {name} has type {array.dtype}; give real numbers")
+    return array
+
+
+def _refuse(wrong: np.ndarray, values: np.ndarray, name: str, remedy: str, source: str) -> None:
+    if np.any(wrong):
+        index = tuple(np.argwhere(wrong)[0].tolist())
+        place = ", ".join(map(str, index))
+        raise PoolError(f"{source}: {name}[{place}] is {values[index].item()}; {remedy}")

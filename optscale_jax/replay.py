@@ -1,0 +1,298 @@
+"""Runs policies over a pool of recorded completions, vectorised over everything.
+
+The same pure functions that decide live run here under `lax.scan` over the completions of one
+problem, vmapped over problems, permutations and settings, in one compilation. A policy's state
+goes on observing after its stop (what it was at the stop is kept), so whatever does not depend on
+the settings, above all the fit of the law of scores, is computed once for all of them.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optscale_jax.estimation import Prior
+from optscale_jax.policies import Info, Observation, Policy
+from optscale_jax.pool import Pool, PoolError
+from optscale_jax.typing import Array, ArrayLike
+
+__all__ = ["ReplayResult", "permutations", "replay", "replay_settings"]
+
+
+class ReplayResult(NamedTuple):
+    """What a policy did, NumPy arrays of shape [..., K, P]: settings, permutations, problems.
+
+    Attributes:
+      num_samples: int32, completions drawn.
+      tokens: int32, tokens of all completions drawn; -1 where one of them is unknown.
+      selected_index: int32, column in the pool of the completion returned; -1 = none was eligible.
+      score: float32, its score; NaN if there is none.
+      correct: bool, whether it is correct (never, if there is none); None if the pool does not
+        know.
+      required: int32, the number of samples that the policy wanted in all when it stopped.
+      loc: fitted loc at the stop; NaN for policies that fit none.
+      scale: fitted scale at the stop; NaN likewise.
+      stop_reason: int32 `StopReason`.
+    """
+
+    num_samples: np.ndarray
+    tokens: np.ndarray
+    selected_index: np.ndarray
+    score: np.ndarray
+    correct: np.ndarray | None
+    required: np.ndarray
+    loc: np.ndarray
+    scale: np.ndarray
+    stop_reason: np.ndarray
+
+
+class _Stop(NamedTuple):
+    count: Array
+    selected: Array
+    info: Info
+
+
+def permutations(pool: Pool, key: Array | None, num_permutations: int) -> np.ndarray:
+    """Orders in which to replay each problem's completions.
+
+    Args:
+      pool: the pool, of P problems and N completions.
+      key: a JAX random key; may be None if num_permutations is 0.
+      num_permutations: K >= 1 independent uniform orders for each problem, or 0 for the stored one.
+
+    Returns:
+      int32 [max(K, 1), P, N], columns of the pool in launch order; columns that the mask excludes
+      come last.
+
+    Raises:
+      ValueError: num_permutations < 0, or a key is missing.
+    """
+    if num_permutations < 0:
+        raise ValueError(f"num_permutations must be >= 0, found {num_permutations}")
+    shape = (max(num_permutations, 1), pool.num_problems, pool.num_samples)
+    if num_permutations == 0:
+        return np.broadcast_to(np.arange(pool.num_samples, dtype=np.int32), shape)
+    if key is None:
+        raise ValueError("replay in random order needs a key, such as jax.random.key(0)")
+    # Uniform draws are in [0, 1): 2 sorts after all of them.
+    draws = np.where(pool.mask, np.asarray(jax.random.uniform(key, shape)), 2.0)
+    return np.argsort(draws, axis=-1, kind="stable").astype(np.int32)
+
+
+def _one(policy: Policy, prior: Prior | None, observations: Observation) -> _Stop:
+    """One problem, one order: the state of things when the policy first asked for no more."""
+
+    def at(state, count):
+        return _Stop(
+            jnp.asarray(count, jnp.int32),
+            jnp.asarray(policy.select(state), jnp.int32),
+            policy.info(state),
+        )
+
+    def note(state, count, stopped, stop):
+        now = ~stopped & (policy.request(state) <= 0)
+        stop = jax.tree.map(lambda new, old: jnp.where(now, new, old), at(state, count), stop)
+        return stopped | now, stop
+
+    def step(carry, observation):
+        state, stopped, stop = carry
+        stopped, stop = note(state, observation.index, stopped, stop)
+        return (policy.observe(state, observation), stopped, stop), None
+
+    state = policy.init(prior)
+    start = (state, jnp.zeros((), bool), at(state, 0))
+    (state, stopped, stop), _ = jax.lax.scan(step, start, observations)
+    # At its cap a policy asks for no more, so this one always stops.
+    return note(state, observations.index.shape[0], stopped, stop)[1]
+
+
+@functools.partial(jax.jit, static_argnames="make")
+def _run(make, settings, prior, scores, answers, tokens) -> _Stop:
+    """scores, answers, tokens: [K, P, N] in launch order; settings: fields of shape [S]."""
+    index = jnp.arange(scores.shape[-1], dtype=jnp.int32)
+
+    def one_order(policy, prior, scores, answers, tokens):
+        return _one(policy, prior, Observation(scores, answers, tokens, index))
+
+    def one_setting(setting):
+        policy = make(**setting)
+        over_problems = jax.vmap(functools.partial(one_order, policy))
+        return jax.vmap(over_problems, in_axes=(None, 0, 0, 0))(prior, scores, answers, tokens)
+
+    return jax.vmap(one_setting)(settings) if settings else one_setting({})
+
+
+def _check(pool: Pool, policy: Policy) -> None:
+    if policy.uses_scores and not pool.has_scores:
+        raise PoolError("pool: it has no verifier scores, which this policy needs")
+    short = pool.samples_per_problem < policy.max_samples
+    if short.any():
+        first = int(np.argmax(short))
+        raise PoolError(
+            f"pool: problem {str(pool.problem_ids[first])!r} has "
+            f"{pool.samples_per_problem[first]} completions, fewer than the policy's maximum of "
+            f"{policy.max_samples}; lower max_samples or use a deeper pool"
+        )
+
+
+def _priors(prior: Prior | None, num_problems: int) -> Prior | None:
+    """A prior for each problem, from one for all or one for each."""
+    if prior is None:
+        return None
+
+    def spread(name):
+        value = np.asarray(getattr(prior, name), np.result_type(jnp.result_type(float)))
+        if value.shape not in ((), (num_problems,)):
+            raise ValueError(
+                f"Prior: {name} has shape {value.shape}; a pool of {num_problems} problems needs "
+                f"() or ({num_problems},)"
+            )
+        return jnp.asarray(np.broadcast_to(value, (num_problems,)))
+
+    return Prior(*map(spread, ("loc", "scale", "loc_sd", "scale_sd")))
+
+
+def replay_settings(
+    pool: Pool,
+    make: Callable[..., Policy],
+    settings: Mapping[str, ArrayLike],
+    *,
+    key: Array | None = None,
+    num_permutations: int = 0,
+    prior: Prior | None = None,
+) -> ReplayResult:
+    """Replays a family of policies over a pool, all its settings in one compilation.
+
+    Args:
+      pool: P problems, of at least `max_samples` completions each.
+      make: makes the policy from one value of each setting, as in
+        `functools.partial(optscale, max_samples=64, min_samples=20)`; called again with traced
+        values, so the settings must not decide shapes. Keep and reuse the same object: a new one
+        compiles anew.
+      settings: name -> values, shape [S] each, the same S; {} for a policy without settings.
+      key: JAX random key for the orders; the same key gives every policy the same orders, so that
+        comparisons are paired.
+      num_permutations: K random orders for each problem; 0 = the stored order, once.
+      prior: a prior per problem (fields [P]) or for all (scalars); default the policy's own.
+
+    Returns:
+      `ReplayResult`, fields of shape [S, K, P] (without S for {}), K = 1 for the stored order.
+
+    Raises:
+      PoolError: the pool has no scores, or too few completions for the policy's cap.
+      ValueError: a setting outside its domain, settings of unequal length, a prior of a wrong
+        shape, a missing key.
+    """
+    values = {name: np.atleast_1d(np.asarray(v)) for name, v in settings.items()}
+    lengths = {name: v.shape for name, v in values.items()}
+    if len(set(lengths.values())) > 1 or any(len(s) != 1 or s[0] == 0 for s in lengths.values()):
+        raise ValueError(f"settings must be non-empty vectors of one length, found {lengths}")
+    # With known values each setting is checked, which the traced calls cannot do.
+    count = next(iter(lengths.values()))[0] if lengths else 1
+    policies = [make(**{n: v[i].item() for n, v in values.items()}) for i in range(count)]
+    policy = policies[0]
+    for each in policies:
+        _check(pool, each)
+
+    orders = permutations(pool, key, num_permutations)[..., : policy.max_samples]
+    problems = np.arange(pool.num_problems)[:, None]
+    dtype = jnp.result_type(float)
+    scores = np.zeros(pool.mask.shape, np.float32) if pool.scores is None else pool.scores
+    answers = np.zeros(pool.mask.shape, np.int32) if pool.answers is None else pool.answers
+    tokens = pool.tokens[problems, orders]
+    stop = _run(
+        make,
+        {
+            n: jnp.asarray(v, dtype if np.issubdtype(v.dtype, np.floating) else None)
+            for n, v in values.items()
+        },
+        _priors(policy.prior if prior is None else prior, pool.num_problems),
+        jnp.asarray(scores[problems, orders], dtype),
+        jnp.asarray(answers[problems, orders]),
+        jnp.asarray(tokens),
+    )
+    return _collect(pool, orders, tokens, jax.tree.map(np.asarray, stop))
+
+
+def _collect(pool: Pool, orders: np.ndarray, tokens: np.ndarray, stop: Any) -> ReplayResult:
+    """Reads off the pool what the policy returned and spent; arrays [..., K, P]."""
+    count, selected, info = stop
+    permutation = np.arange(orders.shape[0])[:, None]
+    problem = np.arange(orders.shape[1])[None, :]
+    none = selected < 0
+    column = orders[permutation, problem, np.maximum(selected, 0)]
+    spent = np.cumsum(np.maximum(tokens, 0), axis=-1, dtype=np.int64)
+    unknown = np.cumsum(tokens < 0, axis=-1)
+    last = np.maximum(count - 1, 0)
+
+    def up_to_stop(prefix):
+        return np.where(count > 0, prefix[permutation, problem, last], 0)
+
+    def returned(values, if_none):
+        return np.where(none, if_none, values[problem, column])
+
+    return ReplayResult(
+        num_samples=count,
+        tokens=np.where(up_to_stop(unknown) > 0, -1, up_to_stop(spent)).astype(np.int32),
+        selected_index=np.where(none, -1, column).astype(np.int32),
+        score=(
+            np.full(count.shape, np.nan, np.float32)
+            if pool.scores is None
+            else returned(pool.scores, np.float32(np.nan))
+        ),
+        correct=None if pool.correct is None else returned(pool.correct, False),
+        required=info.required,
+        loc=info.loc,
+        scale=info.scale,
+        stop_reason=info.stop_reason,
+    )
+
+
+def replay(
+    pool: Pool,
+    policy: Policy,
+    *,
+    key: Array | None = None,
+    num_permutations: int = 0,
+    prior: Prior | None = None,
+) -> ReplayResult:
+    """Replays one policy over a pool.
+
+    Args:
+      pool: P problems, of at least `policy.max_samples` completions each.
+      policy: the rule. For a grid of settings use `replay_settings`, which compiles once.
+      key: JAX random key for the orders; the same key gives every policy the same orders.
+      num_permutations: K random orders for each problem; 0 = the stored order, once.
+      prior: a prior per problem (fields [P]) or for all (scalars); default `policy.prior`.
+
+    Returns:
+      `ReplayResult`, fields of shape [K, P], K = 1 for the stored order. A tie in score goes to
+      the completion drawn first; an empty or answerless completion is never returned.
+
+    Raises:
+      PoolError: the pool has no scores, or too few completions for the policy's cap.
+      ValueError: a prior of a wrong shape, a missing key.
+    """
+    return replay_settings(
+        pool, _Constant(policy), {}, key=key, num_permutations=num_permutations, prior=prior
+    )
+
+
+class _Constant:
+    """A factory without settings, equal for equal policies, so that a policy compiles once."""
+
+    def __init__(self, policy: Policy):
+        self.policy = policy
+        self._functions = tuple(f for f in policy if callable(f))
+
+    def __call__(self) -> Policy:
+        return self.policy
+
+    def __hash__(self) -> int:
+        return hash(self._functions)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Constant) and self._functions == other._functions
