@@ -6,7 +6,7 @@ slow, and sharing nothing with the library.
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mpmath as mp
 import numpy as np
@@ -26,29 +26,29 @@ __all__ = [
 
 
 class Reference(NamedTuple):
-    """What is compared, at one point or as arrays over many."""
+    """What is compared: floats at one point, or arrays over many, NumPy's or JAX's."""
 
-    log_prob: np.ndarray
-    log_cdf: np.ndarray
-    log_sf: np.ndarray
-    mean: np.ndarray
-    variance: np.ndarray
-    quantile: np.ndarray
-    log_prob_dloc: np.ndarray
-    log_prob_dscale: np.ndarray
-    log_cdf_dloc: np.ndarray
-    log_cdf_dscale: np.ndarray
+    log_prob: Any
+    log_cdf: Any
+    log_sf: Any
+    mean: Any
+    variance: Any
+    quantile: Any
+    log_prob_dloc: Any
+    log_prob_dscale: Any
+    log_cdf_dloc: Any
+    log_cdf_dscale: Any
 
 
 class Grid(NamedTuple):
     """Points to compare at, all of shape [points] and of the precision under test."""
 
-    x: np.ndarray
-    u: np.ndarray
-    loc: np.ndarray
-    scale: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
+    x: Any
+    u: Any
+    loc: Any
+    scale: Any
+    low: Any
+    high: Any
 
 
 # Tolerance of each column by precision. Values are relative to |value| where the column is in
@@ -69,8 +69,8 @@ HARD_CASES = {
     "typical": (0.8, 0.2, 0.0, 1.0),
     "half-normal at low": (0.0, 0.3, 0.0, 1.0),
     "half-normal at high": (1.0, 0.05, 0.0, 1.0),
-    "spike inside": (0.5, 1e-6, 0.0, 1.0),
-    "spike at low": (0.0, 1e-6, 0.0, 1.0),
+    "spike inside": (0.5, 1e-4, 0.0, 1.0),
+    "spike at low": (0.0, 1e-4, 0.0, 1.0),
     "spike at high": (1.0, 1e-3, 0.0, 1.0),
     "spike just inside": (0.99, 1e-3, 0.0, 1.0),
     "spike just outside": (1.001, 1e-3, 0.0, 1.0),
@@ -190,10 +190,9 @@ def _rounded(columns: Iterable, dtype) -> Grid:
     """A grid in the precision under test, with every x and u strictly inside its interval."""
     x, u, loc, scale, low, high = (np.asarray(c, dtype) for c in columns)
     x = np.clip(x, np.nextafter(low, high), np.nextafter(high, low))
-    # Subnormal numbers are zero to XLA.
-    tiny = np.finfo(dtype).tiny
-    x = np.where(np.abs(x) < tiny, tiny, x)
-    u = np.clip(u, tiny, np.nextafter(np.asarray(1, dtype), 0, dtype=dtype))
+    # Next to 0, a mass of less than the smallest normal number is out of reach.
+    x = np.where(np.abs(x) < _NEGLIGIBLE, np.asarray(_NEGLIGIBLE, dtype), x)
+    u = np.clip(u, _NEGLIGIBLE, np.nextafter(np.asarray(1, dtype), 0, dtype=dtype))
     return Grid(x, u.astype(dtype), loc, scale, low, high)
 
 
@@ -218,7 +217,7 @@ def random_grid(num_points: int, dtype, *, seed: int = 0) -> Grid:
     x = np.where(kind == 0, rng.random(num_points), edge)
     v = rng.permutation(u)
     for i in np.flatnonzero(kind == 2):
-        x[i] = quantile(v[i], loc[i], scale[i], 0.0, 1.0)
+        x[i] = quantile(float(v[i]), float(loc[i]), float(scale[i]), 0.0, 1.0)
     return _rounded((x, u, loc, scale, low, high), dtype)
 
 

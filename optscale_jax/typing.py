@@ -2,9 +2,11 @@
 
 from typing import TypeAlias
 
+import numpy.typing
 from jaxtyping import Array, Bool, Float, Int
-from numpy.typing import ArrayLike
 
+# NumPy's own counts on float being accepted as complex, which holds for type checkers only.
+ArrayLike: TypeAlias = numpy.typing.ArrayLike | float | int
 Scalar: TypeAlias = Float[Array, ""]
 FloatArray: TypeAlias = Float[Array, "..."]
 IntArray: TypeAlias = Int[Array, "..."]

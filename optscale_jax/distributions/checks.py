@@ -1,7 +1,7 @@
 """Checks of parameters whose values are known, that is outside jit, vmap and grad."""
 
-import jax
 import numpy as np
+from jax.core import Tracer
 
 from optscale_jax.typing import ArrayLike
 
@@ -10,4 +10,4 @@ __all__ = ["known"]
 
 def known(value: ArrayLike) -> np.ndarray | None:
     """The value as a NumPy array, or None while JAX is tracing it."""
-    return None if isinstance(value, jax.core.Tracer) else np.asarray(value)
+    return None if isinstance(value, Tracer) else np.asarray(value)

@@ -3,9 +3,12 @@
 `TruncatedNormal` behaves as `tfp.distributions.TruncatedNormal` and is right where that is not:
 a mode far outside the interval, a scale far narrower or wider than it, both tails, float32.
 The functions above the class are elementwise and differentiable to any order; the class only
-adapts them to TFP. The numerics are those of `optscale_jax.special`.
+adapts them to TFP. They are compiled as wholes: outside jit they would be hundreds of dispatches,
+and the quantile's loop would be compiled anew at every call. The numerics are those of
+`optscale_jax.special`.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -14,7 +17,13 @@ import numpy as np
 from tensorflow_probability.substrates import jax as tfp
 
 from optscale_jax.distributions.checks import known
-from optscale_jax.special import adjacent_masses, gaussian_mass, gaussian_moments, log_expm1
+from optscale_jax.special import (
+    adjacent_masses,
+    gaussian_mass,
+    gaussian_moments,
+    log1p_below_one,
+    log_expm1,
+)
 from optscale_jax.typing import Array, ArrayLike
 
 __all__ = ["TruncatedNormal"]
@@ -36,15 +45,15 @@ def _energy(x, mode, loc, scale):
     return step * (0.5 * step + (mode - loc) / scale)
 
 
-def _mass(loc, scale, low, high):
-    """Integral of exp(-energy) over [low, high], in units of scale."""
+def _log_mass(loc, scale, low, high):
+    """Log of the integral of exp(-energy) over [low, high]."""
     gap = jnp.maximum(low - loc, loc - high)
     outside = gap > 0
     first = jnp.where(outside, high - low, loc - low) / scale
     second = jnp.where(outside, 0.0, high - loc) / scale
     slope = jnp.where(outside, gap, 0.0) / scale
-    mass = gaussian_mass(slope, first) + gaussian_mass(0.0, second)
-    return jnp.maximum(mass, _smallest(mass))
+    mass = scale * (gaussian_mass(slope, first) + gaussian_mass(0.0, second))
+    return jnp.log(jnp.maximum(mass, _smallest(mass)))
 
 
 class _IntervalMoments(NamedTuple):
@@ -53,6 +62,7 @@ class _IntervalMoments(NamedTuple):
     variance: Array  # Var[x]
 
 
+@jax.jit
 def _interval_moments(loc, scale, low, high) -> _IntervalMoments:
     gap = jnp.maximum(low - loc, loc - high)
     outside = gap > 0
@@ -60,15 +70,16 @@ def _interval_moments(loc, scale, low, high) -> _IntervalMoments:
     slope = jnp.where(outside, gap, 0.0) / scale
     below = jnp.where(outside, 0.0, loc - low) / scale
     above = jnp.where(outside, high - low, high - loc) / scale
-    m = gaussian_moments(slope, 0.5, below, above, order=2)
+    m = gaussian_moments(slope, 0.5, below, above, order=2, unroll=False)
     energy = m.mean * (slope + 0.5 * m.mean) + 0.5 * m.variance
     return _IntervalMoments(sign * scale * m.mean, energy, scale * scale * m.variance)
 
 
 @jax.custom_jvp
+@jax.jit
 def _log_density(x, loc, scale, low, high):
     energy = _energy(x, _mode(loc, low, high), loc, scale)
-    return -energy - jnp.log(scale * _mass(loc, scale, low, high))
+    return -energy - _log_mass(loc, scale, low, high)
 
 
 @_log_density.defjvp
@@ -90,6 +101,11 @@ def _(primals, tangents):
         + at_low * low_dot
         - at_high * high_dot
     )
+
+
+def _half_mass(width):
+    """`gaussian_mass(0, width)`, and 0 for a negative width."""
+    return math.sqrt(math.pi / 2) * jax.lax.erf(jnp.maximum(width, 0.0) * math.sqrt(0.5))
 
 
 class _Sides(NamedTuple):
@@ -117,9 +133,7 @@ def _sides(x, loc, scale, low, high) -> _Sides:
     # An interior mode has mass behind it too. Both candidates are free of x: of the size of the
     # parameters, not of the scores.
     behind = jnp.where(
-        mode_below,
-        gaussian_mass(0.0, jnp.maximum(loc - low, 0.0) / scale),
-        gaussian_mass(0.0, jnp.maximum(high - loc, 0.0) / scale),
+        mode_below, _half_mass((loc - low) / scale), _half_mass((high - loc) / scale)
     )
     near = jnp.maximum(mass.first + behind, _smallest(behind))
     far = jnp.maximum(mass.second, _smallest(behind))
@@ -140,12 +154,15 @@ class _Tails(NamedTuple):
 
 
 @jax.custom_jvp
+@jax.jit
 def _tails(x, loc, scale, low, high) -> _Tails:
     """Logs of F(x), 1 - F(x) and their ratio, for low < x < high."""
     sides = _sides(x, loc, scale, low, high)
     far_over_near = jnp.log(sides.ratio) - sides.energy
-    log_near = -jnp.log1p(sides.odds)
-    log_far = far_over_near + log_near
+    # log of the larger side, and with it both: log F = -log(1 + odds) without overflow.
+    larger = -log1p_below_one(jnp.minimum(sides.odds, 1.0 / sides.odds))
+    log_near = jnp.minimum(-far_over_near, 0.0) + larger
+    log_far = jnp.minimum(far_over_near, 0.0) + larger
     return _Tails(
         log_cdf=jnp.where(sides.mode_below, log_near, log_far),
         log_sf=jnp.where(sides.mode_below, log_far, log_near),
@@ -186,13 +203,14 @@ def _(primals, tangents):
 
 
 @jax.custom_jvp
+@jax.jit
 def _inverse_log_odds(target, loc, scale, low, high):
     """The x in [low, high] with log_odds(x) = target: Newton's method inside a bracket."""
     dtype = target.dtype
     mode = _mode(loc, low, high)
     m = _interval_moments(loc, scale, low, high)
     # Beyond this reach from the mode the tail is below the smallest positive number.
-    cutoff = -2.0 * np.log(float(jnp.finfo(dtype).tiny))
+    cutoff = -2.0 * math.log(float(jnp.finfo(dtype).tiny))
     slope = jnp.abs(mode - loc) / scale
     reach = scale * (2 * cutoff / (slope + jnp.sqrt(slope * slope + 2 * cutoff)))
     lower = jnp.maximum(low, mode - reach)
@@ -224,7 +242,7 @@ def _inverse_log_odds(target, loc, scale, low, high):
 
 @_inverse_log_odds.defjvp
 def _(primals, tangents):
-    target, *params = primals
+    _, *params = primals
     target_dot, *params_dot = tangents
     x = _inverse_log_odds(*primals)
     # log_odds(x, params) = target, differentiated implicitly.
@@ -354,7 +372,7 @@ class TruncatedNormal(tfp.distributions.Distribution):
         return self._high
 
     def tree_flatten(self):
-        """The parameters are the leaves of a pytree, so jit and vmap take the distribution whole."""
+        """The parameters are a pytree's leaves: jit and vmap take the distribution whole."""
         options = (self.validate_args, self.allow_nan_stats, self.name)
         return (self._loc, self._scale, self._low, self._high), (self.dtype, options)
 
@@ -430,7 +448,7 @@ class TruncatedNormal(tfp.distributions.Distribution):
         """
         log_u, *params = self._broadcast(log_u)
         at_low, at_high = jnp.isneginf(log_u), log_u >= 0
-        safe = jnp.where(at_low | at_high, -np.log(2.0), log_u)
+        safe = jnp.where(at_low | at_high, -math.log(2.0), log_u)
         x = _inverse_log_odds(log_expm1(-safe), *params)
         return self._support_ends(x, params, at_low, at_high, log_u <= 0)
 
@@ -460,8 +478,7 @@ class TruncatedNormal(tfp.distributions.Distribution):
 
     def _entropy(self):
         params = self._broadcast()
-        scale = params[1]
-        return jnp.log(scale * _mass(*params)) + _interval_moments(*params).energy
+        return _log_mass(*params) + _interval_moments(*params).energy
 
     def _default_event_space_bijector(self):
         return tfp.bijectors.Sigmoid(low=self.low, high=self.high)

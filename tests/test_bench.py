@@ -1,0 +1,49 @@
+"""The baselines of the bench are right, so that its ratios compare equals."""
+
+import jax
+import numpy as np
+import pytest
+
+from eval.bench import Report, grid_stepping, objective, scipy_fit, scipy_objective
+from optscale_jax import TruncatedNormal, required_samples
+
+SCORES = np.array([0.62, 0.71, 0.88, 0.54, 0.93, 0.77])
+PRIOR = (0.7, 0.15, 0.1, 0.1)
+
+
+@pytest.mark.parametrize("prior", [None, PRIOR])
+def test_the_two_objectives_differ_by_a_constant(prior):
+    points = [(0.7, 0.2), (0.9, 0.1), (1.1, 0.3)]
+    gaps = [scipy_objective(p, SCORES, prior) - objective(p, SCORES, prior) for p in points]
+    # 6 / 2 log(2 pi) of the density, and as much of the mass: nothing is left of either.
+    np.testing.assert_allclose(gaps, gaps[0], atol=1e-9)
+
+
+@pytest.mark.parametrize("prior", [None, PRIOR])
+def test_the_baseline_descends(prior):
+    fit = scipy_fit(SCORES, prior)
+    start = (SCORES.mean(), SCORES.std()) if prior is None else prior[:2]
+    assert fit.fun < scipy_objective(start, SCORES, prior)
+
+
+@pytest.mark.parametrize(("loc", "scale"), [(0.6, 0.1), (0.3, 0.4), (1.2, 0.2)])
+def test_grid_stepping_brackets_the_bound(loc, scale):
+    with jax.enable_x64(True):
+        law = TruncatedNormal(loc, scale)
+        # The grid rounds s_min by up to one of its 999 steps, one way or the other.
+        step = 1 / 999
+        low, high = (
+            int(required_samples(law, s, 0.95, 1024)) for s in (0.9 - 2 * step, 0.9 + 2 * step)
+        )
+    assert low <= grid_stepping(loc, scale, 0.9, 0.95) <= high
+
+
+def test_grid_stepping_stops_at_its_cap():
+    assert grid_stepping(0.2, 0.01, 0.99, 0.95, cap=7) == 7
+
+
+def test_the_report_says_what_was_missed():
+    report = Report()
+    report.add("speed", "3 x", ">= 5 x", False)
+    assert report.rows[0]["met"] is False
+    assert report.table().row_count == 1
