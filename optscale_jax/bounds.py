@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from optscale_jax.distributions import BestOfN
 from optscale_jax.typing import Array, ArrayLike
@@ -55,12 +56,12 @@ class Bound(NamedTuple):
 
 def check_targets(s_min: ArrayLike | None, alpha: ArrayLike | None) -> None:
     """Refuses targets outside their domain, where their values are known (not traced)."""
-    if alpha is not None and not isinstance(alpha, jax.core.Tracer):
+    if alpha is not None and not isinstance(alpha, Tracer):
         values = np.asarray(alpha)
         bad = ~((values > 0) & (values < 1))
         if bad.any():
             raise ValueError(f"alpha must be inside (0, 1), found {values[bad].flat[0]}")
-    if s_min is not None and not isinstance(s_min, jax.core.Tracer):
+    if s_min is not None and not isinstance(s_min, Tracer):
         values = np.asarray(s_min)
         bad = ~((values >= 0) & (values <= 1))
         if bad.any():
@@ -68,7 +69,7 @@ def check_targets(s_min: ArrayLike | None, alpha: ArrayLike | None) -> None:
 
 
 def _split(x: Array) -> tuple[Array, Array]:
-    """Writes x as a sum of two numbers of half the significant bits each (bits cleared, not rounded)."""
+    """Writes x as a sum of two numbers of half the bits each (low bits cleared, not rounded)."""
     width, bits = (jnp.int64, 27) if jnp.finfo(x.dtype).bits == 64 else (jnp.int32, 12)
     mask = jnp.asarray(-1 << bits, width)
     cast = jax.lax.bitcast_convert_type
@@ -108,6 +109,9 @@ def _least_count(target: Array, step: Array, largest: int) -> Array:
         left = remainder(rest, digit, shift)
         # The guess is at most one off, in either direction.
         digit = jnp.where(left < 0, digit - 1, jnp.where(left >= step * shift, digit + 1, digit))
+        # A leading digit that `largest` does not have would overflow an int32.
+        beyond = beyond | (digit > (largest >> (_DIGIT_BITS * place)))
+        digit = jnp.where(beyond, 0, digit)
         rest = remainder(rest, digit, shift)
         count = count + (digit.astype(jnp.int32) << (_DIGIT_BITS * place))
     digit = jnp.ceil(rest * inverse)
