@@ -19,8 +19,9 @@ may draw one at a time or many at once and comes to the same decision.
 
 from collections.abc import Callable, Iterable
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -33,11 +34,16 @@ __all__ = [
     "Observation",
     "Outcome",
     "Policy",
+    "PolicyKind",
     "StopReason",
     "is_eligible",
     "no_info",
     "run",
 ]
+
+
+PolicyKind = Literal["parallel", "sequential"]
+"""Whether a rule draws independent completions, or rounds that each see the answer before."""
 
 
 class StopReason(IntEnum):
@@ -49,6 +55,9 @@ class StopReason(IntEnum):
       BOUND_REACHED: as many samples are drawn as the bound requires.
       SCORE_REACHED: a score reached s_min.
       MAX_SAMPLES: the cap was reached before the rule was satisfied.
+      WINDOW_UNANIMOUS: a whole window of completions gave one answer.
+      LEAD_CERTAIN: the leading answer is the majority with the probability asked for.
+      EASY_PROBLEM: a search over all problems found this one easy enough for what is drawn.
     """
 
     RUNNING = 0
@@ -56,6 +65,9 @@ class StopReason(IntEnum):
     BOUND_REACHED = 2
     SCORE_REACHED = 3
     MAX_SAMPLES = 4
+    WINDOW_UNANIMOUS = 5
+    LEAD_CERTAIN = 6
+    EASY_PROBLEM = 7
 
 
 class Observation(NamedTuple):
@@ -82,19 +94,23 @@ class Info(NamedTuple):
       loc: fitted loc of the law of scores; NaN for policies that fit none.
       scale: fitted scale; NaN likewise.
       stop_reason: int32 `StopReason`.
+      presampled: int32, how many of the completions a search over all problems drew before the
+        rule was asked (see `Policy.plan`); 0 for rules without one.
     """
 
     required: Array
     loc: Array
     scale: Array
     stop_reason: Array
+    presampled: Array | int = 0
 
 
 class Policy(NamedTuple):
     """A stopping rule with its choice of the completion to return.
 
     Attributes:
-      init: `init(prior) -> state`; prior is a scalar `Prior` or None.
+      init: `init(prior) -> state`; prior is a scalar `Prior` or None, or what `plan` made for the
+        problem.
       observe: `observe(state, observation) -> state`.
       request: `request(state) -> int32`, how many more to draw now; 0 = stop.
       select: `select(state) -> int32`, index of the completion to return; -1 = none is eligible.
@@ -104,9 +120,16 @@ class Policy(NamedTuple):
         expected token, so that a budget shared by many problems can go where it pays.
       prior: default prior for `init`, fields scalar or with one entry a problem; or None.
       uses_scores: whether the rule reads scores at all.
+      uses_answers: whether it compares answers, as every vote does.
+      uses_tokens: whether it needs the length of every completion.
+      kind: "parallel" for independent draws, "sequential" for rounds that see the answer before.
+      plan: optional step over all problems of a run, for rules that couple them:
+        `plan(observations [P, n]) -> inputs`, a pytree with one entry a problem, each of which
+        goes to `init` in the prior's place. It may look only at completions that it reports as
+        drawn, in `Info.presampled`.
     """
 
-    init: Callable[[Prior | None], Any]
+    init: Callable[[Any], Any]
     observe: Callable[[Any, Observation], Any]
     request: Callable[[Any], Array]
     select: Callable[[Any], Array]
@@ -115,6 +138,10 @@ class Policy(NamedTuple):
     gain: Callable[[Any], Array] | None = None
     prior: Prior | None = None
     uses_scores: bool = True
+    uses_answers: bool = False
+    uses_tokens: bool = False
+    kind: PolicyKind = "parallel"
+    plan: Callable[[Observation], Any] | None = None
 
 
 def is_eligible(observation: Observation) -> Array:
@@ -167,9 +194,7 @@ class Outcome(NamedTuple):
     info: Info
 
 
-def run(
-    policy: Policy, observations: Iterable[Observation], *, prior: Prior | None = None
-) -> Outcome:
+def run(policy: Policy, observations: Iterable[Observation], *, prior: Any = None) -> Outcome:
     """Drives a policy over one problem's completions, one at a time, in plain Python.
 
     The reference that replay and the live loop are held to; replay is the fast way.
@@ -177,7 +202,8 @@ def run(
     Args:
       policy: the rule.
       observations: completions in launch order, drawn from only while the policy asks for more.
-      prior: the problem's prior; default `policy.prior`, which must then be scalar.
+      prior: the problem's prior, or what `policy.plan` made for it; default `policy.prior`, which
+        must then be scalar.
 
     Returns:
       `Outcome`.
@@ -185,10 +211,12 @@ def run(
     Raises:
       ValueError: the completions ran out while the policy still asked for more.
     """
-    state = policy.init(policy.prior if prior is None else prior)
+    # Compiled once a policy: the same functions come back from JAX's cache at the next problem.
+    observe, request = jax.jit(policy.observe), jax.jit(policy.request)
+    state = jax.tree.map(jnp.asarray, policy.init(policy.prior if prior is None else prior))
     source = iter(observations)
     count = 0
-    while int(policy.request(state)) > 0:
+    while int(request(state)) > 0:
         try:
             observation = next(source)
         except StopIteration:
@@ -196,7 +224,7 @@ def run(
                 f"the policy asks for more than the {count} completions given; it may draw up to "
                 f"{policy.max_samples}"
             ) from None
-        state = policy.observe(state, Observation(*map(jnp.asarray, observation)))
+        state = observe(state, Observation(*map(jnp.asarray, observation)))
         count += 1
     return Outcome(count, int(policy.select(state)), policy.info(state))
 

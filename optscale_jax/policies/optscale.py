@@ -1,6 +1,6 @@
 """OptScale: draw as many completions as the fitted law of scores says are needed."""
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ from optscale_jax.bounds import BoundStatus, bound, check_targets
 from optscale_jax.distributions import TruncatedNormal
 from optscale_jax.estimation import Prior, ScoreStats, fit_map, fit_mle
 from optscale_jax.policies.base import Best, Info, Policy, StopReason, check_count
+from optscale_jax.policies.voting import Selection, make_selector
 from optscale_jax.typing import Array, ArrayLike
 
 __all__ = ["PAPER_ALPHA", "PAPER_MIN_SAMPLES", "PAPER_S_MIN", "START", "optscale"]
@@ -29,7 +30,7 @@ _SCORES_FOR_A_FIT = 2  # one score has no spread: every law through it is as lik
 
 
 class OptScaleState(NamedTuple):
-    """Scalars, but for the prior's and the statistics' own fields.
+    """Scalars, but for the prior's, the statistics' and the selector's own fields.
 
     Attributes:
       count: completions seen.
@@ -40,6 +41,7 @@ class OptScaleState(NamedTuple):
       loc, scale: the law of scores that `required` was read from.
       required: samples wanted in all, at most max_samples.
       status: `BoundStatus` of `required`.
+      chosen: the selector's state.
     """
 
     count: Array
@@ -51,6 +53,7 @@ class OptScaleState(NamedTuple):
     scale: Array
     required: Array
     status: Array
+    chosen: Any
 
 
 def optscale(
@@ -62,6 +65,7 @@ def optscale(
     decide: Literal["every_sample", "once"] = "every_sample",
     *,
     stop_at_s_min: bool = False,
+    selection: Selection = "best_score",
 ) -> Policy:
     """OptScale^0 without a prior, OptScale^t with one.
 
@@ -84,6 +88,7 @@ def optscale(
       decide: "every_sample" refits after each score, as the paper's algorithm does; "once" fixes
         N* after min_samples scores, as the authors' code does.
       stop_at_s_min: also stop as soon as an eligible score reaches s_min. The paper does not.
+      selection: which completion to return: the best score, as the paper does, or that of a vote.
 
     Returns:
       The policy.
@@ -104,6 +109,7 @@ def optscale(
     if decide not in ("every_sample", "once"):
         raise ValueError(f"decide must be 'every_sample' or 'once', found {decide!r}")
     default_prior = prior
+    selector = make_selector(selection, max_samples)
 
     def read_bound(loc, scale):
         return bound(TruncatedNormal(loc, scale), s_min, alpha, max_samples)
@@ -126,6 +132,7 @@ def optscale(
             scale=scale,
             required=required,
             status=status,
+            chosen=selector.init(),
         )
 
     def observe(state, observation):
@@ -155,6 +162,7 @@ def optscale(
             scale=scale,
             required=required,
             status=status,
+            chosen=selector.update(state.chosen, observation),
         )
 
     def hit(state):
@@ -166,7 +174,7 @@ def optscale(
         return jnp.where(hit(state), 0, jnp.maximum(wanted - state.count, 0))
 
     def select(state):
-        return state.best.index
+        return selector.index(state.chosen)
 
     def info(state):
         satisfied = (state.count >= state.required) & (state.status == BoundStatus.EXACT)
@@ -198,4 +206,5 @@ def optscale(
         max_samples=max_samples,
         gain=gain,
         prior=default_prior,
+        uses_answers=selector.uses_answers,
     )

@@ -1,0 +1,52 @@
+"""Self-consistency: draw a fixed number, return the answer that most of them agree on."""
+
+from optscale_jax.policies.base import Policy
+from optscale_jax.policies.best_of_n import best_of_n
+
+__all__ = ["self_consistency", "weighted_self_consistency"]
+
+
+def self_consistency(n: int) -> Policy:
+    """Draws n completions and returns the most frequent answer.
+
+        argmax_a #{i <= n : a_i = a}
+
+    An answerless completion does not vote; a tie goes to the answer seen first. Reads no scores.
+
+    Args:
+      n: number of completions, >= 1.
+
+    Returns:
+      The policy; it selects the first completion with the winning answer.
+
+    Raises:
+      ValueError: n is not an integer >= 1.
+
+    References:
+      Wang et al. (2023), "Self-Consistency Improves Chain of Thought Reasoning in Language
+      Models", arXiv 2203.11171.
+    """
+    return best_of_n(n, selection="majority")
+
+
+def weighted_self_consistency(n: int) -> Policy:
+    """Draws n completions and returns the answer with the highest sum of scores.
+
+        argmax_a sum_{i <= n : a_i = a} s_i
+
+    An answerless completion does not vote; a tie goes to the answer seen first.
+
+    Args:
+      n: number of completions, >= 1.
+
+    Returns:
+      The policy; it selects the first completion with the winning answer.
+
+    Raises:
+      ValueError: n is not an integer >= 1.
+
+    References:
+      Li et al. (2023), "Making Language Models Better Reasoners with Step-Aware Verifier", arXiv
+      2206.02336.
+    """
+    return best_of_n(n, selection="weighted_vote")
