@@ -11,12 +11,15 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32, Shaped
 
-__all__ = ["Pool", "PoolError"]
+__all__ = ["Pool", "PoolError", "PoolKind"]
+
+PoolKind = Literal["parallel", "sequential"]
+"""Whether completions are independent draws, or each was written with the one before in view."""
 
 _PER_COMPLETION = ("scores", "correct", "tokens", "answers", "mask")
 _PER_PROBLEM = ("gold", "problem_ids")
@@ -49,6 +52,9 @@ class Pool:
         problem_ids: [P] unique names.
         mask: [P, N] True where there is a completion. Every problem has at least one, and its
             completions come first.
+        kind: "parallel" if the completions of a problem are independent draws, in any order;
+            "sequential" if each was written with the previous answer shown, so that only the first
+            n of them, in order, are a run that could have happened.
     """
 
     scores: Float32[np.ndarray, "problems samples"] | None
@@ -58,6 +64,7 @@ class Pool:
     gold: Int32[np.ndarray, " problems"] | None
     problem_ids: Shaped[np.ndarray, " problems"]
     mask: Bool[np.ndarray, "problems samples"]
+    kind: PoolKind = "parallel"
 
     @property
     def num_problems(self) -> int:
@@ -115,6 +122,7 @@ class Pool:
         gold: Any = None,
         problem_ids: Any = None,
         mask: Any = None,
+        kind: str = "parallel",
         clip: bool = False,
         source: str = "pool",
     ) -> "Pool":
@@ -130,6 +138,7 @@ class Pool:
             problem_ids: [P] unique strings or integers. If None, "0", "1", ...
             mask: [P, N] booleans: True for a problem's completions, which come first in its row. If
                 None, all True. The other arrays' values where it is False are ignored.
+            kind: "parallel" or "sequential".
             clip: Move scores outside [0, 1] to the nearer end instead of refusing them (for a
                 verifier trained by regression, say). NaN and infinity are refused all the same.
             source: What error messages call the pool: its path, usually.
@@ -138,9 +147,11 @@ class Pool:
             The pool, with float32 scores and int32 tokens, answers and gold.
 
         Raises:
-            PoolError: If no [P, N] array is given, if P or N is 0, if shapes differ, or if a value
-                is outside its domain; the message names the first such place.
+            PoolError: If no [P, N] array is given, if P or N is 0, if shapes differ, if a value is
+                outside its domain (the message names the first such place), or if the kind is
+                neither of the two.
         """
+        checked_kind = _kind(kind, source)
         given = {
             "scores": scores,
             "correct": correct,
@@ -201,9 +212,9 @@ class Pool:
             gold=checked_gold,
             problem_ids=names,
             mask=present,
+            kind=checked_kind,
         )
-        for field in dataclasses.fields(pool):
-            array = getattr(pool, field.name)
+        for array in pool._arrays().values():
             if array is not None:
                 array.flags.writeable = False
         return pool
@@ -214,8 +225,9 @@ class Pool:
     ) -> "Pool":
         """Reads a pool from an `.npz` file.
 
-        The file must hold `scores` and may hold the other arrays of `from_arrays` under the same
-        names; arrays of other names are left alone. Nothing in the file is ever unpickled.
+        The file must hold `scores` and may hold the other arrays of `from_arrays`, and `kind` as an
+        array without axes, under the same names; arrays of other names are left alone. Nothing in
+        the file is ever unpickled.
 
         Args:
             path: The file.
@@ -262,6 +274,8 @@ class Pool:
         arrays.setdefault("scores", np.full(self.mask.shape, np.nan, np.float32))
         if np.all(self.mask):
             del arrays["mask"]
+        if self.kind != "parallel":
+            arrays["kind"] = np.array(self.kind)
 
         path.parent.mkdir(parents=True, exist_ok=True)
         # In the same folder, because os.replace is atomic only within one file system.
@@ -335,17 +349,24 @@ class Pool:
         Raises:
             PoolError: If the scores have another shape or a value outside the domain.
         """
-        return Pool.from_arrays(**{**self._arrays(), "scores": scores}, clip=clip)
+        return Pool.from_arrays(**{**self._arrays(), "scores": scores}, kind=self.kind, clip=clip)
 
     def _arrays(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: getattr(self, name) for name in (*_PER_COMPLETION, *_PER_PROBLEM)}
 
     def _map(self, function: Callable[[np.ndarray], np.ndarray]) -> "Pool":
         arrays: dict[str, Any] = {
             name: None if array is None else function(array)
             for name, array in self._arrays().items()
         }
-        return Pool.from_arrays(**arrays)
+        return Pool.from_arrays(**arrays, kind=self.kind)
+
+
+def _kind(value: str, source: str) -> PoolKind:
+    for kind in get_args(PoolKind):
+        if value == kind:
+            return kind
+    raise PoolError(f"{source}: kind is {value!r}; it must be 'parallel' or 'sequential'")
 
 
 def _as_array(value: Any, name: str, source: str) -> np.ndarray:
@@ -358,7 +379,7 @@ def _as_array(value: Any, name: str, source: str) -> np.ndarray:
     return array
 
 
-def _read_npz(file: BinaryIO, scores: str, source: str) -> dict[str, np.ndarray]:
+def _read_npz(file: BinaryIO, scores: str, source: str) -> dict[str, Any]:
     try:
         archive = np.load(file, allow_pickle=False)
     except _NOT_AN_ARCHIVE as error:
@@ -372,8 +393,9 @@ def _read_npz(file: BinaryIO, scores: str, source: str) -> dict[str, np.ndarray]
             f"{source}: no array {scores!r} (it has {', '.join(archive.files) or 'none'}); store "
             "one, all NaN if there is no verifier"
         )
-    stored_as = {field: field for field in (*_PER_COMPLETION, *_PER_PROBLEM)} | {"scores": scores}
-    arrays = {}
+    stored_as = {field: field for field in (*_PER_COMPLETION, *_PER_PROBLEM, "kind")}
+    stored_as["scores"] = scores
+    arrays: dict[str, Any] = {}
     for field, name in stored_as.items():
         if name not in archive.files:
             continue
@@ -386,6 +408,8 @@ def _read_npz(file: BinaryIO, scores: str, source: str) -> dict[str, np.ndarray]
             ) from error
         except _NOT_AN_ARCHIVE as error:
             raise PoolError(f"{source}: {name} is damaged; copy or make the file again") from error
+    if "kind" in arrays:
+        arrays["kind"] = str(arrays["kind"])
     return arrays
 
 

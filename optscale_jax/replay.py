@@ -36,6 +36,9 @@ class ReplayResult(NamedTuple):
       loc: fitted loc at the stop; NaN for policies that fit none.
       scale: fitted scale at the stop; NaN likewise.
       stop_reason: int32 `StopReason`.
+      presampled: int32, how many of the completions drawn were drawn by a search over all problems
+        (see `Policy.plan`); they are the first ones, and `num_samples` counts them.
+      presampled_tokens: int32, their tokens, which `tokens` counts too; -1 where one is unknown.
     """
 
     num_samples: np.ndarray
@@ -47,6 +50,8 @@ class ReplayResult(NamedTuple):
     loc: np.ndarray
     scale: np.ndarray
     stop_reason: np.ndarray
+    presampled: np.ndarray
+    presampled_tokens: np.ndarray
 
 
 class _Stop(NamedTuple):
@@ -82,14 +87,14 @@ def permutations(pool: Pool, key: Array | None, num_permutations: int) -> np.nda
     return np.argsort(draws, axis=-1, kind="stable").astype(np.int32)
 
 
-def _one(policy: Policy, prior: Prior | None, observations: Observation) -> _Stop:
+def _one(policy: Policy, prior: Any, observations: Observation) -> _Stop:
     """One problem, one order: the state of things when the policy first asked for no more."""
 
     def at(state, count):
         return _Stop(
             jnp.asarray(count, jnp.int32),
             jnp.asarray(policy.select(state), jnp.int32),
-            policy.info(state),
+            jax.tree.map(jnp.asarray, policy.info(state)),
         )
 
     def note(state, count, stopped, stop):
@@ -120,14 +125,39 @@ def _run(make, settings, prior, scores, answers, tokens) -> _Stop:
     def one_setting(setting):
         policy = make(**setting)
         over_problems = jax.vmap(functools.partial(one_order, policy))
-        return jax.vmap(over_problems, in_axes=(None, 0, 0, 0))(prior, scores, answers, tokens)
+
+        def one_permutation(scores, answers, tokens):
+            given = prior
+            if policy.plan is not None:
+                launched = jnp.broadcast_to(index, scores.shape)
+                given = policy.plan(Observation(scores, answers, tokens, launched))
+            return over_problems(given, scores, answers, tokens)
+
+        return jax.vmap(one_permutation)(scores, answers, tokens)
 
     return jax.vmap(one_setting)(settings) if settings else one_setting({})
 
 
-def _check(pool: Pool, policy: Policy) -> None:
+def _check(pool: Pool, policy: Policy, num_permutations: int) -> None:
+    if policy.kind != pool.kind:
+        raise PoolError(
+            "pool: it is sequential (each completion saw the answer before), but this policy is "
+            "for independent draws; use mr_thinking, or a parallel pool"
+            if pool.kind == "sequential"
+            else "pool: its completions are independent draws, but this policy needs a sequential "
+            "pool, where each completion saw the answer before"
+        )
+    if pool.kind == "sequential" and num_permutations > 0:
+        raise PoolError(
+            "pool: the rounds of a sequential pool happened in one order only; replay them with 0 "
+            "permutations"
+        )
     if policy.uses_scores and not pool.has_scores:
         raise PoolError("pool: it has no verifier scores, which this policy needs")
+    if policy.uses_answers and not pool.has_answers:
+        raise PoolError("pool: it has no answers to compare, which this policy's votes need")
+    if policy.uses_tokens and not pool.has_tokens:
+        raise PoolError("pool: it lacks the length of some completions, which this policy needs")
     short = pool.samples_per_problem < policy.max_samples
     if short.any():
         first = int(np.argmax(short))
@@ -182,7 +212,8 @@ def replay_settings(
       `ReplayResult`, fields of shape [S, K, P] (without S for {}), K = 1 for the stored order.
 
     Raises:
-      PoolError: the pool has no scores, or too few completions for the policy's cap.
+      PoolError: the pool lacks scores, answers or lengths that the policy needs, has too few
+        completions for its cap, or is sequential and the policy parallel or the reverse.
       ValueError: a setting outside its domain, settings of unequal length, a prior of a wrong
         shape, a missing key.
     """
@@ -195,7 +226,7 @@ def replay_settings(
     policies = [make(**{n: v[i].item() for n, v in values.items()}) for i in range(count)]
     policy = policies[0]
     for each in policies:
-        _check(pool, each)
+        _check(pool, each, num_permutations)
 
     orders = permutations(pool, key, num_permutations)[..., : policy.max_samples]
     problems = np.arange(pool.num_problems)[:, None]
@@ -226,17 +257,21 @@ def _collect(pool: Pool, orders: np.ndarray, tokens: np.ndarray, stop: Any) -> R
     column = orders[permutation, problem, np.maximum(selected, 0)]
     spent = np.cumsum(np.maximum(tokens, 0), axis=-1, dtype=np.int64)
     unknown = np.cumsum(tokens < 0, axis=-1)
-    last = np.maximum(count - 1, 0)
 
-    def up_to_stop(prefix):
-        return np.where(count > 0, prefix[permutation, problem, last], 0)
+    def tokens_of_first(count):
+        last = np.maximum(count - 1, 0)
+        missing, total = (
+            np.where(count > 0, prefix[permutation, problem, last], 0)
+            for prefix in (unknown, spent)
+        )
+        return np.where(missing > 0, -1, total).astype(np.int32)
 
     def returned(values, if_none):
         return np.where(none, if_none, values[problem, column])
 
     return ReplayResult(
         num_samples=count,
-        tokens=np.where(up_to_stop(unknown) > 0, -1, up_to_stop(spent)).astype(np.int32),
+        tokens=tokens_of_first(count),
         selected_index=np.where(none, -1, column).astype(np.int32),
         score=(
             np.full(count.shape, np.nan, np.float32)
@@ -248,6 +283,8 @@ def _collect(pool: Pool, orders: np.ndarray, tokens: np.ndarray, stop: Any) -> R
         loc=info.loc,
         scale=info.scale,
         stop_reason=info.stop_reason,
+        presampled=info.presampled,
+        presampled_tokens=tokens_of_first(info.presampled),
     )
 
 
@@ -273,7 +310,8 @@ def replay(
       the completion drawn first; an empty or answerless completion is never returned.
 
     Raises:
-      PoolError: the pool has no scores, or too few completions for the policy's cap.
+      PoolError: the pool lacks scores, answers or lengths that the policy needs, has too few
+        completions for its cap, or is sequential and the policy parallel or the reverse.
       ValueError: a prior of a wrong shape, a missing key.
     """
     return replay_settings(

@@ -23,7 +23,7 @@ def test_ledgers_add_up():
 def test_ledger_of_arrays_and_unknowns():
     ledger = TokenLedger(completed=np.array([1.0, np.nan]), verifier=np.array([2.0, 2.0]))
     np.testing.assert_array_equal((ledger + ledger).total, [6, np.nan])
-    assert len(jax.tree.leaves(ledger)) == 4
+    assert len(jax.tree.leaves(ledger)) == 5
 
 
 def test_summary_of_a_small_run():

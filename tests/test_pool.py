@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from optscale_jax.pool import Pool, PoolError
 
-FIELDS = ("scores", "correct", "tokens", "answers", "gold", "problem_ids", "mask")
+ARRAYS = ("scores", "correct", "tokens", "answers", "gold", "problem_ids", "mask")
 
 
 def arrays(num_problems=3, num_samples=4) -> dict[str, np.ndarray]:
@@ -37,7 +37,8 @@ def changed(name, index, value) -> dict[str, np.ndarray]:
 
 
 def assert_equal(left: Pool, right: Pool) -> None:
-    for name in FIELDS:
+    assert left.kind == right.kind
+    for name in ARRAYS:
         a, b = getattr(left, name), getattr(right, name)
         assert (a is None) == (b is None), name
         if a is not None:
@@ -66,6 +67,7 @@ def pools(draw) -> Pool:
             )
         ),
         mask=np.arange(shape[1]) < lengths[:, None],
+        kind=draw(st.sampled_from(["parallel", "sequential"])),
     )
 
 
@@ -79,7 +81,7 @@ def test_load_after_save_is_the_identity(pool, tmp_path_factory):
 
 def _with_derived_correct(pool: Pool) -> Pool:
     """A pool without correctness gains it on loading, if its answers and gold decide it."""
-    return Pool.from_arrays(**{name: getattr(pool, name) for name in FIELDS})
+    return Pool.from_arrays(**{name: getattr(pool, name) for name in (*ARRAYS, "kind")})
 
 
 def test_equal_pools_give_equal_bytes_and_leave_no_other_file(tmp_path):
@@ -142,7 +144,7 @@ def test_arrays_are_copied_and_read_only():
     given_arrays["problem_ids"][0] = "x"
     assert pool.scores[0, 0] != np.float32(0.123)
     assert pool.problem_ids[0] == "set/0"
-    for name in FIELDS:
+    for name in ARRAYS:
         with pytest.raises(ValueError, match="read-only"):
             getattr(pool, name)[0] = getattr(pool, name)[0]
 
@@ -191,6 +193,16 @@ def test_all_nan_scores_mean_no_verifier(tmp_path):
     np.testing.assert_array_equal(Pool.load(path, scores="agree").scores, np.eye(3, 4))
     np.testing.assert_array_equal(Pool.load(path).with_scores(np.eye(3, 4)).scores, np.eye(3, 4))
     assert not Pool.load(path, scores="agree").with_scores(None).has_scores
+
+
+def test_kind_is_parallel_unless_given_and_stays_with_parts(tmp_path):
+    assert Pool.from_arrays(**arrays()).kind == "parallel"
+    pool = Pool.from_arrays(**arrays(), kind="sequential")
+    parts = (pool.subset([1]), pool.truncate(2), pool.with_scores(None))
+    assert [part.kind for part in parts] == ["sequential"] * 3
+    # Pools written before there were kinds read as parallel, and those still look the same.
+    Pool.from_arrays(**arrays()).save(tmp_path / "pool.npz")
+    assert "kind" not in np.load(tmp_path / "pool.npz").files
 
 
 def test_unknown_arrays_are_tolerated_even_objects(tmp_path):
@@ -303,6 +315,7 @@ BAD = {
         {**arrays(), "correct": np.full((3, 4), 2)},
         r"correct\[0, 0\] is 2; give booleans, or 0 and 1",
     ),
+    "kind": ({**arrays(), "kind": "both"}, "kind is 'both'; it must be 'parallel' or 'seq"),
     "empty problem": (
         {**arrays(), "mask": np.array([[1] * 4, [0] * 4, [1] * 4], bool)},
         r"mask\[1\] is all False",

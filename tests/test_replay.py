@@ -1,0 +1,290 @@
+"""Replay decides as a plain Python loop over the same policy does, and as the paper's rule says."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from optscale_jax import (
+    Pool,
+    PoolError,
+    Prior,
+    ScoreStats,
+    TruncatedNormal,
+    fit_map,
+    fit_mle,
+    replay,
+    replay_settings,
+    required_samples,
+    synthetic_pool,
+)
+from optscale_jax.policies import (
+    PAPER_ALPHA,
+    PAPER_MIN_SAMPLES,
+    PAPER_S_MIN,
+    Observation,
+    StopReason,
+    best_of_n,
+    first_hit,
+    optscale,
+    run,
+)
+from optscale_jax.replay import _run, permutations
+
+KEY = jax.random.key(7)
+PROBLEMS, SAMPLES = 5, 12
+
+
+@pytest.fixture(scope="module")
+def pool():
+    """Small, with everything that can go wrong in a completion: ties, no answer, empty, unknown."""
+    rng = np.random.default_rng(3)
+    scores = np.round(rng.beta(6, 2, (PROBLEMS, SAMPLES)), 1).astype(np.float32)
+    scores[3] = rng.uniform(0.93, 0.99, SAMPLES)
+    answers = rng.integers(-1, 3, scores.shape)
+    answers[4] = -1  # nothing to return
+    tokens = rng.integers(0, 50, scores.shape)
+    tokens[1, 4] = -1
+    return Pool.from_arrays(
+        scores=scores, answers=answers, gold=np.zeros(PROBLEMS, int), tokens=tokens
+    )
+
+
+PRIOR = Prior(0.75, 0.15)
+EACH = Prior(
+    np.linspace(0.5, 0.9, PROBLEMS), np.linspace(0.1, 0.3, PROBLEMS), np.full(PROBLEMS, 0.2), 0.05
+)
+POLICIES = {
+    "best of 5": best_of_n(5),
+    "first hit": first_hit(0.9, SAMPLES),
+    "every sample": optscale(0.95, 0.8, SAMPLES, 3),
+    "from the first": optscale(0.9, 0.9, SAMPLES, 1),
+    "once": optscale(0.95, 0.8, SAMPLES, 3, decide="once"),
+    "prior": optscale(0.9, 0.9, SAMPLES, 2, prior=PRIOR),
+    "prior for each": optscale(0.9, 0.9, SAMPLES, 2, prior=EACH),
+    "stop at s_min": optscale(0.9, 0.95, SAMPLES, 3, stop_at_s_min=True),
+}
+
+
+def prior_of(policy, problem):
+    if policy.prior is None:
+        return None
+    return Prior(
+        *(
+            np.broadcast_to(getattr(policy.prior, name), (PROBLEMS,))[problem]
+            for name in ("loc", "scale", "loc_sd", "scale_sd")
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "num_permutations"), [*((name, 2) for name in POLICIES), ("every sample", 0)]
+)
+def test_replay_is_the_plain_loop(name, num_permutations, pool):
+    policy = POLICIES[name]
+    result = replay(pool, policy, key=KEY, num_permutations=num_permutations)
+    orders = permutations(pool, KEY, num_permutations)
+    assert result.num_samples.shape == (max(num_permutations, 1), PROBLEMS)
+    for k, p in itertools.product(range(len(orders)), range(PROBLEMS)):
+        order = orders[k, p]
+        seen = [
+            Observation(pool.scores[p, j], pool.answers[p, j], pool.tokens[p, j], np.int32(i))
+            for i, j in enumerate(order)
+        ]
+        want = run(policy, seen, prior=prior_of(policy, p))
+        assert result.num_samples[k, p] == want.num_samples
+        chosen = -1 if want.selected_index < 0 else order[want.selected_index]
+        assert result.selected_index[k, p] == chosen
+        assert result.correct[k, p] == (chosen >= 0 and pool.correct[p, chosen])
+        spent = pool.tokens[p, order[: want.num_samples]]
+        assert result.tokens[k, p] == (-1 if (spent < 0).any() else spent.sum())
+        assert result.stop_reason[k, p] == want.info.stop_reason != StopReason.RUNNING
+        assert result.required[k, p] == want.info.required
+        np.testing.assert_allclose(result.loc[k, p], want.info.loc, rtol=1e-4)
+        np.testing.assert_allclose(result.scale[k, p], want.info.scale, rtol=1e-4)
+
+
+def test_nothing_eligible_wins_nothing(pool):
+    result = replay(pool, best_of_n(SAMPLES))
+    assert result.selected_index[0, 4] == -1
+    assert not result.correct[0, 4]
+    assert np.isnan(result.score[0, 4])
+
+
+def test_best_of_n_takes_the_first_of_the_best_eligible(pool):
+    result = replay(pool, best_of_n(SAMPLES))
+    for p in range(4):
+        masked = np.where(pool.eligible[p], pool.scores[p], -1)
+        assert result.selected_index[0, p] == np.argmax(masked)
+
+
+@pytest.mark.parametrize("prior", [None, PRIOR])
+def test_the_rule_is_the_papers(prior, pool):
+    """Every sample: the first n at which the fit of the first n scores asks for no more than n."""
+    policy = optscale(0.92, 0.85, SAMPLES, 3, prior=prior)
+    result = replay(pool, policy)
+    for p in range(PROBLEMS):
+        for n in range(3, SAMPLES + 1):
+            stats = ScoreStats.from_scores(pool.scores[p, :n])
+            params, _ = fit_mle(stats) if prior is None else fit_map(stats, prior)
+            if int(required_samples(TruncatedNormal(*params), 0.92, 0.85, SAMPLES)) <= n:
+                break
+        assert result.num_samples[0, p] == n
+
+
+def test_once_looks_once(pool):
+    result = replay(pool, optscale(0.92, 0.85, SAMPLES, 4, decide="once"))
+    params, _ = fit_mle(ScoreStats.from_scores(pool.scores[:, :4]))
+    wanted = np.asarray(required_samples(TruncatedNormal(*params), 0.92, 0.85, SAMPLES))
+    np.testing.assert_array_equal(result.num_samples[0], np.maximum(wanted, 4))
+    np.testing.assert_array_equal(result.required[0], wanted)
+
+
+def test_one_score_is_judged_by_the_start(pool):
+    start = int(required_samples(TruncatedNormal(0.8, 0.2), 0.5, 0.5, SAMPLES))
+    assert start == 1
+    result = replay(pool, optscale(0.5, 0.5, SAMPLES, 1))
+    np.testing.assert_array_equal(result.num_samples, 1)
+
+
+def test_a_grid_is_each_of_its_settings(pool):
+    make = functools.partial(optscale, max_samples=SAMPLES, min_samples=3)
+    settings = dict(s_min=np.array([0.85, 0.95, 0.9]), alpha=np.array([0.9, 0.8, 0.99]))
+    grid = replay_settings(pool, make, settings, key=KEY, num_permutations=2)
+    for i, (s_min, alpha) in enumerate(zip(*settings.values(), strict=True)):
+        one = replay(pool, make(float(s_min), float(alpha)), key=KEY, num_permutations=2)
+        for name in ("num_samples", "tokens", "selected_index", "correct", "stop_reason"):
+            np.testing.assert_array_equal(getattr(grid, name)[i], getattr(one, name), name)
+
+
+def test_a_factory_compiles_once_for_all_its_values(pool):
+    make = functools.partial(first_hit, max_samples=4)
+    replay_settings(pool, make, dict(s_min=[0.5, 0.6]), key=KEY, num_permutations=1)
+    before = _run._cache_size()
+    replay_settings(pool, make, dict(s_min=[0.7, 0.8]), key=jax.random.key(1), num_permutations=1)
+    assert _run._cache_size() == before
+
+
+def test_settings_share_the_fits(pool):
+    """The loop of the fit runs over problems and permutations, not over settings too."""
+    make = functools.partial(optscale, max_samples=SAMPLES, min_samples=3)
+    settings = {n: jnp.full((11,), v) for n, v in (("s_min", 0.9), ("alpha", 0.9))}
+    shape = (3, PROBLEMS, SAMPLES)
+    jaxpr = jax.make_jaxpr(_run.__wrapped__, static_argnums=0)(
+        make, settings, None, jnp.zeros(shape), jnp.zeros(shape, int), jnp.zeros(shape, int)
+    )
+    sizes = [
+        v.aval.size
+        for e in every_equation(jaxpr.jaxpr)
+        if e.primitive.name == "exp"
+        for v in e.outvars
+    ]
+    # The quadrature's exponentials are by far the most of all.
+    assert np.median(sizes) == 3 * PROBLEMS
+
+
+def every_equation(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda v: hasattr(v, "jaxpr")
+        ):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from every_equation(inner)
+
+
+def test_orders_are_permutations_of_what_there_is():
+    mask = np.arange(6) < np.array([6, 3])[:, None]
+    pool = Pool.from_arrays(scores=np.full((2, 6), 0.5), mask=mask)
+    orders = permutations(pool, KEY, 50)
+    assert np.all(np.sort(orders, axis=-1) == np.arange(6))
+    assert np.all(orders[:, 1, 3:] == np.arange(3, 6))
+    assert len(np.unique(orders[:, 0], axis=0)) > 40  # of 720; 50 draws collide rarely
+    # Each place gets each column: five standard errors of a proportion of 50.
+    assert abs((orders[:, 0, 0] == 0).mean() - 1 / 6) < 5 * np.sqrt(5 / 36 / 50)
+
+
+def test_paired_policies_see_the_same_orders(pool):
+    deep = replay(pool, best_of_n(SAMPLES), key=KEY, num_permutations=3)
+    shallow = replay(pool, best_of_n(3), key=KEY, num_permutations=3)
+    rows = permutations(pool, KEY, 3)
+    for k, p in itertools.product(range(3), range(4)):
+        if shallow.selected_index[k, p] >= 0:
+            assert shallow.selected_index[k, p] in rows[k, p, :3]
+    assert np.nanmean(deep.score[:, :4]) >= np.nanmean(shallow.score[:, :4])
+
+
+def test_states_keep_their_shapes(pool):
+    observation = Observation(jnp.float32(0.5), jnp.int32(0), jnp.int32(9), jnp.int32(0))
+    for name, policy in POLICIES.items():
+        state = policy.init(prior_of(policy, 0))
+        after = jax.eval_shape(policy.observe, state, observation)
+        before = jax.eval_shape(lambda s: s, state)
+        assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(
+            lambda a: (a.shape, a.dtype), before
+        ), name
+
+
+def test_gain_falls_as_the_best_rises():
+    # A prior this sure keeps the law the same, whatever the best score is.
+    policy = optscale(0.9, 0.9, 8, 2, prior=Prior(0.7, 0.15, 1e-3, 1e-3))
+    gains = []
+    for best in (0.6, 0.8, 0.95):
+        state = policy.init(None)
+        for i, score in enumerate((0.5, 0.7, best)):
+            seen = Observation(score, jnp.int32(0), jnp.int32(10), jnp.int32(i))
+            state = policy.observe(state, Observation(*map(jnp.asarray, seen)))
+        gains.append(float(policy.gain(state)))
+    assert gains[0] > gains[1] > gains[2] > 0
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: best_of_n(0), "n must be an integer >= 1"),
+        (lambda: first_hit(1.2, 4), "s_min must be in"),
+        (lambda: optscale(0.9, 1.0, 8, 3), "alpha must be inside"),
+        (lambda: optscale(0.9, 0.9, 8, 9), "min_samples must be at most max_samples"),
+        # Past the tests' type checker, which would refuse the word first.
+        (
+            lambda: getattr(optscale, "__wrapped__", optscale)(0.9, 0.9, 8, 3, decide="twice"),
+            "decide must be",
+        ),
+    ],
+)
+def test_bad_arguments_are_one_clear_line(make, message):
+    with pytest.raises(Exception, match=message) as caught:
+        make()
+    assert isinstance(caught.value, ValueError)
+    assert "\n" not in str(caught.value)
+
+
+def test_pools_that_cannot_be_replayed_are_refused(pool):
+    with pytest.raises(PoolError, match="12 completions, fewer than the policy's maximum of 13"):
+        replay(pool, best_of_n(13))
+    with pytest.raises(PoolError, match="no verifier scores"):
+        replay(Pool.from_arrays(answers=np.zeros((2, 3), int), gold=[0, 0]), first_hit(0.5, 3))
+    with pytest.raises(ValueError, match="needs a key"):
+        replay(pool, best_of_n(3), num_permutations=2)
+    with pytest.raises(ValueError, match="loc has shape"):
+        replay(pool, POLICIES["once"], prior=Prior(np.zeros(3), 0.1))
+    with pytest.raises(ValueError, match="one length"):
+        replay_settings(pool, first_hit, dict(s_min=[0.5, 0.6], max_samples=[3]))
+
+
+def test_the_papers_settings_are_the_papers():
+    assert len(PAPER_S_MIN) * len(PAPER_ALPHA) == 48
+    assert PAPER_MIN_SAMPLES == {8: 3, 16: 5, 32: 10, 64: 20}
+    assert sorted(np.round(1 - np.array(PAPER_ALPHA), 3)) == [0.01, 0.02, 0.035, 0.05, 0.075, 0.1]
+
+
+def test_optscale_saves_samples_on_a_pool_that_follows_the_model():
+    pool = synthetic_pool(jax.random.key(0), num_problems=100, num_samples=32)
+    saved = replay(pool, optscale(0.9, 0.9, 32, 5), key=KEY, num_permutations=3)
+    whole = replay(pool, best_of_n(32), key=KEY, num_permutations=3)
+    assert saved.num_samples.mean() < 0.8 * 32
+    assert whole.score.mean() - saved.score.mean() < 0.05
