@@ -1,0 +1,304 @@
+"""This project's own text format: JSON lines, one a completion, for people and for live runs.
+
+`docs/formats.md` describes it. Lines are independent of each other, so that a run appends them as
+completions arrive, files are joined with `cat`, and any tool that reads lines can look inside.
+"""
+
+import array
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optscale_jax.answers import Equal, Extract, answers_equal, cluster_answers, extract_answer
+from optscale_jax.pool import Pool, PoolError
+from optscale_jax.readers.records import Record, read_records, shown
+
+__all__ = ["read_jsonl", "write_jsonl"]
+
+# How the answers of a file are given; the first that a line has is taken.
+_ANSWER_FIELDS = ("answer_id", "answer", "completion")
+_LARGEST = np.iinfo(np.int32).max
+
+
+def write_jsonl(pool: Pool, path: str | os.PathLike[str]) -> None:
+    """Writes a pool as JSON lines that `read_jsonl` reads back unchanged.
+
+    What a pool cannot tell is left out: scores without a verifier, lengths that are unknown. The
+    file appears under its name only when it is complete, replacing an older one. N is not written:
+    columns that no problem has a completion in do not come back.
+
+    Args:
+        pool: The pool.
+        path: The file; its folder is made if it does not exist.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder, because os.replace is atomic only within one file system.
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(unfinished, "w", encoding="utf-8", newline="\n") as file:
+            for row in range(pool.num_problems):
+                file.writelines(_lines(pool, row))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _lines(pool: Pool, row: int) -> list[str]:
+    count = int(pool.samples_per_problem[row])
+    columns: dict[str, list[Any]] = {"index": list(range(count))}
+    if pool.scores is not None:
+        columns["score"] = _shortest(pool.scores[row, :count])
+    columns["tokens"] = pool.tokens[row, :count].tolist()
+    if pool.answers is not None:
+        columns["answer_id"] = pool.answers[row, :count].tolist()
+    if pool.gold is not None:
+        columns["gold_id"] = [int(pool.gold[row])] * count
+    if pool.correct is not None:
+        columns["correct"] = pool.correct[row, :count].tolist()
+    shared: dict[str, Any] = {"problem_id": str(pool.problem_ids[row])}
+    if pool.kind != "parallel":
+        shared["kind"] = pool.kind
+    lines = []
+    for values in zip(*columns.values(), strict=True):
+        line = shared | dict(zip(columns, values, strict=True))
+        if line["tokens"] == -1:
+            del line["tokens"]
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    return lines
+
+
+def _shortest(scores: np.ndarray) -> list[float]:
+    """Gives numbers that print in few digits, 0.3 for 0.30000001192092896, where that is exact."""
+    short = scores.astype(str).astype(np.float64)
+    return np.where(short.astype(np.float32) == scores, short, scores.astype(np.float64)).tolist()
+
+
+def read_jsonl(
+    path: str | os.PathLike[str],
+    *,
+    clip: bool = False,
+    extract: Extract = extract_answer,
+    equal: Equal = answers_equal,
+) -> Pool:
+    """Reads a pool from JSON lines, one a completion, in any order.
+
+    Args:
+        path: The file. `docs/formats.md` lists the fields; `problem_id` and one of `score`,
+            `answer`, `answer_id` and `completion` are the least.
+        clip: Move scores outside [0, 1] to the nearer end instead of refusing them.
+        extract: From a completion's text to its answer, where the file has texts but no answers.
+        equal: Whether two answers are the same, where they are given as text.
+
+    Returns:
+        The pool: problems in order of first appearance, completions in order of `index`.
+
+    Raises:
+        PoolError: If the file cannot be read, is not JSON or is cut short; if a field is missing,
+            has the wrong type or a value outside its domain; if a field is on some lines only; if
+            lines of a problem disagree about its gold answer; or if indices repeat or leave gaps.
+    """
+    path = Path(path)
+    table = _Table(str(path), clip, extract)
+    for record in read_records(path):
+        table.add(record)
+    return table.pool(equal)
+
+
+class _Table:
+    """The columns of a file: a few bytes a completion, and each distinct answer once a problem."""
+
+    def __init__(self, source: str, clip: bool, extract: Extract):
+        self.source = source
+        self.clip = clip
+        self.extract = extract
+        self.problems: dict[str, _Problem] = {}
+        self.first: Record | None = None
+        self.kind = "parallel"
+        # Which of the optional columns the file has, decided by its first line.
+        self.has: dict[str, bool] = {}
+        self.answer_field: str | None = None
+
+    def add(self, record: Record) -> None:
+        first = self.first = self.first or self._begin(record)
+        value = record.value
+        for field, held in self.has.items():
+            if (field in value) != held:
+                where, other = (record, first) if held else (first, record)
+                raise where.error(
+                    says=f"no field {field!r}, which {other.place} has; give it on every line, or "
+                    "on none"
+                )
+        if value.get("kind", "parallel") != self.kind:
+            raise record.error(
+                "kind", says=f"is not that of {first.place}, {self.kind!r}; a pool has one"
+            )
+        name = record.label("problem_id")
+        problem = self.problems.setdefault(name, _Problem())
+        problem.add(record, self.answer_field, self.has, self.clip, self.extract)
+
+    def _begin(self, record: Record) -> Record:
+        record.get("problem_id")
+        kind = record.value.get("kind", "parallel")
+        if kind not in ("parallel", "sequential"):
+            raise record.error("kind", says=f"is {kind!r}; it must be 'parallel' or 'sequential'")
+        self.kind = kind
+        self.answer_field = next((name for name in _ANSWER_FIELDS if name in record.value), None)
+        # A field that is passed over in favour of this one may come and go.
+        last = _ANSWER_FIELDS.index(self.answer_field or _ANSWER_FIELDS[-1])
+        columns = ("index", "score", "correct", *_ANSWER_FIELDS[: last + 1])
+        self.has = {name: name in record.value for name in columns}
+        if self.answer_field is None and not self.has["score"]:
+            raise record.error(
+                says="no field 'score', 'answer', 'answer_id' or 'completion' (it has "
+                f"{', '.join(record.value)}); see docs/formats.md"
+            )
+        return record
+
+    def pool(self, equal: Equal) -> Pool:
+        if self.first is None:
+            raise PoolError(f"{self.source}: no records; a pool has one problem at least")
+        counts = np.array([len(problem.tokens) for problem in self.problems.values()])
+        mask = np.arange(counts.max()) < counts[:, None]
+        arrays: dict[str, Any] = {"tokens": np.full(mask.shape, -1, np.int32)}
+        if self.has["score"]:
+            arrays["scores"] = np.zeros(mask.shape, np.float32)
+        if self.has["correct"]:
+            arrays["correct"] = np.zeros(mask.shape, bool)
+        if self.answer_field is not None:
+            arrays["answers"] = np.full(mask.shape, -1, np.int32)
+        golds = np.full(len(counts), -1, np.int32)
+        given = False
+        for row, (name, problem) in enumerate(self.problems.items()):
+            order = problem.order(name, self.source)
+            arrays["tokens"][row, : len(order)] = np.array(problem.tokens)[order]
+            if self.has["score"]:
+                arrays["scores"][row, : len(order)] = np.array(problem.scores)[order]
+            if self.has["correct"]:
+                arrays["correct"][row, : len(order)] = np.array(problem.correct)[order]
+            answers, golds[row] = problem.answer_ids(order, equal)
+            if self.answer_field is not None:
+                arrays["answers"][row, : len(order)] = answers
+            given |= problem.gold is not None
+        return Pool.from_arrays(
+            **arrays,
+            gold=golds if given else None,
+            problem_ids=list(self.problems),
+            mask=mask,
+            kind=self.kind,
+            source=self.source,
+        )
+
+
+class _Problem:
+    def __init__(self):
+        self.indices = array.array("i")
+        self.scores = array.array("f")
+        self.tokens = array.array("i")
+        self.correct = array.array("b")
+        # Ids where the file gives ids; else places in `texts`, -1 = no answer.
+        self.answers = array.array("i")
+        self.texts: dict[str, int] | None = None
+        self.gold: str | int | None = None
+
+    def add(
+        self,
+        record: Record,
+        answer_field: str | None,
+        has: dict[str, bool],
+        clip: bool,
+        extract: Extract,
+    ) -> None:
+        value = record.value
+        index = len(self.indices)
+        if has["index"]:
+            index = _whole(record, "index", 0, "count a problem's completions from 0")
+        self.indices.append(index)
+        if has["score"]:
+            self.scores.append(record.score("score", clip=clip))
+        self.tokens.append(-1 if value.get("tokens") is None else record.length("tokens"))
+        if has["correct"]:
+            if value["correct"] not in (0, 1) or isinstance(value["correct"], float):
+                raise record.error(
+                    "correct", says=f"is {shown(value['correct'])}; it must be true or false"
+                )
+            self.correct.append(value["correct"])
+        if answer_field == "answer_id":
+            self.answers.append(_whole(record, "answer_id", -1, "-1 = no answer"))
+        elif answer_field is not None:
+            self._add_text(record, answer_field, extract)
+        self._add_gold(record, answer_field)
+
+    def _add_text(self, record: Record, field: str, extract: Extract) -> None:
+        if field == "completion":
+            held = record.get(field)
+            if not isinstance(held, str):
+                raise record.error(field, says="must be a string, the text of the completion")
+            answer = extract(held)
+        else:
+            answer = None if record.value[field] is None else record.label(field)
+        if self.texts is None:
+            self.texts = {}
+        self.answers.append(
+            -1 if answer is None else self.texts.setdefault(answer, len(self.texts))
+        )
+
+    def _add_gold(self, record: Record, answer_field: str | None) -> None:
+        gold: str | int | None = None
+        if "gold_id" in record.value:
+            if answer_field in ("answer", "completion"):
+                raise record.error("gold_id", says="needs 'answer_id' beside it; or give 'gold'")
+            gold = _whole(record, "gold_id", -1, "-1 = no gold answer")
+        elif "gold" in record.value and answer_field is not None:
+            if answer_field == "answer_id":
+                raise record.error("gold", says="needs 'answer' beside it; or give 'gold_id'")
+            gold = record.label("gold")
+        if gold is None:
+            return
+        if self.gold is not None and gold != self.gold:
+            field = "gold_id" if isinstance(gold, int) else "gold"
+            raise record.error(
+                field, says=f"is {gold!r}, but an earlier line of the problem has {self.gold!r}"
+            )
+        self.gold = gold
+
+    def order(self, name: str, source: str) -> np.ndarray:
+        """Gives the lines' order by index, having checked that the indices are 0, 1, ..., n - 1."""
+        indices = np.array(self.indices)
+        order = np.argsort(indices, kind="stable")
+        wrong = np.flatnonzero(indices[order] != np.arange(len(indices)))
+        if wrong.size:
+            first, found = int(wrong[0]), int(indices[order[wrong[0]]])
+            says = f"index {found} twice" if found < first else f"no index {first}"
+            raise PoolError(
+                f"{source}: problem {name!r} has {says}; its {len(indices)} lines must count from "
+                "0 without gaps"
+            )
+        return order
+
+    def answer_ids(self, order: np.ndarray, equal: Equal) -> tuple[np.ndarray | list[int], int]:
+        if self.texts is None and not isinstance(self.gold, str):
+            ids = np.array(self.answers)[order] if self.answers else np.array([], np.int32)
+            return ids, -1 if self.gold is None else self.gold
+        texts = [*(self.texts or {}), None]
+        gold = self.gold if isinstance(self.gold, str) else None
+        return cluster_answers([texts[self.answers[line]] for line in order], gold, equal=equal)
+
+
+def _whole(record: Record, field: str, least: int, meaning: str) -> int:
+    value = record.get(field)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value != int(value):
+        raise record.error(field, says=f"is {shown(value)}; it must be a whole number ({meaning})")
+    if not least <= value <= _LARGEST:
+        raise record.error(field, says=f"is {value}; it must be at least {least} ({meaning})")
+    return int(value)

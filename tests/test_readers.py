@@ -1,0 +1,739 @@
+"""Readers: what goes in comes out, whatever the format, and bad input is one clear line."""
+
+import json
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from optscale_jax.pool import Pool, PoolError
+from optscale_jax.readers import (
+    FORMATS,
+    detect_format,
+    read_jsonl,
+    read_lm_eval,
+    read_optscale,
+    read_pool,
+    read_search_and_learn,
+    write_jsonl,
+)
+
+FIELDS = ("scores", "correct", "tokens", "answers", "gold", "problem_ids", "mask")
+NUM_PROBLEMS, NUM_SAMPLES = 30, 64
+DELETE = object()
+
+
+def assert_equal(left: Pool, right: Pool) -> None:
+    assert left.kind == right.kind
+    for name in FIELDS:
+        a, b = getattr(left, name), getattr(right, name)
+        assert (a is None) == (b is None), name
+        if a is not None:
+            assert a.dtype.kind == b.dtype.kind, name
+            np.testing.assert_array_equal(a, b, err_msg=name)
+
+
+class Truth:
+    """30 problems with 64 completions each: what a file says, and the pool that it says it of."""
+
+    def __init__(self, num_problems=NUM_PROBLEMS, num_samples=NUM_SAMPLES, seed=0):
+        generator = np.random.default_rng(seed)
+        shape = num_problems, num_samples
+        self.scores = generator.random(shape)
+        self.last_scores = generator.random(shape)
+        self.tokens = generator.integers(1, 9000, shape)
+        # 0 is right; one in ten has no answer.
+        values = generator.choice([-1, 0, 1, 2, 3], shape, p=[0.1, 0.5, 0.2, 0.1, 0.1])
+        self.values = values
+        self.golds = [str(100 + row) for row in range(num_problems)]
+        self.problems = [f"What is {row} + 100?" for row in range(num_problems)]
+        self.completions = [
+            [self.text(row, value) for value in line] for row, line in enumerate(values)
+        ]
+        self.answers = np.full(shape, -1)
+        self.gold = np.zeros(num_problems, int)
+        for row, line in enumerate(values):
+            ids: dict[int, int] = {}
+            for column, value in enumerate(line):
+                if value != -1:
+                    self.answers[row, column] = ids.setdefault(value, len(ids))
+            self.gold[row] = ids.setdefault(0, len(ids))
+
+    @staticmethod
+    def text(row, value):
+        if value == -1:
+            return "I do not know {" if row % 2 else ""
+        # Written in several ways that mean the same.
+        number = 100 + row + value
+        form = [f"{number}", f"{number}.0", f"\\frac{{{2 * number}}}{{2}}"][(row + value) % 3]
+        return f"<think>\\boxed{{0}} é\n\n</think>So\n\n\\boxed{{{form}}}"
+
+    def pool(self, **changes) -> Pool:
+        fields = {
+            "scores": self.scores,
+            "tokens": self.tokens,
+            "answers": self.answers,
+            "gold": self.gold,
+            "correct": self.values == 0,
+        }
+        return Pool.from_arrays(**{**fields, **changes})
+
+    def optscale(self) -> list[dict]:
+        return [
+            {
+                "id": row + 1,
+                "output": self.completions[row][0],
+                "n": len(self.completions[row]),
+                "score": {
+                    "problem": [self.problems[row]],
+                    "completions": [self.completions[row]],
+                    "scores": [self.scores[row].tolist()],
+                    "last_scores": [self.last_scores[row].tolist()],
+                    "pred": [self.completions[row][0]],
+                    "completion_tokens": [self.tokens[row].tolist()],
+                },
+            }
+            for row in range(len(self.problems))
+        ]
+
+    def prompts(self, question="problem") -> list[dict]:
+        return [
+            {question: self.problems[row], "answer": self.golds[row], "solution": "..."}
+            for row in range(len(self.problems))
+        ]
+
+    def search_and_learn(self) -> list[dict]:
+        return [
+            {
+                "problem": self.problems[row],
+                "answer": self.golds[row],
+                "unique_id": f"test/{row}",
+                "completions": self.completions[row],
+                "scores": [[0.5, score] for score in self.scores[row].tolist()],
+                "pred": self.completions[row][0],
+                "completion_tokens": self.tokens[row].tolist(),
+                "agg_scores": self.scores[row].tolist(),
+            }
+            for row in range(len(self.problems))
+        ]
+
+    def lm_eval(self) -> list[dict]:
+        return [
+            {
+                "doc_id": row,
+                "doc": {"question": self.problems[row], "note": float("nan")},
+                "target": f"Some steps.\n#### {self.golds[row]}",
+                "arguments": {"gen_args_0": {"arg_0": "...", "arg_1": {}}},
+                "resps": [self.completions[row]],
+                "filtered_resps": [
+                    [str(value) if value != -1 else "[invalid]" for value in self.values[row]]
+                    if name == "all"
+                    else self.completions[row][0]
+                ],
+                "filter": name,
+                "metrics": ["exact_match"],
+                "exact_match": (self.values[row] == 0).astype(float).tolist(),
+                "doc_hash": "0" * 64,
+            }
+            for name in ("first", "all")
+            for row in range(len(self.problems))
+        ]
+
+
+def write_list(path, records, indent=4):
+    path.write_text(json.dumps(records, indent=indent))
+    return path
+
+
+def write_lines(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+@pytest.fixture(scope="module")
+def truth():
+    return Truth()
+
+
+@pytest.fixture(scope="module")
+def small():
+    return Truth(3, 4)
+
+
+@pytest.mark.parametrize("indent", [None, 4])
+@pytest.mark.parametrize("question", ["problem", "question"])
+def test_official_pool_is_what_went_in(truth, tmp_path, indent, question):
+    path = write_list(tmp_path / "pool.json", truth.optscale(), indent)
+    prompts = write_list(tmp_path / "prompts.json", truth.prompts(question))
+    assert_equal(read_optscale(path, prompts), truth.pool())
+    last = read_optscale(path, prompts, scores="last_scores", kind="sequential")
+    assert_equal(last, truth.pool(scores=truth.last_scores, kind="sequential"))
+    assert_equal(read_pool(path, prompts=prompts), truth.pool())
+    assert_equal(read_pool(path), truth.pool(gold=[-1] * NUM_PROBLEMS, correct=None))
+
+
+def test_official_prompts_name_the_problems_and_may_hold_solutions_or_numbers(small, tmp_path):
+    path = write_list(tmp_path / "pool.json", small.optscale())
+    prompts = small.prompts()
+    for row, prompt in enumerate(prompts):
+        prompt.update(id=60 + row, answer=f"Add.\n#### {small.golds[row]}")
+    prompts[0]["answer"] = int(small.golds[0])
+    lines = write_lines(tmp_path / "prompts.jsonl", prompts)
+    assert_equal(read_optscale(path, lines), small.pool(problem_ids=["60", "61", "62"]))
+    for row, prompt in enumerate(prompts):
+        prompt["unique_id"] = f"test/{row}"
+    lines = write_lines(tmp_path / "prompts.jsonl", prompts)
+    names = [f"test/{row}" for row in range(3)]
+    assert_equal(read_optscale(path, lines), small.pool(problem_ids=names))
+
+
+def test_sequential_official_pool_needs_no_scores(small, tmp_path):
+    records = small.optscale()
+    for record in records:
+        del record["score"]["scores"], record["score"]["last_scores"]
+    path = write_list(tmp_path / "pool.json", records)
+    prompts = write_list(tmp_path / "prompts.json", small.prompts())
+    pool = read_optscale(path, prompts, kind="sequential")
+    assert_equal(pool, small.pool(scores=None, kind="sequential"))
+    with pytest.raises(PoolError, match=r"record 0: no field 'score.scores' \(it has prob"):
+        read_optscale(path, prompts)
+
+
+def test_problems_may_differ_in_their_number_of_completions(small, tmp_path):
+    records = small.optscale()
+    held = records[1]["score"]
+    for field in ("completions", "scores", "last_scores", "completion_tokens"):
+        held[field] = [held[field][0][:2]]
+    prompts = write_list(tmp_path / "prompts.json", small.prompts())
+    pool = read_optscale(write_list(tmp_path / "pool.json", records), prompts)
+    mask = np.ones((3, 4), bool)
+    mask[1, 2:] = False
+    np.testing.assert_array_equal(pool.mask, mask)
+    np.testing.assert_array_equal(pool.scores, np.where(mask, np.float32(small.scores), 0))
+
+
+@pytest.mark.parametrize("write", [write_lines, write_list])
+def test_search_and_learn_pool_is_what_went_in(truth, tmp_path, write):
+    path = write(tmp_path / "completions.json", truth.search_and_learn())
+    names = [f"test/{row}" for row in range(NUM_PROBLEMS)]
+    assert_equal(read_pool(path), truth.pool(problem_ids=names))
+
+
+def test_step_scores_are_aggregated_as_asked(small, tmp_path):
+    path = write_lines(tmp_path / "completions.jsonl", small.search_and_learn())
+    names = ["test/0", "test/1", "test/2"]
+    for aggregation, scores in {
+        "last": small.scores,
+        "mean": (0.5 + small.scores) / 2,
+        "min": np.minimum(0.5, small.scores),
+        "prod": 0.5 * small.scores,
+    }.items():
+        pool = read_search_and_learn(path, aggregation=aggregation)
+        assert_equal(pool, small.pool(scores=scores, problem_ids=names))
+
+
+def test_search_and_learn_without_lengths_names_or_steps(small, tmp_path):
+    records = small.search_and_learn()
+    for record in records:
+        # As its tree search writes it.
+        record["completion_tokens"] = -1
+        record["unique_id"] = None
+    records[2]["scores"][3] = []
+    pool = read_search_and_learn(write_lines(tmp_path / "completions.jsonl", records))
+    scores = small.scores.copy()
+    scores[2, 3] = 0
+    assert_equal(pool, small.pool(scores=scores, tokens=None))
+
+
+def test_lm_eval_pool_is_what_went_in(truth, tmp_path):
+    path = write_lines(tmp_path / "samples_gsm8k.jsonl", truth.lm_eval())
+    expected = truth.pool(scores=None, tokens=None)
+    assert_equal(read_lm_eval(path), expected)
+    assert_equal(read_pool(path), expected)
+    # A filter's own answers are 0 for right, which the target is not; the metric tells.
+    pool = read_lm_eval(path, filter="all", metric="exact_match")
+    np.testing.assert_array_equal(pool.answers, truth.answers)
+    np.testing.assert_array_equal(pool.correct, truth.values == 0)
+
+
+def test_lm_eval_without_repeats_or_a_filter_name(small, tmp_path):
+    records = small.lm_eval()[:3]
+    for row, record in enumerate(records):
+        del record["filter"]
+        record["resps"] = [record["resps"][0][:1]]
+        record["exact_match"] = float(row == 1)
+    path = write_lines(tmp_path / "samples.jsonl", records)
+    assert read_lm_eval(path).num_samples == 1
+    np.testing.assert_array_equal(read_lm_eval(path, metric="exact_match").correct.T, [[0, 1, 0]])
+
+
+@st.composite
+def pools(draw) -> Pool:
+    shape = (draw(st.integers(1, 4)), draw(st.integers(1, 5)))
+    lengths = draw(hnp.arrays(np.int64, shape[0], elements=st.integers(1, shape[1])))
+    lengths[0] = shape[1]
+    ids = st.integers(-1, 4)
+    names = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=6)
+    scores = draw(st.none() | hnp.arrays(np.float32, shape, elements=st.floats(0, 1, width=32)))
+    answers = hnp.arrays(np.int32, shape, elements=ids)
+    answers = draw(answers if scores is None else st.none() | answers)
+    return Pool.from_arrays(
+        scores=scores,
+        correct=draw(st.none() | hnp.arrays(bool, shape)),
+        tokens=draw(hnp.arrays(np.int32, shape, elements=st.integers(-1, 2**31 - 1))),
+        answers=answers,
+        gold=draw(st.none() | hnp.arrays(np.int32, shape[0], elements=ids)),
+        problem_ids=draw(
+            st.lists(names.filter(str.strip), min_size=shape[0], max_size=shape[0], unique=True)
+        ),
+        mask=np.arange(shape[1]) < lengths[:, None],
+        kind=draw(st.sampled_from(["parallel", "sequential"])),
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(pool=pools(), random=st.randoms())
+def test_own_lines_give_the_pool_back_in_any_order(pool, random, tmp_path_factory):
+    path = tmp_path_factory.mktemp("lines") / "pool.jsonl"
+    write_jsonl(pool, path)
+    assert_equal(read_jsonl(path), pool)
+    assert_equal(read_pool(path), pool)
+    lines = path.read_text().splitlines()
+    random.shuffle(lines)
+    path.write_text("\n".join(lines))
+    again = read_jsonl(path)
+    place = {name: row for row, name in enumerate(again.problem_ids)}
+    assert_equal(again.subset([place[name] for name in pool.problem_ids]), pool)
+
+
+def test_written_lines_are_short_and_the_file_appears_whole(small, tmp_path, monkeypatch):
+    pool = small.pool(scores=np.full((3, 4), 0.3), tokens=None)
+    path = tmp_path / "new" / "pool.jsonl"
+    write_jsonl(pool, path)
+    first = json.loads(path.read_text().splitlines()[0])
+    assert first == {
+        "problem_id": "0",
+        "index": 0,
+        "score": 0.3,
+        "answer_id": int(pool.answers[0, 0]),
+        "gold_id": int(pool.gold[0]),
+        "correct": bool(pool.correct[0, 0]),
+    }
+    before = path.read_bytes()
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_jsonl(small.pool(), path)
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == ["pool.jsonl"]
+
+
+def test_own_lines_with_texts_and_without_indices(small, tmp_path):
+    answers = write_lines(
+        tmp_path / "answers.jsonl",
+        [
+            {"problem_id": "b", "answer": "1/2", "gold": "0.5", "score": 0.25},
+            {"problem_id": 7, "answer": None, "gold": 3, "score": 1, "tokens": None},
+            {"problem_id": "b", "answer": 2, "score": 0.5, "tokens": 9, "note": "x"},
+        ],
+    )
+    expected = Pool.from_arrays(
+        scores=[[0.25, 0.5], [1, 0]],
+        answers=[[0, 1], [-1, -1]],
+        tokens=[[-1, 9], [-1, -1]],
+        gold=[0, 0],
+        problem_ids=["b", "7"],
+        mask=[[1, 1], [1, 0]],
+    )
+    assert_equal(read_jsonl(answers), expected)
+    lines = [
+        {"problem_id": str(row), "completion": text, "gold": small.golds[row]}
+        for row in range(3)
+        for text in small.completions[row]
+    ]
+    pool = read_jsonl(write_lines(tmp_path / "texts.jsonl", lines))
+    assert_equal(pool, small.pool(scores=None, tokens=None))
+
+
+def test_scores_beyond_the_interval_are_clipped_on_request(small, tmp_path):
+    records = small.search_and_learn()
+    records[0]["scores"][0] = [-2, 7]
+    path = write_lines(tmp_path / "completions.jsonl", records)
+    assert read_search_and_learn(path, clip=True).scores[0, 0] == 1
+    with pytest.raises(PoolError, match=r"line 1: scores\[0\]\[0\] is -2; scores are in \[0, 1\]"):
+        read_search_and_learn(path)
+
+
+def test_extract_and_equal_can_be_replaced(small, tmp_path):
+    path = write_lines(tmp_path / "completions.jsonl", small.search_and_learn())
+    pool = read_pool(path, extract=lambda text: "x", equal=lambda first, second: True)
+    assert pool.correct.all()
+    np.testing.assert_array_equal(pool.answers, 0)
+
+
+def test_format_is_found_and_npz_and_folders_are_read_too(small, tmp_path):
+    written = {
+        "optscale": write_list(tmp_path / "a", small.optscale()),
+        "search_and_learn": write_lines(tmp_path / "b", small.search_and_learn()),
+        "lm_eval": write_lines(tmp_path / "c", small.lm_eval()),
+        "npz": tmp_path / "d.npz",
+        "jsonl": tmp_path / "run" / "samples.jsonl",
+    }
+    pool = small.pool(kind="sequential")
+    pool.save(written["npz"])
+    write_jsonl(pool, written["jsonl"])
+    assert written.keys() == FORMATS.keys()
+    for name, path in written.items():
+        assert detect_format(path) == name
+        assert_equal(read_pool(path), read_pool(path, format=name))
+    assert_equal(read_pool(written["npz"]), pool)
+    assert_equal(read_pool(tmp_path / "run"), pool)
+    path = tmp_path / "bom.json"
+    path.write_bytes(b"\xef\xbb\xbf" + written["optscale"].read_bytes())
+    assert detect_format(path) == "optscale"
+
+
+def test_reading_keeps_one_record_in_memory(tmp_path):
+    text = "Let us think about \\\\frac{a}{b} again. " * 300 + "\\\\boxed{5}"
+    record = (
+        '{"id": %d, "score": {"completions": [[' + ", ".join([f'"{text}"'] * 16) + ']], "scores": '
+        f"[{[0.5] * 16}], " + f'"completion_tokens": [{[9] * 16}]' + "}}"
+    )
+    path = tmp_path / "large.json"
+    with open(path, "w") as file:
+        file.write("[")
+        file.write(",\n".join(record % row for row in range(60)))
+        file.write("]")
+    size = path.stat().st_size
+    assert size > 10e6
+    lines = tmp_path / "large.jsonl"
+    line = '{"problem_id": %d, "completion": "' + text + '", "score": 0.5}\n'
+    with open(lines, "w") as file:
+        file.writelines(line % (row // 16) for row in range(60 * 16))
+    for read, source in ((read_optscale, path), (read_jsonl, lines)):
+        tracemalloc.start()
+        try:
+            pool = read(source)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert pool.mask.shape == (60, 16)
+        # A record is a 60th of the list; twice that and a block is what a reader may hold.
+        assert peak < size / 10, (read, peak, size)
+
+
+def changed(records, row, *path):
+    """The records with one value replaced, or deleted; the last of the path is the new value."""
+    *path, last, value = path
+    target = records[row]
+    for key in path:
+        target = target[key]
+    if value is DELETE:
+        del target[last]
+    else:
+        target[last] = value
+    return records
+
+
+COMPLETIONS, SCORES, TOKENS = (
+    ("score", name, 0) for name in ("completions", "scores", "completion_tokens")
+)
+BAD_OPTSCALE = {
+    "no score": ((1, "score", DELETE), r"record 1: no field 'score' \(it has id, output, n\)"),
+    "no scores": (
+        (2, "score", "scores", DELETE),
+        r"record 2: no field 'score.scores' \(it has problem, completions, last_scores,",
+    ),
+    "no completions": ((1, "score", "completions", DELETE), "no field 'score.completions'"),
+    "no tokens": ((1, "score", "completion_tokens", DELETE), "no field 'score.completion_tokens'"),
+    "not nested": ((1, "score", "scores", []), r"score.scores has 0 entries; it needs 1"),
+    "no lists": ((1, *SCORES, None), r"record 1: score.scores\[0\] is null; it must be a list"),
+    "score not an object": ((1, "score", 0.5), r"record 1: score is 0.5; it must be an object"),
+    "short scores": (
+        (2, *SCORES, [0.5] * 3),
+        r"record 2: score.scores\[0\] has 3 entries but score.completions\[0\] has 4; there must "
+        "be one a completion",
+    ),
+    "long tokens": ((2, *TOKENS, [1] * 5), r"score.completion_tokens\[0\] has 5 entries but"),
+    "no completion": ((0, *COMPLETIONS, []), r"score.completions\[0\] is empty; leave out"),
+    "null text": ((0, *COMPLETIONS, 3, None), r"completions\[0\]\[3\] is null; it must be a str"),
+    "text score": (
+        (1, *SCORES, 2, "0.5"),
+        r"record 1: score.scores\[0\]\[2\] is the string '0.5'; a score must be a number",
+    ),
+    "true score": ((1, *SCORES, 2, True), r"\[2\] is true; a score must be a number"),
+    "null score": ((1, *SCORES, 2, None), r"\[2\] is null; a score must be a number"),
+    "large score": ((1, *SCORES, 2, 1.01), r"\[2\] is 1.01; scores are in \[0, 1\]; rescale"),
+    "negative score": ((1, *SCORES, 2, -1e-5), r"\[2\] is -1e-05; scores are in \[0, 1\]"),
+    "nan score": (
+        (1, *SCORES, 2, float("nan")),
+        r"record 1: score.scores\[0\]\[2\] is NaN, which is not JSON; score every completion",
+    ),
+    "infinite score": ((1, *SCORES, 0, float("-inf")), r"scores\[0\]\[0\] is Infinity, which is"),
+    "part token": ((1, *TOKENS, 2, 1.5), r"tokens\[0\]\[2\] is 1.5; give a number of tokens"),
+    "negative token": ((1, *TOKENS, 2, -2), r"tokens\[0\]\[2\] is -2; give a number of tokens"),
+    "text token": ((1, *TOKENS, 2, "7"), r"tokens\[0\]\[2\] is the string '7'; give a number"),
+    "other order": (
+        (0, "score", "problem", ["What is 2 + 100?"]),
+        r"record 0: score.problem\[0\] is the question of record 2 of .*prompts.json; both",
+    ),
+}
+BAD_PROMPTS = {
+    "null gold": ((1, "answer", None), r"prompts.json: record 1: answer is null; it must be a str"),
+    "blank gold": ((1, "answer", " "), r"record 1: answer is the string ' '; it must be a string"),
+    "list gold": ((1, "answer", ["1"]), r"record 1: answer is a list; it must be a string"),
+    "no gold": ((2, "answer", DELETE), r"record 2: no field 'answer' \(it has problem, solution\)"),
+    "no question": ((2, "problem", DELETE), r"record 2: no field 'problem' or 'question' \(it has"),
+}
+BAD_SEARCH = {
+    "no scores": ((1, "scores", DELETE), r"line 2: no field 'scores' \(it has problem, answer,"),
+    "no answer": ((1, "answer", DELETE), "line 2: no field 'answer'"),
+    "null answer": ((1, "answer", None), "line 2: answer is null; it must be a string"),
+    "flat scores": ((1, "scores", [0.5] * 4), r"line 2: scores\[0\] is 0.5; it must be a list"),
+    "short": ((1, "scores", [[0.5]]), r"line 2: scores has 1 entries but completions has 4; there"),
+    "nan step": ((1, "scores", 2, [0.5, float("nan")]), r"scores\[2\]\[1\] is nan; score every"),
+    "text step": ((1, "scores", 2, ["a"]), r"scores\[2\]\[0\] is the string 'a'; a score must"),
+    "lengths": ((1, "completion_tokens", -2), "line 2: completion_tokens is -2; it must be a list"),
+    "same name": (
+        (2, "unique_id", "test/0"),
+        "line 3: problem 'test/0' was already given by line 1",
+    ),
+}
+BAD_LM_EVAL = {
+    "no target": ((1, "target", DELETE), r"line 2: no field 'target' \(it has doc_id, doc, argu"),
+    "null target": ((1, "target", None), "line 2: target is null; it must be a string"),
+    "no resps": ((1, "resps", DELETE), "line 2: no field 'resps'"),
+    "choices": ((1, "resps", [["-1", "True"]] * 2), "line 2: resps has 2 requests; only tasks"),
+    "likelihood": ((1, "resps", [[["-1", "True"]]]), r"resps\[0\]\[0\] is a list; it must be a st"),
+    "no document": ((1, "doc_id", DELETE), "line 2: no field 'doc_id'"),
+    "document twice": ((1, "doc_id", 0), "line 2: problem '0' was already given by line 1"),
+}
+
+
+def check(error, path, message):
+    text = str(error.value)
+    assert text.startswith(f"{path}: "), text
+    assert "\n" not in text
+    # Fails with the whole message where `match` shows its beginning.
+    error.match(message)
+
+
+@pytest.mark.parametrize("name", BAD_OPTSCALE)
+def test_bad_official_record(name, tmp_path):
+    change, message = BAD_OPTSCALE[name]
+    truth = Truth(3, 4)
+    path = write_list(tmp_path / "pool.json", changed(truth.optscale(), *change))
+    prompts = write_list(tmp_path / "prompts.json", truth.prompts())
+    with pytest.raises(PoolError) as error:
+        read_optscale(path, prompts)
+    check(error, path, message)
+
+
+@pytest.mark.parametrize("name", BAD_PROMPTS)
+def test_bad_prompt(name, small, tmp_path):
+    change, message = BAD_PROMPTS[name]
+    path = write_list(tmp_path / "pool.json", small.optscale())
+    prompts = write_list(tmp_path / "prompts.json", changed(small.prompts(), *change))
+    with pytest.raises(PoolError) as error:
+        read_optscale(path, prompts)
+    check(error, prompts, message)
+
+
+@pytest.mark.parametrize(("kept", "message"), [(2, "3 records, but"), (4, "2 records, but")])
+def test_prompts_of_other_problems(kept, message, tmp_path):
+    truth = Truth(3, 4)
+    records = truth.optscale() if kept == 2 else truth.optscale()[:2]
+    path = write_list(tmp_path / "pool.json", records)
+    prompts = write_list(tmp_path / "prompts.json", truth.prompts()[:kept])
+    message = "record 2: has no problem in .*prompts.json, which has 2" if kept == 2 else message
+    with pytest.raises(PoolError) as error:
+        read_optscale(path, prompts)
+    check(error, path, message)
+
+
+@pytest.mark.parametrize("name", BAD_SEARCH)
+def test_bad_search_and_learn_record(name, tmp_path):
+    change, message = BAD_SEARCH[name]
+    records = changed(Truth(3, 4).search_and_learn(), *change)
+    path = write_lines(tmp_path / "completions.jsonl", records)
+    with pytest.raises(PoolError) as error:
+        read_search_and_learn(path)
+    check(error, path, message)
+
+
+@pytest.mark.parametrize("name", BAD_LM_EVAL)
+def test_bad_lm_eval_record(name, tmp_path):
+    change, message = BAD_LM_EVAL[name]
+    path = write_lines(tmp_path / "samples.jsonl", changed(Truth(3, 4).lm_eval(), *change))
+    with pytest.raises(PoolError) as error:
+        read_lm_eval(path)
+    check(error, path, message)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"filter": "strict"}, r"no filter 'strict' \(it has first, all\)"),
+        (
+            {"filter": "first"},
+            r"line 1: filtered_resps\[0\] does not hold one answer for each of 4",
+        ),
+        ({"metric": "acc"}, "line 1: no field 'acc'"),
+        ({"metric": "doc_id"}, "line 1: doc_id has 1 values for 4 completions"),
+    ],
+)
+def test_bad_lm_eval_options(small, tmp_path, options, message):
+    path = write_lines(tmp_path / "samples.jsonl", small.lm_eval())
+    with pytest.raises(PoolError) as error:
+        read_lm_eval(path, **options)
+    check(error, path, message)
+
+
+GOOD = {"problem_id": "p", "index": 0, "score": 0.5, "tokens": 5, "answer": "1", "gold": "1"}
+BAD_LINES = {
+    "no problem": ([{"score": 0.5}], r"line 1: no field 'problem_id' \(it has score\)"),
+    "null problem": ([{**GOOD, "problem_id": None}], "line 1: problem_id is null; it must be a"),
+    "nothing": ([{"problem_id": "p"}], "line 1: no field 'score', 'answer', 'answer_id' or 'comp"),
+    "score left out": (
+        [GOOD, {**GOOD, "index": 1, "score": DELETE}],
+        "line 2: no field 'score', which line 1 has; give it on every line, or on none",
+    ),
+    "score added": (
+        [{**GOOD, "score": DELETE}, {**GOOD, "index": 1}],
+        "line 1: no field 'score', which line 2 has",
+    ),
+    "null score": ([{**GOOD, "score": None}], "line 1: score is null; a score must be a number"),
+    "text score": ([{**GOOD, "score": "1"}], "line 1: score is the string '1'; a score must be"),
+    "nan score": ([{**GOOD, "score": float("nan")}], "line 1: score is nan; score every comple"),
+    "large score": ([{**GOOD, "score": 2}], r"line 1: score is 2; scores are in \[0, 1\]"),
+    "null gold": ([GOOD, {**GOOD, "index": 1, "gold": None}], "line 2: gold is null; it must be"),
+    "other gold": (
+        [GOOD, {**GOOD, "index": 1, "gold": "2"}],
+        "line 2: gold is '2', but an earlier line of the problem has '1'",
+    ),
+    "gold id": ([{**GOOD, "gold_id": 1}], "line 1: gold_id needs 'answer_id' beside it"),
+    "gold text": ([{**GOOD, "answer_id": 1}], "line 1: gold needs 'answer' beside it"),
+    "list answer": ([{**GOOD, "answer": [1]}], "line 1: answer is a list; it must be a string"),
+    "blank answer": ([{**GOOD, "answer": ""}], "line 1: answer is the string ''; it must be"),
+    "low id": (
+        [{"problem_id": "p", "answer_id": -2}],
+        r"line 1: answer_id is -2; it must be at least -1 \(-1 = no answer\)",
+    ),
+    "part id": ([{"problem_id": "p", "answer_id": 0.5}], "answer_id is 0.5; it must be a whole"),
+    "text tokens": ([{**GOOD, "tokens": "5"}], "line 1: tokens is the string '5'; give a number"),
+    "grade": ([{**GOOD, "correct": "yes"}], "correct is the string 'yes'; it must be true or fal"),
+    "kind": ([{**GOOD, "kind": "both"}], "kind is 'both'; it must be 'parallel' or 'sequential'"),
+    "kinds": (
+        [GOOD, {**GOOD, "index": 1, "kind": "sequential"}],
+        "line 2: kind is not that of line 1, 'parallel'",
+    ),
+    "index twice": ([GOOD, GOOD], "problem 'p' has index 0 twice; its 2 lines must count from 0"),
+    "gap": ([GOOD, {**GOOD, "index": 2}], "problem 'p' has no index 1; its 2 lines must count"),
+    "negative index": ([{**GOOD, "index": -1}], "line 1: index is -1; it must be at least 0"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_LINES)
+def test_bad_line(name, tmp_path):
+    lines, message = BAD_LINES[name]
+    lines = [{key: value for key, value in line.items() if value is not DELETE} for line in lines]
+    path = write_lines(tmp_path / "pool.jsonl", lines)
+    with pytest.raises(PoolError) as error:
+        read_jsonl(path)
+    check(error, path, message)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the file is empty; copy or make it again"),
+        (b" \n\n", "the file is empty"),
+        (b"[]", "no records; a pool has one problem at least"),
+        (b"PK\x03\x04", "not a complete .npz file"),
+        (b"scores,correct\n1,2\n", r"line 1: not JSON \(.* at column 1\); write one object a line"),
+        (b'{"problem_id": "p", "sc', r"line 1: not JSON \(.*\); the file ends here, cut short"),
+        (b"{\n", "line 1: not JSON"),
+        (b'{"a": "\xff"}\n', "line 1: not JSON .*utf-8"),
+        (b"1\n", "line 1: 1; it must be a JSON object"),
+        (b'"a"\n', "line 1: the string 'a'; it must be a JSON object"),
+        (b"[" * 100_000, "a list of lists; it must be a list of objects"),
+        (b'{"a":' * 100_000, "line 1: not JSON"),
+        (b"[1, 2]", "record 0: 1; it must be a JSON object"),
+        (b'{"mu": 1, "sigma": 2}', r"line 1: fields of no known format \(mu, sigma\); the formats"),
+        (b'[{"a": 1', "record 0: a: the file ends here; it is cut short: copy or make it again"),
+        (b'[{"a": 1 "b"}]', "record 0: a: not JSON near"),
+        (b'[{"a": "\xff"}]', "record 0: a: not JSON near"),
+    ],
+)
+def test_unreadable_file(content, message, tmp_path):
+    path = tmp_path / "file.json"
+    path.write_bytes(content)
+    with pytest.raises(PoolError) as error:
+        read_pool(path)
+    check(error, path, message)
+
+
+@pytest.mark.parametrize("indent", [None, 4])
+def test_list_cut_short_anywhere_names_the_record(tmp_path, indent):
+    path = write_list(tmp_path / "pool.json", Truth(3, 4).optscale(), indent)
+    content = path.read_bytes()
+    starts = [content.index(b'"id": %d' % number) for number in (1, 2, 3)]
+    for cut in range(1, len(content), 97):
+        path.write_bytes(content[:cut])
+        record = max(sum(start < cut for start in starts) - 1, 0)
+        with pytest.raises(PoolError) as error:
+            read_optscale(path)
+        # Between two records either may be named.
+        check(error, path, rf"record ({record}|{record + 1})[^0-9].*the file ends here")
+
+
+def test_large_list_that_breaks_late_names_the_field(tmp_path):
+    records = Truth(40, 64).optscale()
+    records[33]["score"]["scores"][0][17] = float("nan")
+    path = write_list(tmp_path / "pool.json", records)
+    with pytest.raises(PoolError) as error:
+        read_optscale(path)
+    check(error, path, r"record 33: score.scores\[0\]\[17\] is NaN")
+    path = write_list(tmp_path / "pool.json", Truth(40, 64).optscale())
+    path.write_text(path.read_text() + "]")
+    with pytest.raises(PoolError) as error:
+        read_optscale(path)
+    check(error, path, "after the list: not JSON")
+
+
+def test_missing_file_and_folder(tmp_path):
+    for path, message in ((tmp_path / "none.json", "no such file"), (tmp_path, "a folder")):
+        with pytest.raises(PoolError) as error:
+            read_pool(path)
+        check(error, path, message)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"format": "csv"}, r"no format 'csv' \(there are auto, npz, jsonl, optscale"),
+        ({"prompts": "x"}, "a file of format 'search_and_learn' has no option 'prompts' .it has a"),
+        ({"aggregation": "max"}, r"no aggregation 'max' \(there are last, mean, min, prod\)"),
+        ({"format": "optscale"}, "line 1: no field 'score'"),
+        ({"format": "optscale", "kind": "both"}, "kind is 'both'; it must be 'parallel' or 'seq"),
+    ],
+)
+def test_bad_options(small, tmp_path, options, message):
+    path = write_lines(tmp_path / "completions.jsonl", small.search_and_learn())
+    with pytest.raises(PoolError) as error:
+        read_pool(path, **options)
+    check(error, path, message)
+
+
+def test_list_without_ijson_says_what_to_install(small, tmp_path, monkeypatch):
+    path = write_list(tmp_path / "pool.json", small.optscale())
+    monkeypatch.setitem(sys.modules, "ijson", None)
+    with pytest.raises(PoolError, match=r"pip install 'optscale-jax\[readers\]'"):
+        read_pool(path)
