@@ -1,0 +1,199 @@
+"""Does the model fit? The fitted law of scores against the scores, and alpha against what happens.
+
+The bound is only as good as the law that it is read from. Four checks of that law on a pool, and a
+sentence in words for when it should not be trusted:
+
+* the probability integral transform: F(score) is uniform if F is right;
+* the Kolmogorov-Smirnov distance between F and the scores' own distribution, per problem, beside
+  the distance that scores drawn from F itself would show;
+* the share of scores on the boundary, and of fits that end at the edge of the domain;
+* claimed alpha against realised: how often the best of N* completions really reaches s_min.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optscale_jax.bounds import bound
+from optscale_jax.distributions import TruncatedNormal
+from optscale_jax.estimation import Boundary, Params, ScoreStats, fit_mle
+from optscale_jax.pool import Pool, PoolError
+from optscale_jax.typing import Array
+
+__all__ = ["Calibration", "Realised", "calibrate", "realised_alpha", "verdict"]
+
+BOUNDARY_MARGIN = 1e-3
+"""Scores this close to 0 or 1 count as being on the boundary."""
+
+KS_RATIO_TRUSTED = 1.5
+"""Mean KS distance, relative to that of scores drawn from F, above which F is not trusted."""
+
+BOUNDARY_SHARE_TRUSTED = 0.2
+"""Share of scores on the boundary above which a law without atoms is not trusted."""
+
+
+class Calibration(NamedTuple):
+    """How well a truncated normal fits each problem's scores.
+
+    Attributes:
+      loc: [P] maximum-likelihood loc of all the problem's scores.
+      scale: [P] scale.
+      pit: [P, N] F(score) under the problem's own fit; NaN where there is no completion.
+      ks: [P] Kolmogorov-Smirnov distance between F and the problem's scores.
+      ks_expected: mean distance of as many scores drawn from a truncated normal and fitted alike.
+      boundary_share: share of all scores within `BOUNDARY_MARGIN` of 0 or 1.
+      fit_boundary: [P] int32 `Boundary` of each fit.
+    """
+
+    loc: np.ndarray
+    scale: np.ndarray
+    pit: np.ndarray
+    ks: np.ndarray
+    ks_expected: float
+    boundary_share: float
+    fit_boundary: np.ndarray
+
+    @property
+    def ks_ratio(self) -> float:
+        """Mean KS distance relative to that of scores that follow the model; 1 = it fits."""
+        return float(self.ks.mean() / self.ks_expected)
+
+
+class Realised(NamedTuple):
+    """Claimed against realised probability of reaching s_min, over problems that can be checked.
+
+    Attributes:
+      claimed: the alpha of the bound.
+      realised: mean over problems of P(best of N* scores >= s_min) under the scores themselves.
+      checked: number of problems whose N* was at most the completions there are.
+    """
+
+    claimed: float
+    realised: float
+    checked: int
+
+
+def _scores(pool: Pool) -> np.ndarray:
+    if pool.scores is None:
+        raise PoolError("pool: it has no verifier scores, so there is no law of scores to check")
+    return pool.scores
+
+
+def _ks(sorted_cdf: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """Largest |F - empirical|, from F at the sorted scores [..., N], the first `count` valid."""
+    rank = np.arange(sorted_cdf.shape[-1])
+    valid = rank < count[..., None]
+    above = (rank + 1) / count[..., None] - sorted_cdf
+    below = sorted_cdf - rank / count[..., None]
+    return np.where(valid, np.maximum(above, below), 0.0).max(-1)
+
+
+def _fit_and_transform(scores: np.ndarray, mask: np.ndarray):
+    stats = ScoreStats.from_scores(jnp.asarray(scores), jnp.asarray(mask))
+    params, info = fit_mle(stats)
+    law = TruncatedNormal(params.loc[:, None], params.scale[:, None])
+    pit = np.where(mask, np.asarray(law.cdf(jnp.asarray(scores))), np.nan)
+    # NaN sorts last, after the completions there are. A tie is one jump of the scores' own
+    # distribution; ranks within it only make the distance larger, as they should.
+    ks = _ks(np.sort(pit, axis=1), mask.sum(1))
+    return params, info, pit, ks
+
+
+def calibrate(pool: Pool, *, key: Array) -> Calibration:
+    """Fits each problem's scores and measures how well the fit describes them.
+
+    Args:
+      pool: P problems with N scored completions each.
+      key: JAX random key, for the scores that follow the model, which `ks_expected` needs: with the
+        parameters estimated, Kolmogorov's own distribution of the distance does not apply
+        (Lilliefors 1967), so it is simulated.
+
+    Returns:
+      `Calibration`.
+
+    Raises:
+      PoolError: the pool has no scores.
+    """
+    scores = _scores(pool)
+    params, info, pit, ks = _fit_and_transform(scores, pool.mask)
+    law = TruncatedNormal(params.loc[:, None], params.scale[:, None])
+    uniform = jax.random.uniform(key, scores.shape, law.dtype, minval=1e-7)
+    _, _, _, ks_model = _fit_and_transform(np.asarray(law.quantile(uniform)), pool.mask)
+    edge = (scores <= BOUNDARY_MARGIN) | (scores >= 1 - BOUNDARY_MARGIN)
+    return Calibration(
+        loc=np.asarray(params.loc),
+        scale=np.asarray(params.scale),
+        pit=pit,
+        ks=ks,
+        ks_expected=float(ks_model.mean()),
+        boundary_share=float(edge[pool.mask].mean()),
+        fit_boundary=np.asarray(info.boundary),
+    )
+
+
+def realised_alpha(pool: Pool, s_min: float, alpha: float, *, params: Params) -> Realised:
+    """How often the best of N* completions reaches s_min, against the alpha that N* promises.
+
+    For each problem N* is read off the given law and P(best of N* >= s_min) off its scores, drawn
+    without replacement: with m of n scores below s_min, 1 - C(m, N*) / C(n, N*).
+
+    Args:
+      pool: the pool.
+      s_min: the score to reach, in [0, 1].
+      alpha: the claimed probability, inside (0, 1).
+      params: the law of each problem's scores, fields [P].
+
+    Returns:
+      `Realised`. Problems whose N* exceeds their completions cannot be checked and are left out.
+
+    Raises:
+      PoolError: the pool has no scores.
+      ValueError: s_min or alpha outside its domain.
+    """
+    scores = _scores(pool)
+    law = TruncatedNormal(params.loc, params.scale)
+    needed = np.asarray(bound(law, s_min, alpha).num_samples)
+    total = pool.samples_per_problem
+    below = ((scores < s_min) & pool.mask).sum(1)
+    can = needed <= total
+    if not can.any():
+        return Realised(alpha, float("nan"), 0)
+    draws = np.arange(scores.shape[1])
+    # C(m, k) / C(n, k) is the product of (m - i) / (n - i) over i < k.
+    ratio = np.clip(below[:, None] - draws, 0, None) / np.maximum(total[:, None] - draws, 1)
+    miss = np.where(draws < needed[:, None], ratio, 1.0).prod(1)
+    return Realised(alpha, float((1 - miss)[can].mean()), int(can.sum()))
+
+
+def verdict(calibration: Calibration) -> str:
+    """One sentence on whether the truncated normal may be trusted on this pool.
+
+    Args:
+      calibration: of the pool.
+
+    Returns:
+      The sentence; it begins with "The truncated normal fits" or "Do not trust the bound".
+    """
+    ratio, share = calibration.ks_ratio, calibration.boundary_share
+    edge = float(np.mean(calibration.fit_boundary == Boundary.EXPONENTIAL_LIMIT))
+    floor = float(np.mean(calibration.fit_boundary == Boundary.SCALE_FLOOR))
+    reasons = []
+    if share > BOUNDARY_SHARE_TRUSTED:
+        reasons.append(f"{share:.0%} of the scores are at 0 or 1, where the model has no mass")
+    if ratio > KS_RATIO_TRUSTED:
+        reasons.append(
+            f"the scores are {ratio:.1f} times as far from their fits as scores of the model are"
+        )
+    if edge + floor > 0.5:
+        reasons.append(
+            f"{edge + floor:.0%} of the fits end at an edge of the domain: spread too wide for a "
+            "normal, or none"
+        )
+    if reasons:
+        return "Do not trust the bound here: " + "; ".join(reasons) + "."
+    return (
+        f"The truncated normal fits: the scores are {ratio:.2f} times as far from their fits as "
+        f"scores of the model are, and {share:.0%} of them are at 0 or 1."
+    )
