@@ -26,7 +26,11 @@ CORE = [
 LAYERS = [
     *CORE,
     "metrics",
+    "statistics",
+    "tuning",
+    "calibration",
     "answers",
+    "readers",
     "problems",
     "models",
     "predictor",
@@ -50,6 +54,8 @@ HEAVY = [
     "flax",
     "scipy.optimize",
     "scipy.stats",
+    "ijson",
+    "orjson",
 ]
 
 

@@ -1,0 +1,1 @@
+"""Tables and figures of what the other layers computed; only `figures` imports matplotlib."""
