@@ -4,6 +4,7 @@ Builds on `optscale_jax.distributions`. Nothing here knows about the truncated n
 scores is one TFP distribution with `log_cdf` (and `quantile`, for the expectations).
 """
 
+import functools
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ import numpy as np
 from jax.core import Tracer
 
 from optscale_jax.distributions import BestOfN
+from optscale_jax.distributions.compiled import compiled
 from optscale_jax.typing import Array, ArrayLike
 
 __all__ = [
@@ -123,6 +125,24 @@ def _least_count(target: Array, step: Array, largest: int) -> Array:
     return jnp.where(beyond, past_the_end, jnp.maximum(count, 1))
 
 
+@functools.partial(compiled, static=("largest",))
+def _bound(distribution, s_min, alpha, largest: int) -> Bound:
+    dtype = distribution.dtype
+    step = -distribution.log_cdf(jnp.asarray(s_min, dtype))
+    target = -jnp.log1p(-jnp.asarray(alpha, dtype))
+    target, step = jnp.broadcast_arrays(target, step)
+    never, at_once = step <= 0, jnp.isposinf(step)
+    ordinary = jnp.where(never | at_once, 1.0, step)
+    count = jnp.where(at_once, 1, _least_count(target, ordinary, largest))
+    unusable = never | jnp.isnan(step)
+    capped = (count > largest) | (count >= UNREACHABLE)
+    status = jnp.where(
+        unusable, BoundStatus.UNREACHABLE, jnp.where(capped, BoundStatus.CAPPED, BoundStatus.EXACT)
+    )
+    count = jnp.where(unusable | capped, largest, count)
+    return Bound(count.astype(jnp.int32), status.astype(jnp.int32))
+
+
 def bound(
     distribution, s_min: ArrayLike, alpha: ArrayLike, max_samples: int | None = None
 ) -> Bound:
@@ -144,20 +164,7 @@ def bound(
     if max_samples is not None and not 1 <= max_samples <= UNREACHABLE:
         raise ValueError(f"max_samples must be in [1, {UNREACHABLE}], found {max_samples}")
     largest = int(UNREACHABLE) if max_samples is None else int(max_samples)
-    dtype = distribution.dtype
-    step = -distribution.log_cdf(jnp.asarray(s_min, dtype))
-    target = -jnp.log1p(-jnp.asarray(alpha, dtype))
-    target, step = jnp.broadcast_arrays(target, step)
-    never, at_once = step <= 0, jnp.isposinf(step)
-    ordinary = jnp.where(never | at_once, 1.0, step)
-    count = jnp.where(at_once, 1, _least_count(target, ordinary, largest))
-    unusable = never | jnp.isnan(step)
-    capped = (count > largest) | (count >= UNREACHABLE)
-    status = jnp.where(
-        unusable, BoundStatus.UNREACHABLE, jnp.where(capped, BoundStatus.CAPPED, BoundStatus.EXACT)
-    )
-    count = jnp.where(unusable | capped, largest, count)
-    return Bound(count.astype(jnp.int32), status.astype(jnp.int32))
+    return _bound(distribution, s_min, alpha, largest)
 
 
 def required_samples(
@@ -211,6 +218,11 @@ def success_probability(distribution, s_min: ArrayLike, n: ArrayLike) -> Array:
       Wang et al. (2026), arXiv 2506.22376.
     """
     check_targets(s_min, None)
+    return _success_probability(distribution, s_min, n)
+
+
+@compiled
+def _success_probability(distribution, s_min, n):
     dtype = distribution.dtype
     n = jnp.asarray(n, dtype)
     log_cdf = distribution.log_cdf(jnp.asarray(s_min, dtype))
@@ -250,7 +262,11 @@ def marginal_gain(distribution, n: ArrayLike) -> Array:
     Raises:
       ValueError: a known n below 1.
     """
-    best = BestOfN(distribution, n)
+    return _marginal_gain(BestOfN(distribution, n))
+
+
+@compiled
+def _marginal_gain(best):
     points, weights, _, _ = best.integration_rule()
-    log_tail = distribution.log_survival_function(points)
+    log_tail = best.distribution.log_survival_function(points)
     return jnp.sum(weights * jnp.exp(best.log_cdf(points) + log_tail), axis=0)

@@ -10,6 +10,7 @@ from tensorflow_probability.substrates import jax as tfp
 from tensorflow_probability.substrates.jax.distributions import Distribution
 
 from optscale_jax.distributions.checks import known
+from optscale_jax.distributions.compiled import compiled
 from optscale_jax.special import log1mexp, unit_quadrature
 from optscale_jax.typing import Array, ArrayLike
 
@@ -126,18 +127,23 @@ class BestOfN(tfp.distributions.Distribution):
         upper = log_cdf > -math.log(2.0)
         return jnp.where(upper, log1mexp(-jnp.where(upper, log_sf, -1.0)), log_cdf)
 
+    @compiled
     def _log_cdf(self, x):
         return self.n * self._log_cdf_of_one(x)
 
+    @compiled
     def _cdf(self, x):
         return jnp.exp(self._log_cdf(x))
 
+    @compiled
     def _survival_function(self, x):
         return -jnp.expm1(self._log_cdf(x))
 
+    @compiled
     def _log_survival_function(self, x):
         return log1mexp(-self._log_cdf(x))
 
+    @compiled
     def _log_prob(self, x):
         n = self.n
         log_cdf = self._log_cdf_of_one(x)
@@ -179,16 +185,21 @@ class BestOfN(tfp.distributions.Distribution):
         except NotImplementedError:
             return jnp.zeros((), self.dtype), jnp.ones((), self.dtype)
 
+    @compiled
     def _quantile(self, u):
         return self._inverse(jnp.log(jnp.asarray(u, self.dtype)) / self.n)
 
     def _sample_n(self, n, seed=None):
-        seed = tfp.random.sanitize_seed(seed)
-        shape = (n, *self.batch_shape)
+        return self._draw(int(n), tfp.random.sanitize_seed(seed))
+
+    @functools.partial(compiled, static=("n",))
+    def _draw(self, n: int, seed):
         # Never an exact 0, whose quantile is the support's end for every n.
         tiny = float(jnp.finfo(self.dtype).eps) / 4
+        shape = (n, *self.batch_shape)
         return self._quantile(jax.random.uniform(seed, shape, self.dtype, minval=tiny, maxval=1.0))
 
+    @compiled
     def integration_rule(self) -> tuple[Array, Array, Array, Array]:
         """Quadrature over the scores where F^n is neither 0 nor 1 to within rounding.
 
@@ -211,6 +222,7 @@ class BestOfN(tfp.distributions.Distribution):
         points = lower + jnp.asarray(nodes.reshape(shape), self.dtype) * length
         return points, jnp.asarray(weights.reshape(shape), self.dtype) * length, lower, upper
 
+    @compiled
     def _mean(self):
         """E = upper - integral of F^n, over the range where F^n is not 0 or 1."""
         points, weights, _, upper = self.integration_rule()
@@ -231,14 +243,9 @@ def _rule() -> tuple[np.ndarray, np.ndarray]:
     return t**3 * (10 - 15 * t + 6 * t**2), weights * 30 * (t * (1 - t)) ** 2
 
 
+@compiled
 def _bisect(best: BestOfN, log_u: Array) -> Array:
     """Bisection over the representable numbers of the support, in their order."""
-    # Compiled once per law, not once per call; a law that is no pytree cannot be an argument.
-    leaf = jax.tree_util.all_leaves([best.distribution])
-    return (_bisect_law if leaf else _bisect_jitted)(best, log_u)
-
-
-def _bisect_law(best, log_u):
     low, high = (_order(jnp.broadcast_to(v, log_u.shape)) for v in best._support())
 
     def halve(_, bracket):
@@ -249,9 +256,6 @@ def _bisect_law(best, log_u):
 
     _, high = jax.lax.fori_loop(0, jnp.finfo(best.dtype).bits, halve, (low, high))
     return jnp.where(log_u <= 0, _number(high, best.dtype), jnp.nan)
-
-
-_bisect_jitted = jax.jit(_bisect_law)
 
 
 def _order(x: Array) -> Array:

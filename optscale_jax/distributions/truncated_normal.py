@@ -8,6 +8,7 @@ and the quantile's loop would be compiled anew at every call. The numerics are t
 `optscale_jax.special`.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ import numpy as np
 from tensorflow_probability.substrates import jax as tfp
 
 from optscale_jax.distributions.checks import known
+from optscale_jax.distributions.compiled import compiled
 from optscale_jax.special import (
     adjacent_masses,
     gaussian_mass,
@@ -396,6 +398,7 @@ class TruncatedNormal(tfp.distributions.Distribution):
     def _broadcast(self, *values):
         return jnp.broadcast_arrays(*(jnp.asarray(v, self.dtype) for v in values), *self._params)
 
+    @compiled
     def _log_prob(self, x):
         x = jnp.asarray(x, self.dtype)
         outside = (x < self.low) | (x > self.high)
@@ -415,18 +418,23 @@ class TruncatedNormal(tfp.distributions.Distribution):
         value = getattr(_tails(inside, *self._params), name)
         return jnp.where(below, at_low, jnp.where(above, at_high, value))
 
+    @compiled
     def _log_cdf(self, x):
         return self._log_tail(x, "log_cdf", -jnp.inf, 0.0)
 
+    @compiled
     def _log_survival_function(self, x):
         return self._log_tail(x, "log_sf", 0.0, -jnp.inf)
 
+    @compiled
     def _cdf(self, x):
         return jnp.exp(self._log_cdf(x))
 
+    @compiled
     def _survival_function(self, x):
         return jnp.exp(self._log_survival_function(x))
 
+    @compiled
     def _quantile(self, u):
         u, *params = self._broadcast(u)
         at_low, at_high = u <= 0, u >= 1
@@ -434,6 +442,7 @@ class TruncatedNormal(tfp.distributions.Distribution):
         x = _inverse_log_odds(jnp.log1p(-safe) - jnp.log(safe), *params)
         return self._support_ends(x, params, at_low, at_high, (u >= 0) & (u <= 1))
 
+    @compiled
     def log_cdf_inverse(self, log_u: ArrayLike) -> Array:
         """The x with log_cdf(x) = log_u: the quantile for u too close to 1 to be stored as u.
 
@@ -458,24 +467,31 @@ class TruncatedNormal(tfp.distributions.Distribution):
         return jnp.where(valid, jnp.where(at_low, low, jnp.where(at_high, high, x)), jnp.nan)
 
     def _sample_n(self, n, seed=None):
-        seed = tfp.random.sanitize_seed(seed)
-        shape = (n, *self.batch_shape)
+        return self._draw(int(n), tfp.random.sanitize_seed(seed))
+
+    @functools.partial(compiled, static=("n",))
+    def _draw(self, n: int, seed):
         # Strictly inside (0, 1): an exact 0 would be the support's end, with an infinite gradient.
         tiny = float(jnp.finfo(self.dtype).eps) / 4
+        shape = (n, *self.batch_shape)
         u = jax.random.uniform(seed, shape, self.dtype, minval=tiny, maxval=1.0)
         return self._quantile(u)
 
+    @compiled
     def _mean(self):
         params = self._broadcast()
         return _mode(params[0], *params[2:]) + _interval_moments(*params).offset
 
+    @compiled
     def _variance(self):
         return _interval_moments(*self._broadcast()).variance
 
+    @compiled
     def _mode(self):
         params = self._broadcast()
         return _mode(params[0], *params[2:])
 
+    @compiled
     def _entropy(self):
         params = self._broadcast()
         return _log_mass(*params) + _interval_moments(*params).energy
