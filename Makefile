@@ -37,7 +37,7 @@ demo: setup
 	$(PY) -m eval.replay --config configs/replay/demo.yaml --out runs/demo
 
 test: setup
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
 
 bench: setup
 	$(PY) -m eval.bench

@@ -102,14 +102,14 @@ class ScoreStats:
 
         Args:
           scores: shape [..., N].
-          mask: shape [..., N] or None, True where there is a score.
+          mask: True where there is a score, broadcastable against the scores, or None for all.
 
         Returns:
-          Statistics of shape [...].
+          Statistics of the broadcast shape [...].
         """
         scores = _floating(scores)
         present = jnp.ones(scores.shape, bool) if mask is None else jnp.asarray(mask, bool)
-        present = jnp.broadcast_to(present, scores.shape)
+        scores, present = jnp.broadcast_arrays(scores, present)
         scores = jnp.where(present, scores, 0.0)
         n = jnp.sum(present, axis=-1).astype(scores.dtype)
         mean = jnp.sum(scores, axis=-1) / jnp.maximum(n, 1)

@@ -38,46 +38,45 @@ def mixture(dtype):
 # Name: (law, E of the best of n in closed form or None).
 LAWS = {
     "uniform": (lambda t: tfd.Uniform(t(0), t(1)), lambda n: n / (n + 1)),
-    "power": (lambda t: tfd.Beta(t(3), t(1)), lambda n: 3 * n / (3 * n + 1)),
     "root": (lambda t: tfd.Beta(t(0.5), t(1)), lambda n: n / (n + 2)),
     "kumaraswamy": (lambda t: tfd.Kumaraswamy(t(2), t(1)), lambda n: 2 * n / (2 * n + 1)),
     "beta": (lambda t: tfd.Beta(t(4), t(2)), None),
-    "logit-normal": (lambda t: tfd.LogitNormal(t(0.5), t(0.7)), None),
-    "triangular": (lambda t: tfd.Triangular(t(0), t(1), t(0.3)), None),
     "mixture": (mixture, None),
     "truncated normal": (lambda t: TruncatedNormal(t(0.8), t(0.2)), None),
     "narrow": (lambda t: TruncatedNormal(t(0.9), t(1e-3)), None),
     "flat": (lambda t: TruncatedNormal(t(0.9), t(50)), lambda n: n / (n + 1)),
 }
+
+
 CLOSED = [name for name, (_, mean) in LAWS.items() if mean]
 ROUNDING = {np.float32: 1e-5, np.float64: 1e-11}
 
 
 @pytest.mark.parametrize("name", CLOSED)
-@pytest.mark.parametrize("n", [1, 2, 64, 1_000_000])
-def test_mean_in_closed_form(name, n, dtype):
+def test_mean_in_closed_form(name, dtype):
     law, mean = LAWS[name]
+    n = np.array([1, 2, 64, 1_000_000], dtype)
+    value = np.asarray(BestOfN(law(dtype), n).mean(), float)
+    exact = mean(n.astype(float))
     slack = 1e-4 if name == "flat" else 0.0  # uniform only in the limit of an infinite scale
-    value = float(jax.jit(BestOfN(law(dtype), n).mean)())
-    assert abs(value - mean(n)) <= ROUNDING[dtype] + slack * (1 - mean(n))
+    assert np.all(np.abs(value - exact) <= ROUNDING[dtype] + slack * (1 - exact))
 
 
-@pytest.mark.parametrize("scale", [1e-3, 0.02, 0.3, 10.0])
-@pytest.mark.parametrize("loc", [-3.0, 0.0, 0.5, 0.99, 30.0])
-def test_mean_of_truncated_normals(loc, scale, x64):
-    n = np.array([1.0, 2, 5, 64, 1000, 1e6])
+def test_mean_of_truncated_normals(x64):
+    loc, scale, n = np.meshgrid(
+        [-3.0, 0.0, 0.5, 0.99, 30.0], [1e-3, 0.02, 0.3, 10.0], [1, 2, 5, 64, 1000, 1e6]
+    )
     law = TruncatedNormal(loc, scale)
-    best = BestOfN(law, n)
     # Composite rule on 40 equal pieces of a wider range.
-    low, high = law.log_cdf_inverse(-60 / n), law.log_cdf_inverse(-1e-18 / n)
-    edges = np.asarray(low + np.linspace(0, 1, 41)[:, None] * (high - low))
+    low, high = (np.asarray(law.log_cdf_inverse(u / n)) for u in (-60, -1e-18))
     nodes, weights = np.polynomial.legendre.leggauss(30)
-    half = np.diff(edges, axis=0)[..., None] / 2
-    x = edges[:-1, :, None] + half * (1 + nodes)
-    power = np.exp(n[:, None] * np.asarray(jax.jit(law.log_cdf)(x)))
-    exact = high - (half * weights * power).sum(axis=(0, 2))
-    np.testing.assert_allclose(best.mean(), exact, rtol=1e-13, atol=1e-9 * (high - low).max())
-    np.testing.assert_allclose(best.mean()[0], law.mean(), rtol=1e-10)
+    half = (high - low) / 80
+    inner = (np.arange(40)[:, None] * 2 + 1 + nodes).reshape(-1, 1, 1, 1)
+    power = np.exp(n * np.asarray(law.log_cdf(low + half * inner)))
+    exact = high - half * (np.tile(weights, 40).reshape(-1, 1, 1, 1) * power).sum(axis=0)
+    mean = np.asarray(BestOfN(law, n).mean())
+    assert np.all(np.abs(mean - exact) <= 1e-13 * exact + 1e-9 * (high - low))
+    np.testing.assert_allclose(mean[..., 0], law.mean()[..., 0], rtol=1e-10)
 
 
 class Values(NamedTuple):
@@ -119,11 +118,11 @@ def test_definition(name, dtype):
 
 
 @pytest.mark.parametrize("name", LAWS)
-@pytest.mark.parametrize("n", [1, 3, 1_000_000])
-def test_cdf_undoes_quantile(name, n, dtype):
+def test_cdf_undoes_quantile(name, dtype):
+    n = np.array([1, 3, 1_000_000], dtype)
     best = BestOfN(LAWS[name][0](dtype), n)
-    u = np.array([1e-4, 0.05, 0.5, 0.95], dtype)
-    x = np.asarray(jax.jit(best.quantile)(u))
+    u = np.array([1e-4, 0.05, 0.5, 0.95], dtype)[:, None]
+    x = np.asarray(best.quantile(u))
     assert x.dtype == dtype
     assert np.all((x >= 0) & (x <= 1))
     # x is one of the two representable numbers around the quantile, or next to them.
@@ -134,15 +133,20 @@ def test_cdf_undoes_quantile(name, n, dtype):
 
 
 @pytest.mark.parametrize("name", LAWS)
-def test_best_of_one_is_the_law_itself(name, dtype):
-    law = LAWS[name][0](dtype)
-    x = np.array([0, 0.2, 0.7], dtype)
-    own, one, two = (evaluated(d, x) for d in (law, BestOfN(law, 1), BestOfN(law, 2)))
+def test_best_of_one_is_the_law_itself(name):
+    law = LAWS[name][0](np.float32)
+    x = np.array([0, 0.2, 0.7], np.float32)
+    own, best = evaluated(law, x), evaluated(BestOfN(law, [1, 2]), x[:, None])
     for function in ("log_prob", "log_cdf", "cdf", "log_survival_function"):
         np.testing.assert_allclose(
-            getattr(one, function), getattr(own, function), rtol=1e-5, atol=1e-6, err_msg=function
+            getattr(best, function)[:, 0],
+            getattr(own, function),
+            rtol=1e-5,
+            atol=1e-6,
+            err_msg=function,
         )
-    assert np.isneginf(two.log_prob[0]) or not np.isfinite(own.log_prob[0])
+    # Two draws are never both at the lower end, however much density is there.
+    assert np.isneginf(best.log_prob[0, 1]) or not np.isfinite(own.log_prob[0])
 
 
 def test_large_n_keeps_the_digits_of_single_precision():
@@ -165,13 +169,13 @@ def test_large_n_keeps_the_digits_of_single_precision():
 
 
 @pytest.mark.parametrize("name", ["truncated normal", "beta", "mixture"])
-@pytest.mark.parametrize("n", [1, 5])
-def test_samples_are_maxima(name, n):
-    law = LAWS[name][0](np.float32)
-    best = np.asarray(jax.jit(lambda: BestOfN(law, n).sample(4000, seed=KEY))())
-    brute = np.asarray(law.sample((4000, n), seed=jax.random.key(1))).max(axis=1)
+def test_samples_are_maxima(name):
+    law, n = LAWS[name][0](np.float32), np.array([1, 5], np.float32)
+    best = np.asarray(BestOfN(law, n).sample(4000, seed=KEY))
+    one = np.asarray(jax.jit(lambda: law.sample((4000, 5), seed=jax.random.key(1)))())
     # Six comparisons: a p-value below 1e-5 among them happens to one right program in 16,000.
-    assert scipy.stats.ks_2samp(best, brute).pvalue > 1e-5
+    assert scipy.stats.ks_2samp(best[:, 0], one[:, 0]).pvalue > 1e-5
+    assert scipy.stats.ks_2samp(best[:, 1], one.max(axis=1)).pvalue > 1e-5
 
 
 def test_shapes_and_batches_of_n():

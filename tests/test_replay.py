@@ -61,11 +61,9 @@ POLICIES = {
     "best of 5": best_of_n(5),
     "first hit": first_hit(0.9, SAMPLES),
     "every sample": optscale(0.95, 0.8, SAMPLES, 3),
-    "from the first": optscale(0.9, 0.9, SAMPLES, 1),
     "once": optscale(0.95, 0.8, SAMPLES, 3, decide="once"),
-    "prior": optscale(0.9, 0.9, SAMPLES, 2, prior=PRIOR),
     "prior for each": optscale(0.9, 0.9, SAMPLES, 2, prior=EACH),
-    "stop at s_min": optscale(0.9, 0.95, SAMPLES, 3, stop_at_s_min=True),
+    "stop at s_min": optscale(0.9, 0.95, SAMPLES, 1, stop_at_s_min=True),
 }
 
 
@@ -126,13 +124,13 @@ def test_the_rule_is_the_papers(prior, pool):
     """Every sample: the first n at which the fit of the first n scores asks for no more than n."""
     policy = optscale(0.92, 0.85, SAMPLES, 3, prior=prior)
     result = replay(pool, policy)
-    for p in range(PROBLEMS):
-        for n in range(3, SAMPLES + 1):
-            stats = ScoreStats.from_scores(pool.scores[p, :n])
-            params, _ = fit_mle(stats) if prior is None else fit_map(stats, prior)
-            if int(required_samples(TruncatedNormal(*params), 0.92, 0.85, SAMPLES)) <= n:
-                break
-        assert result.num_samples[0, p] == n
+    counts = np.arange(1, SAMPLES + 1)
+    stats = ScoreStats.from_scores(pool.scores[:, None], np.arange(SAMPLES) < counts[:, None])
+    params, _ = fit_mle(stats) if prior is None else fit_map(stats, prior)
+    wanted = np.asarray(required_samples(TruncatedNormal(*params), 0.92, 0.85, SAMPLES))
+    enough = (wanted <= counts) & (counts >= 3)
+    assert len(set(enough.argmax(1))) > 1  # not all stop at the same place
+    np.testing.assert_array_equal(result.num_samples[0], counts[enough.argmax(1)])
 
 
 def test_once_looks_once(pool):
@@ -152,7 +150,7 @@ def test_one_score_is_judged_by_the_start(pool):
 
 def test_a_grid_is_each_of_its_settings(pool):
     make = functools.partial(optscale, max_samples=SAMPLES, min_samples=3)
-    settings = dict(s_min=np.array([0.85, 0.95, 0.9]), alpha=np.array([0.9, 0.8, 0.99]))
+    settings = dict(s_min=np.array([0.85, 0.95]), alpha=np.array([0.99, 0.8]))
     grid = replay_settings(pool, make, settings, key=KEY, num_permutations=2)
     for i, (s_min, alpha) in enumerate(zip(*settings.values(), strict=True)):
         one = replay(pool, make(float(s_min), float(alpha)), key=KEY, num_permutations=2)
@@ -232,12 +230,13 @@ def test_states_keep_their_shapes(pool):
 def test_gain_falls_as_the_best_rises():
     # A prior this sure keeps the law the same, whatever the best score is.
     policy = optscale(0.9, 0.9, 8, 2, prior=Prior(0.7, 0.15, 1e-3, 1e-3))
+    observe = jax.jit(policy.observe)
     gains = []
     for best in (0.6, 0.8, 0.95):
         state = policy.init(None)
         for i, score in enumerate((0.5, 0.7, best)):
-            seen = Observation(score, jnp.int32(0), jnp.int32(10), jnp.int32(i))
-            state = policy.observe(state, Observation(*map(jnp.asarray, seen)))
+            seen = Observation(*map(jnp.asarray, (score, 0, 10, i)))
+            state = observe(state, seen)
         gains.append(float(policy.gain(state)))
     assert gains[0] > gains[1] > gains[2] > 0
 
