@@ -1,0 +1,100 @@
+"""The two protocols that the live loop is built on: a sampler draws, a verifier scores.
+
+Both are asynchronous, so that hundreds of problems in flight share one engine's batches. Neither
+knows of policies: what to draw, what to abort and in which order to decide is the engine's.
+"""
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator, Sequence
+from typing import Literal, Protocol
+
+from optscale_jax.problems import Problem
+
+__all__ = ["Completion", "FinishReason", "Sampler", "Score", "Verifier"]
+
+FinishReason = Literal["stop", "length", "abort"]
+"""Why a completion ended: by itself, at the limit on its length, or because it was aborted."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """One completion of a problem.
+
+    Attributes:
+        index: Launch order within the problem, from 0; with the run's seed and the problem's id it
+            determines the completion's seed.
+        text: The completion, without the prompt.
+        tokens: Its length in tokens, those of a partial completion too.
+        finish_reason: Why it ended.
+        prompt_tokens: Length of the prompt in tokens; 0 where the sampler does not say.
+    """
+
+    index: int
+    text: str
+    tokens: int
+    finish_reason: FinishReason = "stop"
+    prompt_tokens: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """A verifier's judgement of one completion.
+
+    Attributes:
+        value: The score, in [0, 1].
+        steps: Step scores in [0, 1], in order; empty for verifiers that judge the whole.
+        tokens: Tokens that the verifier read and wrote for it.
+        note: What was unusual, such as "truncated" or "no step"; None for nothing.
+    """
+
+    value: float
+    steps: tuple[float, ...] = ()
+    tokens: int = 0
+    note: str | None = None
+
+
+class Sampler(Protocol):
+    """Draws completions of a problem."""
+
+    def sample(
+        self, problem: Problem, n: int, first_index: int, *, abort: asyncio.Event
+    ) -> AsyncIterator[Completion]:
+        """Draws n independent completions, each a request of its own.
+
+        Args:
+            problem: What to complete.
+            n: How many, at least 1.
+            first_index: Launch index of the first; the others follow it. Seeds are a function of
+                (run seed, problem id, index), so a second round never repeats the first.
+            abort: Once it is set, requests that have not ended are aborted and come back as they
+                stand, with finish reason "abort" and the tokens that they have cost.
+
+        Yields:
+            Exactly n completions, each as soon as it ends, in whatever order they do.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Releases what the sampler holds; it is of no use afterwards."""
+        ...
+
+
+class Verifier(Protocol):
+    """Scores completions."""
+
+    async def score(self, problem: Problem, completions: Sequence[Completion]) -> list[Score]:
+        """Scores completions of one problem.
+
+        Args:
+            problem: The problem; its gold answer is never looked at.
+            completions: What to score, at least one.
+
+        Returns:
+            One score a completion, in order.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Releases what the verifier holds; it is of no use afterwards."""
+        ...
