@@ -1,5 +1,21 @@
 """Samplers and verifiers. Importing this package loads neither vLLM nor torch nor a client."""
 
-from optscale_jax.backends.base import Completion, Sampler, Score, Verifier
+from optscale_jax.backends.base import (
+    BackendError,
+    Completion,
+    ProblemError,
+    Sampler,
+    Score,
+    Verifier,
+    sample_seed,
+)
 
-__all__ = ["Completion", "Sampler", "Score", "Verifier"]
+__all__ = [
+    "BackendError",
+    "Completion",
+    "ProblemError",
+    "Sampler",
+    "Score",
+    "Verifier",
+    "sample_seed",
+]

@@ -6,15 +6,52 @@ knows of policies: what to draw, what to abort and in which order to decide is t
 
 import asyncio
 import dataclasses
+import hashlib
+import json
 from collections.abc import AsyncIterator, Sequence
 from typing import Literal, Protocol
 
 from optscale_jax.problems import Problem
 
-__all__ = ["Completion", "FinishReason", "Sampler", "Score", "Verifier"]
+__all__ = [
+    "BackendError",
+    "Completion",
+    "FinishReason",
+    "ProblemError",
+    "Sampler",
+    "Score",
+    "Verifier",
+    "sample_seed",
+]
 
 FinishReason = Literal["stop", "length", "abort"]
 """Why a completion ended: by itself, at the limit on its length, or because it was aborted."""
+
+
+class BackendError(Exception):
+    """A sampler or verifier cannot go on; the message is one line that says what to do about it."""
+
+
+class ProblemError(BackendError):
+    """One problem cannot be sampled or scored, such as one longer than the context; others can."""
+
+
+def sample_seed(run_seed: int, problem_id: str, index: int) -> int:
+    """Seed of one completion: the same for the same three arguments, else as good as unrelated.
+
+    It has 53 bits, which every JSON reader of a server keeps exactly. An engine's own way, seed +
+    index, would give neighbouring runs and problems the same draws.
+
+    Args:
+        run_seed: Seed of the run.
+        problem_id: The problem's id.
+        index: Launch index of the completion within the problem, from 0.
+
+    Returns:
+        An integer in [0, 2^53).
+    """
+    key = json.dumps([run_seed, problem_id, index]).encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 11
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +109,10 @@ class Sampler(Protocol):
 
         Yields:
             Exactly n completions, each as soon as it ends, in whatever order they do.
+
+        Raises:
+            BackendError: If the backend cannot go on; requests that have not ended are aborted.
+            ProblemError: If it is only this problem that it cannot sample.
         """
         ...
 
@@ -92,6 +133,10 @@ class Verifier(Protocol):
 
         Returns:
             One score a completion, in order.
+
+        Raises:
+            BackendError: If the backend cannot go on.
+            ProblemError: If it is only this problem that it cannot score.
         """
         ...
 
