@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import AsyncIterator, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from optscale_jax.problems import Problem
 
@@ -91,6 +91,7 @@ class Score:
     note: str | None = None
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """Draws completions of a problem."""
 
@@ -121,6 +122,7 @@ class Sampler(Protocol):
         ...
 
 
+@runtime_checkable
 class Verifier(Protocol):
     """Scores completions."""
 

@@ -1,0 +1,352 @@
+"""Configurations of samplers and verifiers, and the constructors that make them real.
+
+Their `Attributes:` are what the commands' --help prints. A constructor imports vLLM or the HTTP
+client only when a configuration asks for it.
+"""
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+from optscale_jax.backends.base import Sampler, Verifier
+
+__all__ = [
+    "EngineConfig",
+    "JudgeConfig",
+    "PromptConfig",
+    "SamplerConfig",
+    "ServerConfig",
+    "VerifierConfig",
+    "make_sampler",
+    "make_verifier",
+]
+
+
+# Before their first use, which is while the classes below are made.
+def _at_least(config: Any, least: int, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise ValueError(f"{name} is {value}; it must be at least {least}")
+
+
+def _within(
+    config: Any, *names: str, low: float, high: float = math.inf, low_open: bool = False
+) -> None:
+    for name in names:
+        value = getattr(config, name)
+        above = value > low if low_open else value >= low
+        if not (above and value <= high and math.isfinite(value)):
+            bounds = f"in {'(' if low_open else '['}{low:g}, {high:g}]"
+            if high == math.inf:
+                bounds = f"above {low:g}" if low_open else f"at least {low:g}"
+            raise ValueError(f"{name} is {value}; it must be {bounds}")
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineConfig:
+    """A vLLM engine in this process.
+
+    Attributes:
+        device: Where it runs. "gpu" refuses to start where vLLM finds none; "auto" takes what vLLM
+            was built for.
+        dtype: Of the weights. "auto": the checkpoint's on a GPU, float32 on a CPU.
+        max_model_len: Longest prompt and completion together, in tokens. null: the model's.
+        max_num_seqs: Most sequences in one batch, at least 1. null: vLLM's choice.
+        max_num_batched_tokens: Most tokens in one step, at least 1. null: vLLM's choice.
+        gpu_memory_utilization: Share of a GPU's memory that the engine takes, weights included, in
+            (0, 1]. A sampler and a verifier on one GPU share it: together below 1.
+        tensor_parallel_size: GPUs that one replica's weights are split over, at least 1.
+        data_parallel_size: Replicas, at least 1.
+        enforce_eager: Whether to do without compilation and CUDA graphs. null: only on a CPU, where
+            compiling a small model takes longer than it saves.
+        cpu_kv_cache_gib: Memory for keys and values on a CPU, in GiB, at least 1.
+        cpu_threads: Cores of a CPU that the engine's threads are bound to, such as "0-3"; "nobind"
+            leaves that to the system, "auto" to vLLM, which takes all cores but one.
+        trust_remote_code: Whether to run Python code that comes with the model.
+        extra: Further arguments of vLLM's AsyncEngineArgs, by name.
+    """
+
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    dtype: str = "auto"
+    max_model_len: int | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    gpu_memory_utilization: float = 0.9
+    tensor_parallel_size: int = 1
+    data_parallel_size: int = 1
+    enforce_eager: bool | None = None
+    cpu_kv_cache_gib: int = 1
+    cpu_threads: str = "auto"
+    trust_remote_code: bool = False
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuses numbers outside their domain.
+
+        Raises:
+            ValueError: Naming the first such field.
+        """
+        _at_least(
+            self,
+            1,
+            "max_model_len",
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "tensor_parallel_size",
+            "data_parallel_size",
+            "cpu_kv_cache_gib",
+        )
+        _within(self, "gpu_memory_utilization", low=0.0, high=1.0, low_open=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerConfig:
+    """OpenAI-compatible servers that hold the model, such as `vllm serve`.
+
+    Attributes:
+        base_urls: One or many, such as http://localhost:8000; all of them serve the model, and the
+            least busy one that answers gets the next request.
+        api_key_env: Environment variable that holds the key; null: no key is sent.
+        concurrency: Most requests in flight at one server, at least 1.
+        connect_timeout: Seconds for a connection to open, above 0.
+        read_timeout: Seconds without a byte of an answer after which a request has failed, above 0.
+            A busy server queues requests, so this is minutes.
+        attempts: Times that a request is tried in all, at least 1.
+        backoff: Seconds before the second try, doubled for each later one up to a minute and drawn
+            at random below that; at least 0. A server's Retry-After wins.
+    """
+
+    base_urls: list[str] = dataclasses.field(default_factory=list)
+    api_key_env: str | None = None
+    concurrency: int = 256
+    connect_timeout: float = 10.0
+    read_timeout: float = 600.0
+    attempts: int = 6
+    backoff: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuses numbers outside their domain, and addresses that are none.
+
+        Raises:
+            ValueError: Naming the first such field.
+        """
+        _at_least(self, 1, "concurrency", "attempts")
+        _within(self, "connect_timeout", "read_timeout", low=0.0, low_open=True)
+        _within(self, "backoff", low=0.0)
+        for url in self.base_urls:
+            if not url.startswith(("http://", "https://")):
+                raise ValueError(f"base_urls has {url!r}; it must begin with http:// or https://")
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptConfig:
+    r"""How a problem becomes a prompt.
+
+    Attributes:
+        template: The user's message; {problem} stands for the problem's text.
+        system: The system message; null: none.
+        chat: Whether to put the messages into the model's chat template; without it the prompt is
+            the template alone, for base models.
+        chat_template: Jinja template to use instead of the tokenizer's, or the path of a file that
+            holds it; null: the tokenizer's.
+        chat_template_args: Arguments of the chat template, by name, such as enable_thinking.
+        prefix: Text that the answer is made to begin with, such as "<think>\n"; it is part of the
+            prompt, not of the completion.
+    """
+
+    template: str = "{problem}"
+    system: str | None = None
+    chat: bool = True
+    chat_template: str | None = None
+    chat_template_args: dict[str, Any] = dataclasses.field(default_factory=dict)
+    prefix: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuses a template without a place for the problem.
+
+        Raises:
+            ValueError: If {problem} is missing.
+        """
+        if "{problem}" not in self.template:
+            raise ValueError(f"template is {self.template!r}; {{problem}} must stand in it")
+
+    def messages(self, text: str) -> list[dict[str, str]]:
+        """The chat messages for a problem's text."""
+        # Not str.format: a template may well hold LaTeX's braces.
+        user = {"role": "user", "content": self.template.replace("{problem}", text)}
+        return [user] if self.system is None else [{"role": "system", "content": self.system}, user]
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerConfig:
+    """The model that completions are drawn from.
+
+    Attributes:
+        kind: "vllm" for an engine in this process, "server" for OpenAI-compatible servers.
+        model: Folder of a checkpoint, or its name on the Hugging Face hub; for servers, the name
+            that they serve it by. Needed.
+        revision: Branch, tag or commit on the hub; null: the main branch.
+        tokenizer: Folder or hub name of the tokenizer; null: the model's.
+        prompt: How a problem becomes a prompt.
+        temperature: At least 0; 0 is greedy, and all completions of a problem are then the same.
+        top_p: Sampling is from the smallest set of tokens with this probability, in (0, 1].
+        top_k: Sampling is from this many likeliest tokens, at least 1; 0 for all.
+        max_tokens: Longest completion, at least 1.
+        stop: Texts at which a completion ends.
+        extra: Further fields of vLLM's SamplingParams or of the server's request, by name.
+        engine: The engine, for "vllm".
+        server: The servers, for "server".
+    """
+
+    kind: Literal["vllm", "server"] = "vllm"
+    model: str = ""
+    revision: str | None = None
+    tokenizer: str | None = None
+    prompt: PromptConfig = PromptConfig()
+    temperature: float = 0.7
+    top_p: float = 0.95
+    top_k: int = 0
+    max_tokens: int = 4096
+    stop: list[str] = dataclasses.field(default_factory=list)
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+    engine: EngineConfig = EngineConfig()
+    server: ServerConfig = ServerConfig()
+
+    def __post_init__(self) -> None:
+        """Refuses numbers outside their domain.
+
+        Raises:
+            ValueError: Naming the first such field.
+        """
+        _at_least(self, 0, "top_k")
+        _at_least(self, 1, "max_tokens")
+        _within(self, "temperature", low=0.0)
+        _within(self, "top_p", low=0.0, high=1.0, low_open=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeConfig:
+    """A language model asked whether a completion is correct.
+
+    Attributes:
+        template: What it is asked; {problem} and {completion} stand for the two texts.
+        system: The system message; null: none.
+        samples: Verdicts drawn for each completion, at least 1; the score is the share of verdicts
+            that say "correct".
+        temperature: At least 0.
+        top_p: In (0, 1].
+        max_tokens: Longest verdict, at least 1.
+        verdict: Regular expression whose last match in a verdict is the answer.
+        positive: What that match says, regardless of case, where the completion is correct.
+    """
+
+    template: str = (
+        "Problem:\n{problem}\n\nSolution:\n{completion}\n\n"
+        "Check the solution step by step. End with one line that says either "
+        '"Verdict: correct" or "Verdict: incorrect".'
+    )
+    system: str | None = None
+    samples: int = 4
+    temperature: float = 0.7
+    top_p: float = 0.95
+    max_tokens: int = 2048
+    verdict: str = r"(?i)verdict\W*(correct|incorrect)"
+    positive: str = "correct"
+
+    def __post_init__(self) -> None:
+        """Refuses numbers outside their domain and a template without a place for the texts.
+
+        Raises:
+            ValueError: Naming the first such field.
+        """
+        _at_least(self, 1, "samples", "max_tokens")
+        _within(self, "temperature", low=0.0)
+        _within(self, "top_p", low=0.0, high=1.0, low_open=True)
+        for place in ("{problem}", "{completion}"):
+            if place not in self.template:
+                raise ValueError(f"template has no {place}; it must stand in it")
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifierConfig:
+    """The model that scores completions.
+
+    Attributes:
+        kind: "prm" for a process reward model, "generative" for a language model as a judge.
+        backend: "vllm" for an engine in this process, "server" for servers that hold the model.
+        model: Folder of a checkpoint, or its name on the Hugging Face hub; for servers, the name
+            that they serve it by. Needed.
+        revision: Branch, tag or commit on the hub; null: the main branch.
+        tokenizer: Folder or hub name of the tokenizer; null: the model's.
+        family: How the process reward model wants problem and steps written.
+        aggregate: What of the step scores is the completion's score: their mean (the paper's), the
+            last, the least, or their product.
+        after_think: Whether to score only what follows a completion's last </think>, for models
+            that think aloud for longer than the verifier can read.
+        judge: The judge's prompt and sampling, for "generative".
+        engine: The engine, for "vllm".
+        server: The servers, for "server".
+    """
+
+    kind: Literal["prm", "generative"] = "prm"
+    backend: Literal["vllm", "server"] = "vllm"
+    model: str = ""
+    revision: str | None = None
+    tokenizer: str | None = None
+    family: Literal["qwen2.5-math-prm"] = "qwen2.5-math-prm"
+    aggregate: Literal["mean", "last", "min", "product"] = "mean"
+    after_think: bool = False
+    judge: JudgeConfig = JudgeConfig()
+    engine: EngineConfig = EngineConfig()
+    server: ServerConfig = ServerConfig()
+
+
+def make_sampler(config: SamplerConfig, *, seed: int) -> Sampler:
+    """Makes the sampler of a configuration; an engine of vLLM starts here, which takes a while.
+
+    Args:
+        config: The configuration.
+        seed: Of the run; completions are a function of it, the problem's id and their index.
+
+    Returns:
+        The sampler; close it when done.
+
+    Raises:
+        BackendError: If it cannot be made, in one line that says why.
+    """
+    if config.kind == "server":
+        from optscale_jax.backends.openai_sampler import OpenAISampler
+
+        return OpenAISampler(config, seed=seed)
+    from optscale_jax.backends.vllm_sampler import VllmSampler
+
+    return VllmSampler(config, seed=seed)
+
+
+def make_verifier(config: VerifierConfig, *, seed: int) -> Verifier:
+    """Makes the verifier of a configuration; an engine of vLLM starts here, which takes a while.
+
+    Args:
+        config: The configuration.
+        seed: Of the run; only a judge's verdicts depend on it.
+
+    Returns:
+        The verifier; close it when done.
+
+    Raises:
+        BackendError: If it cannot be made, in one line that says why.
+    """
+    if config.kind == "generative":
+        from optscale_jax.backends.generative import GenerativeVerifier
+
+        return GenerativeVerifier.from_config(config, seed=seed)
+    from optscale_jax.backends.prm import PrmVerifier
+
+    if config.backend == "server":
+        from optscale_jax.backends.server_verifier import ServerPooler
+
+        return PrmVerifier(config, ServerPooler(config))
+    from optscale_jax.backends.vllm_verifier import VllmPooler
+
+    return PrmVerifier(config, VllmPooler(config))

@@ -1,0 +1,246 @@
+"""Process reward models: how a completion becomes steps, a prompt, step scores and a score.
+
+What differs between families of such models is one small class each, `StepFormat`; what runs the
+model, an engine in this process or a server, is a `Pooler`. `PrmVerifier` joins the two.
+"""
+
+import asyncio
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+
+from optscale_jax.backends.base import BackendError, Completion, Score
+from optscale_jax.backends.config import VerifierConfig
+from optscale_jax.problems import Problem
+
+__all__ = [
+    "AGGREGATES",
+    "FORMATS",
+    "Pooler",
+    "PrmVerifier",
+    "QwenMathPrm",
+    "StepFormat",
+    "StepPrompt",
+    "aggregate",
+    "split_steps",
+    "step_prompt",
+]
+
+_BLANK_LINES = re.compile(r"\n[ \t\r]*\n\s*")
+
+
+def split_steps(completion: str) -> list[str]:
+    """Splits a completion into steps: its paragraphs, which blank lines separate.
+
+    Args:
+        completion: The text.
+
+    Returns:
+        The steps, without white space around them and none of them empty; no step at all where
+        the completion is blank.
+    """
+    return [step for part in _BLANK_LINES.split(completion) if (step := part.strip())]
+
+
+# What the score of a completion is, given step scores in [0, 1], at least one.
+AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
+    "mean": lambda steps: math.fsum(steps) / len(steps),
+    "last": lambda steps: steps[-1],
+    "min": min,
+    "product": math.prod,
+}
+
+
+def aggregate(steps: Sequence[float], how: str) -> float:
+    """The score of a completion from its steps' scores.
+
+    Args:
+        steps: Step scores in [0, 1].
+        how: A key of `AGGREGATES`.
+
+    Returns:
+        The score in [0, 1]; 0 where there is no step, since nothing speaks for the completion.
+    """
+    return AGGREGATES[how](steps) if steps else 0.0
+
+
+# Families -----------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class StepFormat(Protocol):
+    """What a family of process reward models expects. Another family is another such class."""
+
+    separator: str
+    """Token at which the model scores the step before it."""
+
+    def messages(self, problem: str, steps: Sequence[str]) -> list[dict[str, str]]:
+        """The chat that the model reads; it holds the separator once for each step."""
+        ...
+
+    def scores(self, rows: np.ndarray) -> np.ndarray:
+        """Step scores in [0, 1] from the model's outputs at the separators, [steps, labels]."""
+        ...
+
+
+class QwenMathPrm:
+    """Qwen2.5-Math-PRM-7B and -72B, and others of the class Qwen2ForProcessRewardModel.
+
+    Steps are joined by `<extra_0>`, with one more after the last, as the assistant's message; the
+    probability of the second of two labels at each of these tokens is the step's score. The model
+    reads 4,096 tokens.
+
+    References:
+        Its model card, https://huggingface.co/Qwen/Qwen2.5-Math-PRM-7B; Zhang et al., The Lessons
+        of Developing Process Reward Models in Mathematical Reasoning, arXiv 2501.07301.
+    """
+
+    separator = "<extra_0>"
+    system = "Please reason step by step, and put your final answer within \\boxed{}."
+
+    def messages(self, problem: str, steps: Sequence[str]) -> list[dict[str, str]]:
+        """The chat that the model reads."""
+        answer = "".join(step + self.separator for step in steps)
+        return [
+            {"role": "system", "content": self.system},
+            {"role": "user", "content": problem},
+            {"role": "assistant", "content": answer},
+        ]
+
+    def scores(self, rows: np.ndarray) -> np.ndarray:
+        """Column 1: vLLM has already taken the softmax over the labels (bad, good)."""
+        return rows[:, 1]
+
+
+FORMATS: dict[str, StepFormat] = {"qwen2.5-math-prm": QwenMathPrm()}
+
+
+class StepPrompt(NamedTuple):
+    """What a process reward model reads for one completion.
+
+    Attributes:
+        token_ids: The prompt.
+        positions: Index of each step's separator in it, ascending.
+        truncated: Whether steps were cut off because they are beyond the model's context.
+    """
+
+    token_ids: list[int]
+    positions: list[int]
+    truncated: bool
+
+
+def step_prompt(
+    tokenizer: Any, family: StepFormat, problem: str, steps: Sequence[str], *, max_len: int
+) -> StepPrompt:
+    """Writes problem and steps the way a family of models wants them.
+
+    What is beyond the model's context is cut off at the end: the models are causal, so the scores
+    of the steps that are left are what they would have been.
+
+    Args:
+        tokenizer: The model's tokenizer, with its chat template.
+        family: The family.
+        problem: The problem's text.
+        steps: The steps, at least one.
+        max_len: The model's context in tokens.
+
+    Returns:
+        The prompt.
+    """
+    # A completion that spells a control token must not end its own message or add a step.
+    control = {family.separator, *tokenizer.all_special_tokens} - {""}
+    pattern = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))))
+    text = tokenizer.apply_chat_template(
+        family.messages(pattern.sub("", problem), [pattern.sub("", step) for step in steps]),
+        tokenize=False,
+        add_generation_prompt=False,
+    )
+    token_ids = tokenizer.encode(text, add_special_tokens=False)
+    separator = tokenizer.convert_tokens_to_ids(family.separator)
+    positions = [index for index, token in enumerate(token_ids) if token == separator]
+    within = [position for position in positions if position < max_len]
+    return StepPrompt(token_ids[:max_len], within, len(within) < len(positions))
+
+
+# The verifier -------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class Pooler(Protocol):
+    """Runs a process reward model."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        ...
+
+    @property
+    def max_len(self) -> int:
+        """The model's context in tokens."""
+        ...
+
+    async def pool(self, prompt: StepPrompt) -> np.ndarray:
+        """The model's outputs at the prompt's positions, [steps, labels]."""
+        ...
+
+    async def close(self) -> None:
+        """Releases what it holds."""
+        ...
+
+
+class PrmVerifier:
+    """Scores completions by a process reward model; every completion is a request of its own.
+
+    A score's note says what was unusual: "no step" for a blank completion, which scores 0;
+    "truncated" where the verifier's context ended before the completion did, which is scored by
+    the steps that it could read, and 0 if it could read none; "unfinished" for a completion that
+    ended at its limit on length or was aborted, and is scored as it stands.
+    """
+
+    def __init__(self, config: VerifierConfig, pooler: Pooler):
+        self._config = config
+        self._pooler = pooler
+        self._family = FORMATS[config.family]
+        tokenizer = pooler.tokenizer
+        separator = tokenizer.encode(self._family.separator, add_special_tokens=False)
+        if len(separator) != 1:
+            raise BackendError(
+                f"{config.model}: its tokenizer has no token {self._family.separator}, so it is no "
+                f"model of the family {config.family}; give another verifier.family or model"
+            )
+        if not tokenizer.chat_template:
+            raise BackendError(f"{config.model}: its tokenizer has no chat template")
+
+    async def score(self, problem: Problem, completions: Sequence[Completion]) -> list[Score]:
+        """Scores completions of one problem, all at once."""
+        return list(await asyncio.gather(*(self._score(problem, one) for one in completions)))
+
+    async def _score(self, problem: Problem, completion: Completion) -> Score:
+        notes = [] if completion.finish_reason == "stop" else ["unfinished"]
+        text = completion.text
+        if self._config.after_think:
+            text = text.rpartition("</think>")[2]
+        steps = split_steps(text)
+        if not steps:
+            return Score(0.0, note="; ".join(["no step", *notes]))
+        pooler = self._pooler
+        prompt = step_prompt(
+            pooler.tokenizer, self._family, problem.text, steps, max_len=pooler.max_len
+        )
+        if prompt.truncated:
+            notes.insert(0, "truncated")
+        note = "; ".join(notes) or None
+        if not prompt.positions:
+            return Score(0.0, note=note)
+        rows = await pooler.pool(prompt)
+        # Half precision may leave [0, 1] by a rounding.
+        scores = tuple(np.clip(self._family.scores(rows), 0.0, 1.0).tolist())
+        value = aggregate(scores, self._config.aggregate)
+        return Score(value, scores, tokens=len(prompt.token_ids), note=note)
+
+    async def close(self) -> None:
+        """Releases the model."""
+        await self._pooler.close()

@@ -1,0 +1,217 @@
+"""A sampler that runs vLLM in this process."""
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optscale_jax.backends.base import (
+    BackendError,
+    Completion,
+    FinishReason,
+    ProblemError,
+    sample_seed,
+)
+from optscale_jax.backends.config import PromptConfig, SamplerConfig
+from optscale_jax.backends.vllm_engine import one_line, start_engine
+from optscale_jax.problems import Problem
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+__all__ = ["VllmSampler", "prompt_token_ids"]
+
+# How often an abort is repeated while requests are still on their way into the engine.
+_ABORT_AGAIN_SECONDS = 0.02
+
+
+class VllmSampler:
+    """Draws completions by an engine of its own.
+
+    Every completion is a request with a seed of its own, so that it returns as soon as it ends; the
+    prompt that they share is computed once, by vLLM's prefix cache. Outputs are asked for only when
+    they are final: an abort through the engine, unlike one by cancelling the request's coroutine,
+    makes vLLM hand out what there is, so the count of an aborted completion's tokens costs nothing
+    on the way.
+    """
+
+    def __init__(self, config: SamplerConfig, *, seed: int):
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        self._config = config
+        self._seed = seed
+        self._requests = itertools.count()
+        try:
+            # The last two win, because the rest of this class relies on them.
+            self._params = {
+                "temperature": config.temperature,
+                "top_p": config.top_p,
+                "top_k": config.top_k,
+                "max_tokens": config.max_tokens,
+                "stop": list(config.stop),
+                **config.extra,
+                "n": 1,
+                "output_kind": RequestOutputKind.FINAL_ONLY,
+            }
+            SamplingParams(**self._params)
+        except (TypeError, ValueError) as error:
+            raise BackendError(f"the sampler's parameters: {one_line(error)}") from error
+        self._engine: AsyncLLM = start_engine(
+            config.engine,
+            model=config.model,
+            revision=config.revision,
+            tokenizer=config.tokenizer,
+            enable_prefix_caching=True,
+        )
+        try:
+            self._tokenizer = self._engine.get_tokenizer()
+            self._max_len = self._engine.model_config.max_model_len
+            # Now, so that a chat template that cannot be used is known before any problem is.
+            prompt_token_ids(self._tokenizer, config.prompt, "1 + 1")
+        except BaseException:
+            self._engine.shutdown()
+            raise
+
+    async def sample(
+        self, problem: Problem, n: int, first_index: int, *, abort: asyncio.Event
+    ) -> AsyncIterator[Completion]:
+        """Draws n completions; see `Sampler.sample`."""
+        prompt = prompt_token_ids(self._tokenizer, self._config.prompt, problem.text)
+        if len(prompt) >= self._max_len:
+            raise ProblemError(
+                f"problem {problem.id}: its prompt has {len(prompt)} tokens, and the sampler's "
+                f"context of {self._max_len} leaves none for a completion; raise "
+                "engine.max_model_len or leave the problem out"
+            )
+        ended: asyncio.Queue[Completion | BaseException] = asyncio.Queue()
+        names = [f"{problem.id}/{next(self._requests)}" for _ in range(n)]
+        tasks = [
+            asyncio.create_task(self._draw(problem, prompt, first_index + i, name, abort, ended))
+            for i, name in enumerate(names)
+        ]
+        watch = asyncio.create_task(self._abort_when_set(abort, names, tasks))
+        try:
+            for _ in range(n):
+                result = await ended.get()
+                if isinstance(result, BaseException):
+                    raise result
+                yield result
+        finally:
+            for task in (watch, *tasks):
+                task.cancel()
+            await asyncio.gather(watch, *tasks, return_exceptions=True)
+
+    async def _draw(
+        self,
+        problem: Problem,
+        prompt: list[int],
+        index: int,
+        name: str,
+        abort: asyncio.Event,
+        ended: "asyncio.Queue[Completion | BaseException]",
+    ) -> None:
+        try:
+            ended.put_nowait(await self._completion(problem, prompt, index, name, abort))
+        except Exception as error:
+            ended.put_nowait(error)
+
+    async def _completion(
+        self, problem: Problem, prompt: list[int], index: int, name: str, abort: asyncio.Event
+    ) -> Completion:
+        from vllm import SamplingParams
+        from vllm.inputs.engine import tokens_input
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        if abort.is_set():
+            return Completion(index, "", 0, "abort", 0)
+        params = SamplingParams(
+            seed=sample_seed(self._seed, problem.id, index), skip_clone=True, **self._params
+        )
+        try:
+            async for output in self._engine.generate(tokens_input(prompt), params, name):
+                if output.finished:
+                    only = output.outputs[0]
+                    reason = _finish_reason(only.finish_reason)
+                    return Completion(index, only.text, len(only.token_ids), reason, len(prompt))
+        except EngineDeadError as error:
+            raise BackendError(
+                f"the engine of {self._config.model} has died; vLLM's log above says why"
+            ) from error
+        except (EngineGenerateError, ValueError) as error:
+            cause = error.__cause__ or error
+            raise ProblemError(f"problem {problem.id}: vLLM: {one_line(cause)}") from error
+        raise BackendError(f"{self._config.model}: vLLM ended a request without an output")
+
+    async def _abort_when_set(
+        self, abort: asyncio.Event, names: list[str], tasks: list[asyncio.Task[None]]
+    ) -> None:
+        await abort.wait()
+        # Again and again, because a request that is still being added is not known to vLLM yet.
+        while any(not task.done() for task in tasks):
+            await self._engine.abort(
+                [name for name, task in zip(names, tasks, strict=True) if not task.done()]
+            )
+            await asyncio.wait(tasks, timeout=_ABORT_AGAIN_SECONDS)
+
+    async def close(self) -> None:
+        """Ends the engine's processes."""
+        with contextlib.suppress(Exception):
+            self._engine.shutdown()
+
+
+def _finish_reason(reason: str | None) -> FinishReason:
+    if reason in ("length", "abort"):
+        return reason
+    if reason == "error":
+        raise BackendError("vLLM ended a request with an error; its log above says why")
+    return "stop"
+
+
+def prompt_token_ids(tokenizer: Any, config: PromptConfig, text: str) -> list[int]:
+    """The prompt for a problem's text.
+
+    Args:
+        tokenizer: The model's, of transformers.
+        config: How to write it.
+        text: The problem's text.
+
+    Returns:
+        Token ids.
+
+    Raises:
+        BackendError: If the tokenizer has no chat template, or the template cannot be used.
+    """
+    if not config.chat:
+        plain = config.template.replace("{problem}", text) + config.prefix
+        return tokenizer.encode(plain)
+    if config.chat_template is None and not tokenizer.chat_template:
+        raise BackendError(
+            "the sampler's tokenizer has no chat template; give one as prompt.chat_template, or "
+            "set prompt.chat to false"
+        )
+    try:
+        chat = tokenizer.apply_chat_template(
+            config.messages(text),
+            chat_template=_template(config.chat_template),
+            tokenize=False,
+            add_generation_prompt=True,
+            **config.chat_template_args,
+        )
+    # Jinja's errors, and the templates' own ("system role not supported").
+    except Exception as error:
+        raise BackendError(f"the sampler's chat template: {one_line(error)}") from error
+    # The template writes a model's first token itself.
+    return tokenizer.encode(chat + config.prefix, add_special_tokens=False)
+
+
+def _template(given: str | None) -> str | None:
+    """The template itself, read where a file is named."""
+    if given is None or "{" in given:
+        return given
+    try:
+        return Path(given).expanduser().read_text(encoding="utf-8")
+    except OSError as error:
+        raise BackendError(f"prompt.chat_template: {given}: {error.strerror}") from error

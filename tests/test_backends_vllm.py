@@ -1,0 +1,245 @@
+"""Samplers and verifiers on real engines of vLLM, with small random models."""
+
+import asyncio
+import dataclasses
+import json
+
+import pytest
+
+from optscale_jax.backends import BackendError, Completion, ProblemError, sample_seed
+from optscale_jax.backends.config import (
+    EngineConfig,
+    PromptConfig,
+    SamplerConfig,
+    VerifierConfig,
+    make_sampler,
+    make_verifier,
+)
+from optscale_jax.problems import Problem
+from tests.checkpoints import reward_head, save_model
+
+pytestmark = pytest.mark.vllm
+pytest.importorskip("vllm")
+
+MAX_TOKENS = 100
+CONTEXT = 512
+PROBLEM = Problem("p", "What is 1 + 1?")
+
+
+@pytest.fixture(scope="module")
+def run():
+    """Runs a coroutine; always on one loop, which an engine cannot change."""
+    with asyncio.Runner() as runner:
+        yield runner.run
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    base = tmp_path_factory.mktemp("checkpoints")
+    return {
+        "reasoner": save_model(base / "reasoner", context=CONTEXT),
+        "verifier": save_model(base / "verifier", reward=True, context=CONTEXT),
+    }
+
+
+@pytest.fixture(scope="module")
+def sampler(run, folders):
+    config = SamplerConfig(
+        model=str(folders["reasoner"]),
+        prompt=PromptConfig(template="{problem} Box it: \\boxed{}."),
+        temperature=1.0,
+        top_p=1.0,
+        max_tokens=MAX_TOKENS,
+    )
+    sampler = make_sampler(config, seed=3)
+    yield sampler
+    run(sampler.close())
+
+
+@pytest.fixture(scope="module")
+def verifier(run, folders):
+    verifier = make_verifier(VerifierConfig(model=str(folders["verifier"])), seed=3)
+    yield verifier
+    run(verifier.close())
+
+
+async def drawn(sampler, n, first_index=0, *, problem=PROBLEM, abort_after=None):
+    abort = asyncio.Event()
+    if abort_after is not None:
+        asyncio.get_running_loop().call_later(abort_after, abort.set)
+    found = [one async for one in sampler.sample(problem, n, first_index, abort=abort)]
+    return sorted(found, key=lambda one: one.index)
+
+
+def test_completions_are_a_function_of_seed_problem_and_index(run, sampler):
+    first = run(drawn(sampler, 8))
+    assert [one.index for one in first] == list(range(8))
+    assert run(drawn(sampler, 8)) == first
+    # The second round goes on where the first has ended, and repeats none of it.
+    second = run(drawn(sampler, 4, first_index=4))
+    assert second == first[4:]
+    assert len({one.text for one in first}) == 8
+    other = run(drawn(sampler, 8, problem=Problem("q", PROBLEM.text)))
+    assert not {one.text for one in other} & {one.text for one in first}
+
+
+def test_tokens_are_counted_and_the_limit_ends_a_completion(run, sampler):
+    found = run(drawn(sampler, 32))
+    assert {one.finish_reason for one in found} == {"stop", "length"}
+    for one in found:
+        assert (one.tokens == MAX_TOKENS) == (one.finish_reason == "length")
+        assert 1 <= one.tokens <= MAX_TOKENS
+        # The chat template around the problem, one token a byte and a control token.
+        assert one.prompt_tokens == len("user\nWhat is 1 + 1? Box it: \\boxed{}.\nassistant\n") + 3
+
+
+def test_aborted_completions_come_back_with_what_they_have_cost(run, sampler):
+    # An abort before the engine knows of the requests, and one while it works on them.
+    at_once = run(drawn(sampler, 16, abort_after=0))
+    assert len(at_once) == 16
+    assert sum(one.tokens for one in at_once) < 16 * MAX_TOKENS / 4
+
+    async def abort_after_the_first():
+        abort = asyncio.Event()
+        found = []
+        async for one in sampler.sample(PROBLEM, 64, 0, abort=abort):
+            found.append(one)
+            abort.set()
+        return found
+
+    found = run(abort_after_the_first())
+    assert sorted(one.index for one in found) == list(range(64))
+    aborted = [one for one in found if one.finish_reason == "abort"]
+    assert len(aborted) > 32
+    # What the first to end has done, the others have nearly done too: they share every step.
+    assert all(one.tokens > 0 and one.text for one in aborted)
+    whole = {one.index: one.text for one in run(drawn(sampler, 64))}
+    # A partial text may end within a character, which is not yet shown.
+    assert all(whole[one.index].startswith(one.text.rstrip("\ufffd")) for one in aborted)
+    assert sampler._engine.get_num_unfinished_requests() == 0
+
+
+def test_leaving_the_iteration_ends_the_requests(run, sampler):
+    async def only_one():
+        stream = sampler.sample(PROBLEM, 16, 0, abort=asyncio.Event())
+        async for _ in stream:
+            break
+        await stream.aclose()
+        return sampler._engine.get_num_unfinished_requests()
+
+    assert run(only_one()) == 0
+
+
+def test_many_problems_share_the_engine(run, sampler):
+    async def all_at_once():
+        problems = [Problem(str(i), f"What is {i} + 1?") for i in range(20)]
+        return await asyncio.gather(*(drawn(sampler, 3, problem=one) for one in problems))
+
+    found = run(all_at_once())
+    assert [[one.index for one in group] for group in found] == [[0, 1, 2]] * 20
+    assert len({one.text for group in found for one in group}) == 60
+
+
+def test_a_prompt_beyond_the_context_is_its_problems_error(run, sampler):
+    with pytest.raises(ProblemError, match=r"^problem long: .* tokens.*max_model_len[^\n]*$"):
+        run(drawn(sampler, 2, problem=Problem("long", "x" * CONTEXT)))
+    assert len(run(drawn(sampler, 2))) == 2
+
+
+def reference_scores(folder, problem, steps):
+    """As the model card of Qwen2.5-Math-PRM-7B does it with transformers: one at a time."""
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoTokenizer, Qwen2Config, Qwen2Model
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    state = load_file(folder / "model.safetensors")
+    config = Qwen2Config(**json.loads((folder / "config.json").read_text()))
+    model = Qwen2Model(config).eval()
+    model.load_state_dict({k[len("model.") :]: v for k, v in state.items() if "model." in k})
+    head = reward_head(config.hidden_size)
+    head.load_state_dict({k[len("score.") :]: v for k, v in state.items() if "score." in k})
+    messages = [
+        {
+            "role": "system",
+            "content": "Please reason step by step, and put your final answer within \\boxed{}.",
+        },
+        {"role": "user", "content": problem},
+        {"role": "assistant", "content": "<extra_0>".join(steps) + "<extra_0>"},
+    ]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
+    ids = tokenizer.encode(text, return_tensors="pt", add_special_tokens=False)
+    with torch.no_grad():
+        logits = head(model(input_ids=ids).last_hidden_state)[0]
+    at = ids[0] == tokenizer.encode("<extra_0>", add_special_tokens=False)[0]
+    return torch.softmax(logits, dim=-1)[at, 1].tolist()
+
+
+def test_step_scores_are_those_of_transformers(run, verifier, folders):
+    texts = ["\n\n".join(f"Step {i}: {i * n} = {n}" for i in range(n)) for n in range(1, 13)]
+    completions = [Completion(i, text, 1) for i, text in enumerate(texts)]
+    scores = run(verifier.score(PROBLEM, completions))
+    for text, one in zip(texts, scores, strict=True):
+        expected = reference_scores(folders["verifier"], PROBLEM.text, text.split("\n\n"))
+        # Float32 through two implementations; the issue's own bound.
+        assert one.steps == pytest.approx(expected, abs=1e-4)
+        assert one.value == pytest.approx(sum(expected) / len(expected), abs=1e-4)
+        assert one.note is None
+    # A head that said the same of every step would pass the above.
+    spread = [step for one in scores for step in one.steps]
+    assert max(spread) - min(spread) > 0.01
+
+
+def test_what_does_not_fit_the_verifier_changes_nothing_before_it(run, verifier):
+    steps = [f"Step {i}: it is {i}" for i in range(60)]
+    long, short, blank = run(
+        verifier.score(
+            PROBLEM,
+            [
+                Completion(0, "\n\n".join(steps), 1, "length"),
+                Completion(1, "\n\n".join(steps[:5]), 1),
+                Completion(2, "\n", 1),
+            ],
+        )
+    )
+    assert long.note == "truncated; unfinished"
+    assert long.tokens == CONTEXT
+    assert 5 < len(long.steps) < 60
+    assert long.steps[:5] == pytest.approx(short.steps, abs=1e-5)
+    assert blank.note == "no step"
+    assert blank.value == 0.0
+
+
+def test_seeds_are_many_and_apart():
+    seeds = {sample_seed(r, p, i) for r in range(3) for p in ("a", "b", "a0") for i in range(50)}
+    assert len(seeds) == 450
+    assert all(0 <= seed < 2**53 for seed in seeds)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (SamplerConfig(), r"model is empty"),
+        (SamplerConfig(model="./nowhere"), r"^\./nowhere: no such folder; give"),
+        (SamplerConfig(model="/a/b/c"), r"^/a/b/c: no such folder; give"),
+        (SamplerConfig(model="{empty}"), r"no config\.json there"),
+        (SamplerConfig(model="{model}", engine=EngineConfig(device="gpu")), r"wants a GPU"),
+        (
+            SamplerConfig(model="{model}", engine=EngineConfig(extra={"spped": 1})),
+            r"engine\.extra\.spped: vLLM's engine has no such argument",
+        ),
+        (
+            SamplerConfig(model="{model}", extra={"warmth": 2}),
+            r"^the sampler's param.*warmth",
+        ),
+        (
+            SamplerConfig(model="{model}", engine=EngineConfig(max_model_len=10**6)),
+            r"vLLM cannot start it: .*max_model_len",
+        ),
+    ],
+)
+def test_what_cannot_be_made_is_one_clear_line(folders, tmp_path, config, message):
+    model = config.model.format(empty=tmp_path, model=folders["reasoner"])
+    with pytest.raises(BackendError, match=message) as caught:
+        make_sampler(dataclasses.replace(config, model=model), seed=0)
+    assert "\n" not in str(caught.value)
