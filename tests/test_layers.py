@@ -33,6 +33,7 @@ LAYERS = [
     "readers",
     "problems",
     "models",
+    "tiny",
     "predictor",
     "backends",
     "engine",

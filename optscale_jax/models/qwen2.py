@@ -1,0 +1,451 @@
+"""Qwen2 in Flax, with Hugging Face checkpoints in and out.
+
+The decoder of Qwen2 and Qwen2.5 (RMSNorm, rotary positions, grouped-query attention, SwiGLU, tied
+or untied embeddings), as a language model or with the head of a process reward model, as in
+Qwen2.5-Math-PRM-7B. Attributes are named as in the checkpoints, so that a parameter's path is its
+name there; only Flax's own leaf names (kernel, scale, embedding) are translated.
+
+References:
+    Qwen team (2024), Qwen2.5 Technical Report, arXiv 2412.15115.
+    Zhang et al. (2025), The Lessons of Developing Process Reward Models in Mathematical Reasoning,
+        arXiv 2501.07301.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.flax import save_file
+
+__all__ = ["CheckpointError", "Qwen2", "Qwen2Config"]
+
+Head = Literal["language_model", "process_reward"]
+
+_ARCHITECTURES: dict[Head, str] = {
+    "language_model": "Qwen2ForCausalLM",
+    "process_reward": "Qwen2ForProcessRewardModel",
+}
+_WEIGHTS = "model.safetensors"
+# Flax's name of a leaf -> the checkpoint's.
+_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be read; the message is one line that names the file and the fault."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Qwen2Config:
+    """Sizes of a Qwen2 model, named as in a checkpoint's config.json.
+
+    Attributes:
+        vocab_size: Rows of the embedding.
+        hidden_size: Width of the residual stream.
+        intermediate_size: Width of the feed-forward layers.
+        num_hidden_layers: Decoder layers.
+        num_attention_heads: Query heads.
+        num_key_value_heads: Heads of keys and values; divides num_attention_heads.
+        head_dim: Width of a head, even; None = hidden_size / num_attention_heads.
+        rope_theta: Base of the rotary wavelengths.
+        rms_norm_eps: Added to the mean square in RMSNorm.
+        tie_word_embeddings: Whether the output projection is the embedding itself.
+        max_position_embeddings: Longest sequence that the model was made for, in tokens.
+        head: What the last layer feeds: next-token logits, or the two labels of a step.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int | None = None
+    rope_theta: float = 1e6
+    rms_norm_eps: float = 1e-6
+    tie_word_embeddings: bool = False
+    max_position_embeddings: int = 32768
+    head: Head = "language_model"
+
+    def __post_init__(self) -> None:
+        """Refuses sizes that do not fit together.
+
+        Raises:
+            ValueError: Naming the first such field.
+        """
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.num_key_value_heads < 1 or self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_key_value_heads is {self.num_key_value_heads}; it must divide the "
+                f"{self.num_attention_heads} num_attention_heads"
+            )
+        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size is {self.hidden_size}; it must be a multiple of the "
+                f"{self.num_attention_heads} num_attention_heads, or give head_dim"
+            )
+        if self.head_width % 2:
+            raise ValueError(f"head_dim is {self.head_width}; rotary positions need an even one")
+
+    @property
+    def head_width(self) -> int:
+        """Width of an attention head."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @classmethod
+    def from_pretrained(cls, directory: str | os.PathLike[str]) -> "Qwen2Config":
+        """Reads config.json of a Hugging Face checkpoint.
+
+        Args:
+            directory: The checkpoint's folder.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            CheckpointError: If the file is missing or damaged, is not of a Qwen2 model, or asks for
+                something that this model does not do.
+        """
+        path = Path(directory) / "config.json"
+        try:
+            given = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise CheckpointError(
+                f"{path}: {error.strerror}; give the folder of a Hugging Face checkpoint"
+            ) from error
+        except ValueError as error:
+            raise CheckpointError(f"{path}: not valid JSON: {error}") from error
+        if not isinstance(given, dict) or given.get("model_type") != "qwen2":
+            found = given.get("model_type") if isinstance(given, dict) else given
+            raise CheckpointError(f"{path}: model_type is {found!r}; it must be 'qwen2'")
+        # transformers 5 keeps the base of the wavelengths in rope_parameters, 4 beside the sizes.
+        rope = given.get("rope_parameters") or given.get("rope_scaling") or {}
+        if rope.get("rope_type", rope.get("type", "default")) != "default":
+            raise CheckpointError(f"{path}: rope_type is {rope}; only the default one is supported")
+        if given.get("use_sliding_window"):
+            raise CheckpointError(f"{path}: use_sliding_window is true; it is not supported")
+        if given.get("hidden_act", "silu") != "silu":
+            raise CheckpointError(f"{path}: hidden_act is {given['hidden_act']!r}; it must be silu")
+        architecture = (given.get("architectures") or [_ARCHITECTURES["language_model"]])[0]
+        heads: dict[str, Head] = {name: head for head, name in _ARCHITECTURES.items()}
+        names = {field.name for field in dataclasses.fields(cls)}
+        values = {name: given[name] for name in names & given.keys() if given[name] is not None}
+        values.setdefault("num_key_value_heads", values.get("num_attention_heads"))
+        values["rope_theta"] = float(rope.get("rope_theta", given.get("rope_theta", 10000.0)))
+        values["head"] = heads.get(architecture, "language_model")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            missing = [
+                field.name
+                for field in dataclasses.fields(cls)
+                if field.default is dataclasses.MISSING and field.name not in values
+            ]
+            raise CheckpointError(f"{path}: {missing[0]} is missing") from error
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+
+    def to_json(self, **extra: Any) -> str:
+        """The configuration as config.json of a Hugging Face checkpoint.
+
+        Args:
+            **extra: Further entries, such as eos_token_id.
+
+        Returns:
+            The file's text.
+        """
+        values = dataclasses.asdict(self)
+        head = values.pop("head")
+        theta = values.pop("rope_theta")
+        values |= {
+            "architectures": [_ARCHITECTURES[head]],
+            "model_type": "qwen2",
+            "head_dim": self.head_width,
+            "hidden_act": "silu",
+            "use_sliding_window": False,
+            "dtype": "float32",
+            # Both spellings: transformers 4 reads the first, 5 the second.
+            "rope_theta": theta,
+            "rope_parameters": {"rope_type": "default", "rope_theta": theta},
+        }
+        if head == "process_reward":
+            values["num_labels"] = 2
+        return json.dumps(values | extra, indent=2, sort_keys=True) + "\n"
+
+
+def _linear(inputs: int, outputs: int, *, bias: bool, rngs: nnx.Rngs) -> nnx.Linear:
+    # Hugging Face's initializer_range.
+    return nnx.Linear(
+        inputs, outputs, use_bias=bias, kernel_init=nnx.initializers.normal(0.02), rngs=rngs
+    )
+
+
+def _rotate(
+    x: Float[Array, "batch length heads width"],
+    cos: Float[Array, "batch length 1 half"],
+    sin: Float[Array, "batch length 1 half"],
+) -> Float[Array, "batch length heads width"]:
+    """Rotary positions on halves (not on interleaved pairs), as Hugging Face stores them."""
+    first, second = jnp.split(x, 2, axis=-1)
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Causal grouped-query attention with rotary positions."""
+
+    def __init__(self, config: Qwen2Config, *, rngs: nnx.Rngs):
+        self.width = config.head_width
+        queries = config.num_attention_heads * self.width
+        shared = config.num_key_value_heads * self.width
+        self.q_proj = _linear(config.hidden_size, queries, bias=True, rngs=rngs)
+        self.k_proj = _linear(config.hidden_size, shared, bias=True, rngs=rngs)
+        self.v_proj = _linear(config.hidden_size, shared, bias=True, rngs=rngs)
+        self.o_proj = _linear(queries, config.hidden_size, bias=False, rngs=rngs)
+
+    def __call__(self, x, rotation, mask):
+        """x: [batch, length, width] to the same shape; see `Qwen2.hidden_states`."""
+
+        def heads(projected):
+            return projected.reshape(*x.shape[:2], -1, self.width)
+
+        out = jax.nn.dot_product_attention(
+            _rotate(heads(self.q_proj(x)), *rotation),
+            _rotate(heads(self.k_proj(x)), *rotation),
+            heads(self.v_proj(x)),
+            mask=mask,
+            is_causal=True,
+        )
+        return self.o_proj(out.reshape(*x.shape[:2], -1))
+
+
+class FeedForward(nnx.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: Qwen2Config, *, rngs: nnx.Rngs):
+        sizes = config.hidden_size, config.intermediate_size
+        self.gate_proj = _linear(*sizes, bias=False, rngs=rngs)
+        self.up_proj = _linear(*sizes, bias=False, rngs=rngs)
+        self.down_proj = _linear(*reversed(sizes), bias=False, rngs=rngs)
+
+    def __call__(self, x):
+        """x: [batch, length, width] to the same shape."""
+        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DecoderLayer(nnx.Module):
+    """Attention, then the feed-forward layer, each on a normalised copy and added back."""
+
+    def __init__(self, config: Qwen2Config, *, rngs: nnx.Rngs):
+        norm = {"epsilon": config.rms_norm_eps, "rngs": rngs}
+        self.input_layernorm = nnx.RMSNorm(config.hidden_size, **norm)
+        self.self_attn = Attention(config, rngs=rngs)
+        self.post_attention_layernorm = nnx.RMSNorm(config.hidden_size, **norm)
+        self.mlp = FeedForward(config, rngs=rngs)
+
+    def __call__(self, x, rotation, mask):
+        """x: [batch, length, width] to the same shape."""
+        x = x + self.self_attn(self.input_layernorm(x), rotation, mask)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nnx.Module):
+    """Embedding, layers and the last norm: what checkpoints keep under `model`."""
+
+    def __init__(self, config: Qwen2Config, *, rngs: nnx.Rngs):
+        self.embed_tokens = nnx.Embed(
+            config.vocab_size,
+            config.hidden_size,
+            embedding_init=nnx.initializers.normal(0.02),
+            rngs=rngs,
+        )
+        self.layers = nnx.List(
+            [DecoderLayer(config, rngs=rngs) for _ in range(config.num_hidden_layers)]
+        )
+        self.norm = nnx.RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, rngs=rngs)
+
+
+class Qwen2(nnx.Module):
+    """A Qwen2 model: tokens to next-token logits, or to the two labels of a step.
+
+    Attributes:
+        config: Its sizes.
+    """
+
+    def __init__(self, config: Qwen2Config, *, rngs: nnx.Rngs):
+        self.config = config
+        self.model = Decoder(config, rngs=rngs)
+        if config.head == "process_reward":
+            # Named 0 and 2 in checkpoints, where a ReLU without weights is 1.
+            self.score = nnx.Dict(
+                {
+                    "0": _linear(config.hidden_size, config.hidden_size, bias=True, rngs=rngs),
+                    "2": _linear(config.hidden_size, 2, bias=True, rngs=rngs),
+                }
+            )
+        elif not config.tie_word_embeddings:
+            self.lm_head = _linear(config.hidden_size, config.vocab_size, bias=False, rngs=rngs)
+
+    def hidden_states(
+        self,
+        tokens: Int[Array, "batch length"],
+        mask: Bool[Array, "batch length"] | None = None,
+        *,
+        layer: int = -1,
+    ) -> Float[Array, "batch length width"]:
+        """Hidden states after one of the layers.
+
+        Args:
+            tokens: Token ids, padded on either side.
+            mask: True where there is a token; None = everywhere. States of padding mean nothing.
+            layer: 0 for the embeddings, i for the output of the i-th layer; the last one, and -1,
+                with the last norm applied. Negative ones count from the end, as in transformers.
+
+        Returns:
+            The states.
+
+        Raises:
+            ValueError: If there is no such layer.
+        """
+        depth = self.config.num_hidden_layers
+        if not -depth - 1 <= layer <= depth:
+            raise ValueError(f"layer is {layer}; the model has layers 0 to {depth}")
+        last = layer % (depth + 1)
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        keys = None
+        if mask is not None:
+            positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+            keys = mask[:, None, None, :]
+        x = self.model.embed_tokens(tokens)
+        # In float32 whatever the weights are: angles of thousands of radians have no digits left
+        # in bfloat16.
+        half = jnp.arange(0, self.config.head_width, 2, dtype=jnp.float32)
+        angles = positions[..., None] * self.config.rope_theta ** (-half / self.config.head_width)
+        rotation = (jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :])
+        for decoder_layer in list(self.model.layers)[:last]:
+            x = decoder_layer(x, rotation, keys)
+        return self.model.norm(x) if last == depth else x
+
+    def __call__(
+        self, tokens: Int[Array, "batch length"], mask: Bool[Array, "batch length"] | None = None
+    ) -> Float[Array, "batch length outputs"]:
+        """Logits of the next token at each position, or of the labels (bad, good).
+
+        Args:
+            tokens: Token ids, padded on either side.
+            mask: True where there is a token; None = everywhere.
+
+        Returns:
+            Logits, vocab_size of them, or two.
+        """
+        x = self.hidden_states(tokens, mask)
+        if self.config.head == "process_reward":
+            return self.score["2"](jax.nn.relu(self.score["0"](x)))
+        if self.config.tie_word_embeddings:
+            return self.model.embed_tokens.attend(x)
+        return self.lm_head(x)
+
+    @classmethod
+    def from_pretrained(
+        cls, directory: str | os.PathLike[str], *, dtype: Any = jnp.float32
+    ) -> "Qwen2":
+        """Reads a Hugging Face checkpoint: config.json and safetensors, in one file or in shards.
+
+        Args:
+            directory: The checkpoint's folder.
+            dtype: Floating type to hold and compute the model in.
+
+        Returns:
+            The model.
+
+        Raises:
+            CheckpointError: If a file is missing or damaged, or a tensor is missing or of a wrong
+                shape.
+        """
+        config = Qwen2Config.from_pretrained(directory)
+        # No weights are drawn: a 7B model would be made twice.
+        model = nnx.eval_shape(lambda: cls(config, rngs=nnx.Rngs(0)))
+        with contextlib.ExitStack() as stack:
+            files = _open_weights(Path(directory), stack)
+            for path, leaf in _leaves(model):
+                name = _checkpoint_name(path)
+                if name not in files:
+                    raise CheckpointError(f"{directory}: there is no tensor {name}")
+                value = files[name].get_tensor(name)
+                value = value.T if path[-1] == "kernel" else value
+                if value.shape != leaf.shape:
+                    raise CheckpointError(
+                        f"{directory}: {name} has shape {value.shape}; the configuration asks for "
+                        f"{leaf.shape}"
+                    )
+                leaf.set_value(jnp.asarray(value, dtype))
+        _compute_in(model, dtype)
+        return model
+
+    def save_pretrained(self, directory: str | os.PathLike[str], **extra: Any) -> None:
+        """Writes config.json and model.safetensors, as transformers and vLLM read them.
+
+        Args:
+            directory: Where to; made if it does not exist.
+            **extra: Further entries of config.json, such as eos_token_id.
+        """
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {}
+        for path, leaf in _leaves(self):
+            value = leaf.get_value()
+            # A transposed view would be written in the order of its memory.
+            tensors[_checkpoint_name(path)] = (
+                jnp.array(value.T, copy=True) if path[-1] == "kernel" else value
+            )
+        save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
+        (folder / "config.json").write_text(self.config.to_json(**extra), encoding="utf-8")
+
+
+def _leaves(model: nnx.Module) -> Iterator[tuple[tuple[Any, ...], nnx.Param]]:
+    yield from nnx.state(model, nnx.Param).flat_state()
+
+
+def _checkpoint_name(path: tuple[Any, ...]) -> str:
+    return ".".join([*map(str, path[:-1]), _LEAVES[path[-1]]])
+
+
+def _compute_in(model: nnx.Module, dtype: Any) -> None:
+    """Makes every layer compute in the type of its weights, which is not all they go by."""
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, nnx.Linear | nnx.Embed | nnx.RMSNorm):
+            module.dtype = dtype
+
+
+def _open_weights(folder: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
+    """Tensor name to the open file that holds it."""
+    index = folder / (_WEIGHTS + ".index.json")
+    try:
+        if index.exists():
+            names = sorted(
+                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            )
+        else:
+            names = [_WEIGHTS]
+    except (ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{index}: not an index of safetensors files") from error
+    found = {}
+    for name in names:
+        try:
+            file = stack.enter_context(safe_open(folder / name, framework="flax"))
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{folder / name}: there is no such file") from error
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{folder / name}: damaged: {error}; copy it again") from error
+        found |= dict.fromkeys(file.keys(), file)
+    return found

@@ -1,0 +1,468 @@
+"""Trains the small reasoner, and the verifier of its steps.
+
+    python -m train.tiny --config configs/tiny/reasoner.yaml --out optscale_jax/tiny/reasoner
+    python -m train.tiny --config configs/tiny/verifier.yaml --out optscale_jax/tiny/verifier
+
+The reasoner learns to write right solutions of chained arithmetic, and is stopped while it still
+makes mistakes. The verifier starts from a reasoner's weights and learns to tell the good steps from
+the bad in solutions that the reasoner samples; exact arithmetic labels them, and it never sees an
+answer. The output is a Hugging Face checkpoint with its tokenizer, and training.json, the record of
+how it came about.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from eval.cli import BadInput, bad_input, command, output_folder, progress
+from optscale_jax.models import Qwen2, Qwen2Config
+from optscale_jax.tiny import SYSTEM_PROMPT, check_steps, draw_chains
+from optscale_jax.tiny.arithmetic import LEVELS, Chain
+from optscale_jax.tiny.tokenizer import END, STEP, build_tokenizer
+
+__all__ = ["ModelConfig", "TinyConfig", "main"]
+
+# Problems of similar length make a batch, so that little of it is padding.
+GROUPS: tuple[tuple[int, ...], ...] = ((2, 3), (4, 5), (6, 7, 8))
+IGNORED = -1
+# Apart from the seeds of problem files, which are single numbers.
+TRAINING, VALIDATION = 1, 2
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of the model.
+
+    Attributes:
+        hidden_size: Width of the residual stream.
+        intermediate_size: Width of the feed-forward layers.
+        num_hidden_layers: Decoder layers.
+        num_attention_heads: Query heads.
+        num_key_value_heads: Heads of keys and values.
+    """
+
+    hidden_size: int = 128
+    intermediate_size: int = 384
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class TinyConfig:
+    """What to train and for how long.
+
+    Attributes:
+        task: The reasoner, or the verifier of its steps.
+        reasoner: Checkpoint whose solutions the verifier learns to judge.
+        start: Checkpoint whose weights the model starts from. null: random ones.
+        model: Sizes, where there is no start.
+        steps: Training steps, at least 1.
+        batch_size: Solutions in a step, at least 1.
+        learning_rate: Peak, after the warm-up and before the cosine's fall to nothing.
+        warmup: Steps of linear warm-up.
+        weight_decay: AdamW's.
+        solutions: Solutions that the reasoner samples for the verifier to learn from, one a
+            problem; a tenth as many more are kept for validation.
+        temperature: Sampling temperature of those, and of the accuracy that is reported.
+        seed: Of the weights, the problems and the sampling, at least 0.
+        log_every: Steps between two measurements on validation problems.
+        out: Folder for the checkpoint.
+    """
+
+    task: Literal["reasoner", "verifier"] = "reasoner"
+    reasoner: str | None = None
+    start: str | None = None
+    model: ModelConfig = ModelConfig()
+    steps: int = 2000
+    batch_size: int = 96
+    learning_rate: float = 2e-3
+    warmup: int = 100
+    weight_decay: float = 0.01
+    solutions: int = 20000
+    temperature: float = 0.8
+    seed: int = 0
+    log_every: int = 250
+    out: str = "runs/tiny"
+
+    def __post_init__(self) -> None:
+        """Refuses numbers outside their domain.
+
+        Raises:
+            ValueError: Naming the first such field.
+        """
+        least = {"steps": 1, "batch_size": 1, "warmup": 0, "solutions": 1, "seed": 0}
+        for name, bound in (least | {"log_every": 1}).items():
+            if getattr(self, name) < bound:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {bound}")
+        if not self.learning_rate > 0 or not self.temperature > 0:
+            raise ValueError("learning_rate and temperature must be above 0")
+        if self.task == "verifier" and self.reasoner is None:
+            raise ValueError("reasoner is not given; the verifier learns from its solutions")
+
+
+class Batch(NamedTuple):
+    """Sequences, padded on the right.
+
+    Attributes:
+        tokens: [B, L] int32.
+        targets: [B, L] int32: the next token where the solution is, or the label of the step that
+            ends here; IGNORED elsewhere.
+    """
+
+    tokens: np.ndarray
+    targets: np.ndarray
+
+
+class Judged(NamedTuple):
+    """A sampled solution with the labels of its steps."""
+
+    chain: Chain
+    steps: list[str]
+    labels: list[bool]
+
+
+class Examples:
+    """Turns problems and solutions into batches of a task."""
+
+    def __init__(self, task: str, tokenizer: Any):
+        self.task = task
+        self.tokenizer = tokenizer
+        self.step = tokenizer.convert_tokens_to_ids(STEP)
+        self.end = tokenizer.convert_tokens_to_ids(END)
+        # Length of a group's longest sequence, whatever its numbers; one compilation for each.
+        self.lengths = {
+            group: max(len(self._encode([c])[0]) for c in draw_chains(0, 400, levels=group)) + 8
+            for group in GROUPS
+        }
+
+    def _encode(self, items: Sequence[Chain | Judged]) -> list[list[int]]:
+        conversations = []
+        for item in items:
+            if self.task == "reasoner":
+                assert isinstance(item, Chain)
+                messages = [("user", item.question), ("assistant", item.solution)]
+            else:
+                chain, steps = (item, item.steps) if isinstance(item, Chain) else item[:2]
+                written = "".join(step + STEP for step in steps)
+                messages = [
+                    ("system", SYSTEM_PROMPT),
+                    ("user", chain.question),
+                    ("assistant", written),
+                ]
+            conversations.append([{"role": r, "content": c} for r, c in messages])
+        return self.tokenizer.apply_chat_template(conversations, return_dict=False)
+
+    def batch(self, items: Sequence[Any], group: tuple[int, ...]) -> Batch:
+        """Encodes items of one group of levels; what is longer than its length is cut off."""
+        length = self.lengths[group]
+        tokens = np.full((len(items), length), self.tokenizer.pad_token_id, np.int32)
+        targets = np.full((len(items), length), IGNORED, np.int32)
+        for row, (item, ids) in enumerate(zip(items, self._encode(items), strict=True)):
+            ids = np.array(ids[:length], np.int32)
+            tokens[row, : len(ids)] = ids
+            if self.task == "verifier":
+                ends = np.flatnonzero(ids == self.step)
+                targets[row, ends] = item.labels[: len(ends)]
+            else:
+                # From the newline before the first digit to the last <|im_end|>: the second one.
+                begin, end = np.flatnonzero(ids == self.end)
+                begin += 3  # <|im_end|> newline <|im_start|> "assistant\n"
+                targets[row, begin:end] = ids[begin + 1 : end + 1]
+        return Batch(tokens, targets)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    return command(
+        TinyConfig,
+        run,
+        argv,
+        prog="python -m train.tiny",
+        description="Trains the small reasoner, or the verifier of its steps.",
+    )
+
+
+def run(config: TinyConfig) -> None:
+    """Trains and writes the checkpoint.
+
+    Args:
+        config: What to train.
+
+    Raises:
+        BadInput: If a checkpoint cannot be read or the output not be written.
+    """
+    tokenizer = build_tokenizer()
+    model = _model(config, len(tokenizer))
+    examples = Examples(config.task, tokenizer)
+    draw, validation = _data(config, examples)
+    owned = ("config.json", "model.safetensors", "generation_config.json", "training.json")
+    with output_folder(Path(config.out), owned) as folder:
+        record = fit(model, draw, validation, config)
+        ids = {"eos_token_id": examples.end, "pad_token_id": tokenizer.pad_token_id}
+        model.save_pretrained(folder, **ids)
+        if config.task == "reasoner":
+            sampling = ids | {"do_sample": True, "temperature": config.temperature}
+            (folder / "generation_config.json").write_text(json.dumps(sampling, indent=2) + "\n")
+        tokenizer.save_pretrained(str(folder))
+        settings = dataclasses.asdict(config) | {"out": None}
+        written = {"command": "python -m train.tiny", "config": settings, "record": record}
+        (folder / "training.json").write_text(json.dumps(written, indent=1) + "\n")
+    print(json.dumps(record[-1], indent=1))
+    print(f"checkpoint: {config.out}")
+
+
+def _model(config: TinyConfig, vocab_size: int) -> Qwen2:
+    head = "process_reward" if config.task == "verifier" else "language_model"
+    sizes = Qwen2Config(
+        vocab_size=vocab_size,
+        max_position_embeddings=512,
+        tie_word_embeddings=config.task == "reasoner",
+        rope_theta=10000.0,
+        head=head,
+        **dataclasses.asdict(config.model),
+    )
+    if config.start is None:
+        return Qwen2(sizes, rngs=nnx.Rngs(config.seed))
+    with bad_input("start"):
+        start = Qwen2.from_pretrained(config.start)
+    sizes = dataclasses.replace(
+        start.config, head=head, tie_word_embeddings=config.task == "reasoner"
+    )
+    model = Qwen2(sizes, rngs=nnx.Rngs(config.seed))
+    nnx.update(model.model, nnx.state(start.model))
+    return model
+
+
+# Data ---------------------------------------------------------------------------------------------
+
+Draw = Callable[[int], Batch]
+
+
+def _data(config: TinyConfig, examples: Examples) -> tuple[Draw, dict[int, Batch]]:
+    """A function from the step to its batch, and the validation batches by level."""
+    group_of = {level: group for group in GROUPS for level in group}
+    # A group in proportion to its levels, so that all levels are equally frequent.
+    shares = np.array([len(group) for group in GROUPS]) / len(LEVELS)
+
+    def group_at(step: int) -> tuple[int, ...]:
+        return GROUPS[np.random.default_rng([config.seed, 0, step]).choice(len(GROUPS), p=shares)]
+
+    if config.task == "reasoner":
+
+        def draw(step: int) -> Batch:
+            group = group_at(step)
+            chains = draw_chains([config.seed, TRAINING, step], config.batch_size, levels=group)
+            return examples.batch(chains, group)
+
+        held_out = draw_chains([config.seed, VALIDATION], 700)
+    else:
+        solved = sample_solutions(config, draw_chains([config.seed, TRAINING], config.solutions))
+        by_group = {g: [s for s in solved if group_of[s.chain.level] == g] for g in GROUPS}
+
+        def draw(step: int) -> Batch:
+            group = group_at(step)
+            members = by_group[group]
+            chosen = np.random.default_rng([config.seed, TRAINING, step]).integers(
+                len(members), size=config.batch_size
+            )
+            return examples.batch([members[i] for i in chosen], group)
+
+        held_out = sample_solutions(
+            config, draw_chains([config.seed, VALIDATION], max(config.solutions // 10, 100))
+        )
+    level_of = (lambda c: c.level) if config.task == "reasoner" else (lambda s: s.chain.level)
+    validation = {
+        level: examples.batch([h for h in held_out if level_of(h) == level], group_of[level])
+        for level in LEVELS
+    }
+    return draw, validation
+
+
+def sample_solutions(config: TinyConfig, chains: list[Chain]) -> list[Judged]:
+    """One solution of each problem by the reasoner, its steps labelled.
+
+    Args:
+        config: Names the reasoner, the temperature and the seed.
+        chains: The problems.
+
+    Returns:
+        The solutions, in order.
+
+    Raises:
+        BadInput: If the reasoner cannot be loaded.
+    """
+    assert config.reasoner is not None  # the configuration's own check
+    if not (Path(config.reasoner) / "config.json").is_file():
+        raise BadInput(f"reasoner: {config.reasoner} is not a checkpoint's folder")
+    # vLLM's own defaults would use every core twice and leave no memory.
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    from vllm import LLM, SamplingParams
+
+    engine = LLM(
+        config.reasoner,
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=256,
+        max_num_seqs=256,
+        seed=config.seed,
+    )
+    written = engine.chat(
+        [[{"role": "user", "content": chain.question}] for chain in chains],
+        [
+            SamplingParams(temperature=config.temperature, max_tokens=128, seed=config.seed + index)
+            for index in range(len(chains))
+        ],
+        use_tqdm=False,
+    )
+    judged = []
+    for chain, completion in zip(chains, written, strict=True):
+        paragraphs = completion.outputs[0].text.split("\n\n")
+        steps = [step for step in paragraphs if step.strip()]
+        judged.append(Judged(chain, steps, check_steps(chain, steps)))
+    return judged
+
+
+# Training -----------------------------------------------------------------------------------------
+
+
+def fit(
+    model: Qwen2, draw: Draw, validation: dict[int, Batch], config: TinyConfig
+) -> list[dict[str, Any]]:
+    """Trains a model in place.
+
+    Args:
+        model: The model.
+        draw: From the step to its batch.
+        validation: Level to the batch to measure on.
+        config: Steps, optimiser and seed.
+
+    Returns:
+        One record a measurement.
+    """
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, config.learning_rate, min(config.warmup, config.steps - 1), config.steps
+    )
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(schedule, b2=0.98, weight_decay=config.weight_decay),
+    )
+    graph, params = nnx.split(model)
+    state = optimizer.init(params)
+
+    def loss(params: Any, batch: Batch) -> jax.Array:
+        logits = nnx.merge(graph, params)(jnp.asarray(batch.tokens))
+        counted = batch.targets != IGNORED
+        each = optax.softmax_cross_entropy_with_integer_labels(
+            logits, jnp.where(counted, batch.targets, 0)
+        )
+        return jnp.sum(each * counted) / jnp.sum(counted)
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def update(params: Any, state: Any, batch: Batch) -> tuple[Any, Any, jax.Array]:
+        value, gradient = jax.value_and_grad(loss)(params, batch)
+        changes, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, changes), state, value
+
+    @jax.jit
+    def predict(params: Any, tokens: jax.Array) -> jax.Array:
+        logits = nnx.merge(graph, params)(tokens)
+        # The accuracy of a sample is at the temperature; a verifier has none.
+        scale = config.temperature if config.task == "reasoner" else 1.0
+        return jax.nn.log_softmax(logits / scale)
+
+    measure = reasoner_accuracy if config.task == "reasoner" else verifier_quality
+    record, losses, start = [], [], time.perf_counter()
+    with progress() as bar:
+        task = bar.add_task(f"training the {config.task}", total=config.steps)
+        for step in range(config.steps):
+            params, state, value = update(params, state, draw(step))
+            losses.append(value)
+            bar.advance(task)
+            if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
+                entry = {
+                    "step": step + 1,
+                    "loss": float(jnp.stack(losses).mean()),
+                    "seconds": round(time.perf_counter() - start, 1),
+                    **measure(lambda t: np.asarray(predict(params, t)), validation),  # noqa: B023
+                }
+                record.append(entry)
+                losses = []
+                print(json.dumps(entry), file=sys.stderr, flush=True)
+    nnx.update(model, params)
+    return record
+
+
+Predict = Callable[[np.ndarray], np.ndarray]
+
+
+def reasoner_accuracy(predict: Predict, validation: dict[int, Batch]) -> dict[str, Any]:
+    """Probability that a sample is the right solution, without sampling.
+
+    Args:
+        predict: From tokens [B, L] to log-probabilities [B, L, V].
+        validation: Level to batch.
+
+    Returns:
+        `accuracy`, over all levels alike, and `accuracy_by_level`.
+    """
+    by_level = {}
+    for level, batch in validation.items():
+        counted = batch.targets != IGNORED
+        chosen = np.where(counted, batch.targets, 0)[..., None]
+        each = np.take_along_axis(predict(batch.tokens), chosen, -1)[..., 0]
+        by_level[level] = round(float(np.exp((each * counted).sum(1)).mean()), 4)
+    mean = round(float(np.mean(list(by_level.values()))), 4)
+    return {"accuracy": mean, "accuracy_by_level": by_level}
+
+
+def verifier_quality(predict: Predict, validation: dict[int, Batch]) -> dict[str, Any]:
+    """How well step scores separate good steps from bad.
+
+    Args:
+        predict: From tokens [B, L] to log-probabilities [B, L, 2].
+        validation: Level to batch.
+
+    Returns:
+        `step_auc` over all steps, `good` the share of good ones.
+    """
+    scores, labels = [], []
+    for batch in validation.values():
+        counted = batch.targets != IGNORED
+        scores.append(predict(batch.tokens)[..., 1][counted])
+        labels.append(batch.targets[counted])
+    score, label = np.concatenate(scores), np.concatenate(labels)
+    return {"step_auc": round(auc(score, label), 4), "good": round(float(label.mean()), 4)}
+
+
+def auc(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Probability that a good step's score is above a bad one's, ties counted half.
+
+    Args:
+        scores: [n] any real numbers.
+        labels: [n] 1 for good, 0 for bad; both must occur.
+
+    Returns:
+        The area under the ROC curve.
+    """
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    # Ranks from 1, the mean rank within a tie.
+    rank = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    good = labels.sum()
+    return float((rank[labels == 1].sum() - good * (good + 1) / 2) / (good * (len(labels) - good)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
