@@ -73,7 +73,14 @@ def _interval_moments(loc, scale, low, high) -> _IntervalMoments:
     below = jnp.where(outside, 0.0, loc - low) / scale
     above = jnp.where(outside, high - low, high - loc) / scale
     m = gaussian_moments(slope, 0.5, below, above, order=2, unroll=False)
-    energy = m.mean * (slope + 0.5 * m.mean) + 0.5 * m.variance
+    square = m.variance + m.mean * m.mean
+    # Integrated by parts, E[slope t + t^2] is 1 but for the ends: where they weigh little the mean
+    # energy is exact to rounding, which a quadrature's rounded sum is not. A derivative in scale
+    # divides the energy's error by the scale: ten units of rounding are 1e-3 at a scale of 1e-3.
+    ends = above * jnp.exp(-above * (slope + 0.5 * above)) + below * jnp.exp(-0.5 * below * below)
+    rest = 1.0 - ends * jnp.exp(-m.log_mass)
+    by_parts = jnp.where(outside, rest - 0.5 * square, 0.5 * rest)
+    energy = jnp.where(rest > 0.5, by_parts, slope * m.mean + 0.5 * square)
     return _IntervalMoments(sign * scale * m.mean, energy, scale * scale * m.variance)
 
 
