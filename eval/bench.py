@@ -1,24 +1,29 @@
 """Speed and accuracy of the numerical core against the straightforward SciPy way, in one run.
 
-    python -m eval.bench [--quick] [--out FILE.json]
+    python -m eval.bench [--quick true] [--out DIR]        (make bench)
 
 Every speed is a ratio within this run, on this machine: a figure of another machine is not used.
 The baselines are what one writes first: per problem, `scipy.optimize.minimize(method="L-BFGS-B")`
 with its default finite differences on the truncated normal's negative log-likelihood or posterior;
 per bound, N = 1, 2, ... until the (1 - alpha)-quantile of the best of N, read off a grid of 1,000
-points, reaches s_min. They are timed on a sample of the problems and reported per item.
+points, reaches s_min. They are timed on a sample of the problems and reported per item. The exit
+code is 1 where a figure demanded is missed.
+
+The output folder, if one is asked for, gets bench.json (the rows, with raw figures) and bench.md.
 """
 
-import argparse
+import dataclasses
 import functools
 import itertools
 import json
 import math
 import platform
 import resource
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,36 +34,62 @@ import psutil
 import scipy.optimize
 import scipy.special
 import scipy.stats
-from rich.console import Console
-from rich.table import Table
 
+from eval.cli import command, output_folder
 from eval.reference import (
     TOLERANCES,
+    GivenLogCdf,
     Grid,
     Reference,
+    hard_bounds,
     hard_grid,
+    least_count,
     random_grid,
     reference,
     relative_error,
 )
 from optscale_jax import (
+    Pool,
     Prior,
     ScoreStats,
     TruncatedNormal,
     fit_map,
     fit_mle,
+    replay,
     replay_settings,
     required_samples,
     synthetic_pool,
 )
-from optscale_jax.estimation import MIN_SCALE, Params, negative_log_likelihood
-from optscale_jax.policies import PAPER_ALPHA, PAPER_S_MIN, optscale
+from optscale_jax.estimation import (
+    MIN_SCALE,
+    Params,
+    negative_log_likelihood,
+    negative_log_prior,
+)
+from optscale_jax.policies import PAPER_ALPHA, PAPER_S_MIN, Observation, optscale, run
+from optscale_jax.replay import permutations
+from optscale_jax.report.tables import Table
 from optscale_jax.synthetic import synthetic_problems
 
 PROBLEMS, SAMPLES, PERMUTATIONS = 500, 64, 20
 PREFIXES = (3, 5, 10, 20, 64)
 SETTINGS = tuple(itertools.product(PAPER_S_MIN, PAPER_ALPHA))
 CAP = 1024  # of the bound, for both sides; grid stepping without one would never end where F = 1
+PRECISIONS = (np.float32, np.float64)
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchConfig:
+    """What to measure.
+
+    Attributes:
+        quick: Whether to take smaller samples of what is slow, the baselines and mpmath: a minute
+            instead of several.
+        out: Folder for bench.json and bench.md, made if it does not exist. null: none.
+    """
+
+    quick: bool = False
+    out: str | None = None
 
 
 # The baselines ------------------------------------------------------------------------------------
@@ -137,24 +168,47 @@ def per_element(kernel: Callable[..., Any], arguments: tuple, repeats: int) -> f
 
 
 class Report:
-    """Rows of (what, figure, demanded, met)."""
+    """Rows of (what, figure, demanded, met), shown as they come."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
 
-    def add(self, what: str, figure: str, demanded: str, met: bool | None, **raw: Any) -> None:
-        self.rows.append(dict(what=what, figure=figure, demanded=demanded, met=met, **raw))
-        mark = {True: "ok", False: "MISSED", None: ""}[met]
-        print(f"  {what}: {figure}  [{demanded}] {mark}", flush=True)
+    def add(self, what: str, figure: str, demanded: str, met: bool | np.bool, **raw: float) -> None:
+        """One row; `raw` are its figures as numbers."""
+        self.rows.append(dict(what=what, figure=figure, demanded=demanded, met=bool(met), **raw))
+        print(f"  {what}: {figure}  [{demanded}] {'ok' if met else 'MISSED'}", flush=True)
+
+    @property
+    def met(self) -> bool:
+        """Whether no row is missed."""
+        return all(row["met"] for row in self.rows)
 
     def table(self) -> Table:
-        table = Table(title="optscale-jax against SciPy, this machine, this run")
-        for name in ("what", "figure", "demanded", ""):
-            table.add_column(name)
-        for row in self.rows:
-            mark = {True: "ok", False: "[bold red]missed", None: ""}[row["met"]]
-            table.add_row(row["what"], row["figure"], row["demanded"], mark)
-        return table
+        """All rows, for people."""
+        return Table(
+            title=f"optscale-jax against SciPy and mpmath, {machine()}",
+            columns=("what", "figure", "demanded", ""),
+            rows=[
+                (row["what"], row["figure"], row["demanded"], "ok" if row["met"] else "MISSED")
+                for row in self.rows
+            ],
+            num_labels=4,
+        )
+
+
+def machine() -> str:
+    """What a speed was measured on."""
+    return (
+        f"{platform.machine()}, {psutil.cpu_count()} cores, JAX {jax.__version__} on "
+        f"{jax.default_backend()}"
+    )
+
+
+@contextmanager
+def precision(dtype) -> Iterator[None]:
+    """float64 where it is asked for."""
+    with jax.enable_x64(dtype is np.float64):
+        yield
 
 
 # The measurements ---------------------------------------------------------------------------------
@@ -185,86 +239,103 @@ def library_columns(grid: Grid) -> Reference:
 
 def accuracy(report: Report, quick: bool) -> None:
     """The truncated normal against mpmath, on a random grid and the named hard cases."""
-    for dtype in (np.float32, np.float64):
+    for dtype in PRECISIONS:
         points = [random_grid(200 if quick else 1200, dtype, seed=1), hard_grid(dtype)[0]]
         grid = Grid(*(np.concatenate(pair) for pair in zip(*points, strict=True)))
         exact = reference(grid)
-        with jax.enable_x64(dtype is np.float64):
+        with precision(dtype):
             ours = jax.jit(library_columns)(Grid(*map(jnp.asarray, grid)))
         tolerances = TOLERANCES[np.dtype(dtype)]
         for name in Reference._fields:
             error = relative_error(name, getattr(ours, name), getattr(exact, name))
             tolerance = getattr(tolerances, name)
             report.add(
-                f"{name}, {np.dtype(dtype)}, {error.size:,} points",
+                f"{name} against mpmath, {np.dtype(dtype)}, {error.size:,} points",
                 f"{np.mean(error <= tolerance):.2%} within, worst {error.max():.1e}",
                 f"100% within {tolerance:.0e}",
-                bool(np.all(error <= tolerance)),
+                np.all(error <= tolerance),
                 worst=float(error.max()),
             )
 
 
-def fits(report: Report, scores: np.ndarray, prior: Prior, quick: bool) -> None:
-    """Objectives never above SciPy's, and the time of a fit."""
-    rng = np.random.default_rng(0)
-    problems = scores.shape[0]
-    checked = np.arange(problems) if not quick else rng.choice(problems, 20, replace=False)
-    timed: dict[str, list[float]] = {"MLE": [], "MAP": []}
-    worst = {"MLE": -np.inf, "MAP": -np.inf}
-    for n, kind in itertools.product(PREFIXES, ("MLE", "MAP")):
-        stats = ScoreStats.from_scores(scores[:, :n])
-        params, _ = fit_mle(stats) if kind == "MLE" else fit_map(stats, prior)
-        ours = np.stack([np.asarray(v, np.float64) for v in params], axis=1)
-        for p in checked:
-            one = scores[p, :n].astype(np.float64)
-            belief = None
-            if kind == "MAP":
-                fields = (prior.loc, prior.scale, prior.loc_sd, prior.scale_sd)
-                belief = [float(np.broadcast_to(f, problems)[p]) for f in fields]
-            start = time.perf_counter()
-            theirs = scipy_fit(one, belief)
-            timed[kind].append(time.perf_counter() - start)
-            excess = objective(ours[p], one, belief) - objective(theirs.x, one, belief)
-            scale = max(abs(objective(theirs.x, one, belief)), 1e-3)
-            if np.isfinite(excess):
-                worst[kind] = max(worst[kind], excess / scale)
-            elif not np.isfinite(objective(ours[p], one, belief)):
-                worst[kind] = np.inf
-    prefixes = jax.tree.map(jnp.asarray, ScoreStats.prefixes(jnp.asarray(scores)))
-    beliefs = jax.tree.map(
-        lambda v: jnp.broadcast_to(jnp.asarray(v, scores.dtype), problems)[:, None], prior
-    )
-    calls = {"MLE": lambda: fit_mle(prefixes), "MAP": lambda: fit_map(prefixes, beliefs)}
-    for kind, call in calls.items():
-        report.add(
-            f"{kind} objective above SciPy's, {len(checked)} problems x {PREFIXES} scores",
-            f"{worst[kind]:.1e} relative",
-            "<= 1e-6",
-            bool(worst[kind] <= 1e-6),
-            worst=worst[kind],
-        )
-        ours_time = seconds(call, 10) / prefixes.n.size
-        ratio = float(np.mean(timed[kind])) / ours_time
+def fits(report: Report, scores: np.ndarray, beliefs: np.ndarray, quick: bool) -> None:
+    """Objectives never above SciPy's, in both precisions, and the time of a fit."""
+    problems = len(scores)
+    checked = np.random.default_rng(0).permutation(problems)[: 20 if quick else problems]
+    for kind, given in (("MLE", None), ("MAP", beliefs)):
+        prior = None if given is None else given[checked]
+        times: list[float] = []
+        worst = dict.fromkeys(PRECISIONS, -np.inf)
+        for n in PREFIXES:
+            sample = scores[checked, :n].astype(np.float64)
+            optima = []
+            for i, one in enumerate(sample):
+                start = time.perf_counter()
+                optima.append(scipy_fit(one, None if prior is None else prior[i]).x)
+                times.append(time.perf_counter() - start)
+            theirs = objective(np.array(optima), sample, prior)
+            for dtype in PRECISIONS:
+                ours = objective(library_fit(sample, prior, dtype), sample, prior)
+                above = (ours - theirs) / np.maximum(np.abs(theirs), 1e-3)
+                # Where SciPy wandered off to nowhere, ours only has to be finite.
+                alone = np.where(np.isfinite(ours), -1.0, np.inf)
+                above = np.where(np.isfinite(theirs), above, alone)
+                worst[dtype] = max(worst[dtype], float(above.max()))
+        for dtype, figure in worst.items():
+            report.add(
+                f"{kind} objective above SciPy's, {np.dtype(dtype)}, {len(checked)} problems x "
+                f"{PREFIXES} scores",
+                f"{figure:.1e} relative",
+                "<= 1e-6",
+                figure <= 1e-6,
+                worst=figure,
+            )
+        prefixes = ScoreStats.prefixes(jnp.asarray(scores))
+        each = None if given is None else prior_of(given[:, None].astype(scores.dtype))
+        ours = seconds(lambda s=prefixes, p=each: library_optimum(s, p), 10) / prefixes.n.size
+        theirs = float(np.mean(times))
         report.add(
             f"{kind} speed, {prefixes.n.size:,} prefixes in one call",
-            f"{ratio:,.0f} x SciPy ({ours_time * 1e9:,.0f} ns against "
-            f"{np.mean(timed[kind]) * 1e3:.1f} ms a fit)",
+            f"{theirs / ours:,.0f} x SciPy ({ours * 1e9:,.0f} ns against {theirs * 1e3:.1f} ms "
+            "a fit)",
             ">= 5,000 x",
-            ratio >= 5000,
-            ratio=ratio,
+            theirs / ours >= 5000,
+            ratio=theirs / ours,
         )
 
 
-def objective(parameters, scores, prior=None) -> float:
-    """The objective in float64, exact in the tails that `scipy_objective` cannot evaluate."""
-    with jax.enable_x64(True):
+def prior_of(beliefs: np.ndarray) -> Prior:
+    """A prior from columns (loc, scale, loc_sd, scale_sd) on the last axis."""
+    return Prior(*(jnp.asarray(column) for column in np.moveaxis(beliefs, -1, 0)))
+
+
+def library_optimum(stats: ScoreStats, prior: Prior | None) -> Params:
+    """The library's fit, MLE without a prior and MAP with one."""
+    return (fit_mle(stats) if prior is None else fit_map(stats, prior))[0]
+
+
+def library_fit(scores: np.ndarray, beliefs: np.ndarray | None, dtype) -> np.ndarray:
+    """(loc, scale) of each row of scores, computed in a precision and returned in float64."""
+    with precision(dtype):
+        prior = None if beliefs is None else prior_of(beliefs.astype(dtype))
+        params = library_optimum(ScoreStats.from_scores(scores.astype(dtype)), prior)
+        return np.stack([np.asarray(v, np.float64) for v in params], axis=-1)
+
+
+def objective(
+    parameters: np.ndarray, scores: np.ndarray, beliefs: np.ndarray | None = None
+) -> np.ndarray:
+    """What both sides minimise, in float64, also in the tails that `scipy_objective` loses.
+
+    Of (loc, scale) [..., 2], scores [..., n] and, for MAP, priors' columns [..., 4].
+    """
+    with precision(np.float64):
+        params = Params(*(jnp.asarray(v, jnp.float64) for v in np.moveaxis(parameters, -1, 0)))
         stats = ScoreStats.from_scores(jnp.asarray(scores, jnp.float64))
-        params = Params(*(jnp.asarray(float(v), jnp.float64) for v in parameters))
-        value = float(negative_log_likelihood(stats, params))
-    if prior is not None:
-        value += (parameters[0] - prior[0]) ** 2 / (2 * prior[2] ** 2)
-        value += (parameters[1] - prior[1]) ** 2 / (2 * prior[3] ** 2)
-    return value
+        value = negative_log_likelihood(stats, params)
+        if beliefs is not None:
+            value = value + negative_log_prior(params, prior_of(beliefs))
+        return np.asarray(value)
 
 
 def bounds(report: Report, loc: np.ndarray, scale: np.ndarray, quick: bool) -> None:
@@ -320,6 +391,55 @@ def bounds(report: Report, loc: np.ndarray, scale: np.ndarray, quick: bool) -> N
     )
 
 
+def exactness(report: Report) -> None:
+    """The bound against rational arithmetic, for N of every size."""
+    largest = np.iinfo(np.int32).max
+    for dtype in PRECISIONS:
+        with precision(dtype):
+            log_f, log_miss, alpha = hard_bounds(dtype)
+            ours = np.asarray(required_samples(GivenLogCdf(jnp.asarray(log_f)), 0.5, alpha))
+        pairs = zip(log_f.tolist(), log_miss.tolist(), strict=True)
+        wrong = int(np.sum(ours != [least_count(f, m, largest) for f, m in pairs]))
+        report.add(
+            f"bound against rational arithmetic, {np.dtype(dtype)}, {ours.size:,} hard cases up to "
+            "N = 2^31 - 1",
+            f"{wrong} differ",
+            "0",
+            wrong == 0,
+            wrong=wrong,
+        )
+
+
+def coverage(report: Report, loc: np.ndarray, scale: np.ndarray) -> None:
+    """Whether the best of N* SciPy draws reaches s_min as often as promised, and of N* - 1 not."""
+    trials, cases, margin = 20_000, 24, 4.0
+    rng = np.random.default_rng(3)
+    s_min, alpha = (np.array(v) for v in zip(*SETTINGS, strict=True))
+    with precision(np.float64):
+        needed = np.asarray(
+            required_samples(TruncatedNormal(loc[:, None], scale[:, None]), s_min, alpha, CAP)
+        )
+    # Few samples, so that one fewer is missed by more than the noise.
+    few = rng.permutation(np.argwhere((needed >= 2) & (needed <= 12)))[:cases]
+    reached, missed = [], []
+    for p, k in few:
+        ends = (-loc[p] / scale[p], (1 - loc[p]) / scale[p])
+        law = scipy.stats.truncnorm(*ends, loc[p], scale[p])
+        hits = law.rvs((trials, needed[p, k]), random_state=rng) >= s_min[k]
+        error = math.sqrt(alpha[k] * (1 - alpha[k]) / trials)
+        reached.append((hits.any(axis=1).mean() - alpha[k]) / error)
+        missed.append((hits[:, 1:].any(axis=1).mean() - alpha[k]) / error)
+    report.add(
+        f"coverage, {len(few)} problems and settings, {trials:,} trials of N* draws each",
+        f"lowest {min(reached):+.1f} standard errors from alpha with N*, highest "
+        f"{max(missed):+.1f} with N* - 1",
+        f">= -{margin:.0f} and < +{margin:.0f}",
+        min(reached) >= -margin and max(missed) < margin,
+        reached=float(min(reached)),
+        missed=float(max(missed)),
+    )
+
+
 def replays(report: Report, quick: bool) -> None:
     """OptScale^0 refitted after every sample, all settings and permutations."""
     pool = synthetic_pool(jax.random.key(0), num_problems=PROBLEMS, num_samples=SAMPLES)
@@ -354,40 +474,111 @@ def replays(report: Report, quick: bool) -> None:
     )
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.bench", description=str(__doc__).split("\n")[0]
+def plain_loop(report: Report, pool: Pool) -> None:
+    """Replay beside a Python loop that feeds the policy one completion at a time."""
+    problems, orders = pool.subset(slice(25)), 2
+    scores, answers, tokens = map(np.asarray, (problems.scores, problems.answers, problems.tokens))
+    key = jax.random.key(4)
+    columns = permutations(problems, key, orders)
+    different = count = 0
+    for s_min, alpha in ((0.9, 0.95), (0.97, 0.99)):
+        policy = optscale(s_min, alpha, SAMPLES, 3)
+        fast = replay(problems, policy, key=key, num_permutations=orders)
+        for k, p in np.ndindex(orders, problems.num_problems):
+            order = columns[k, p]
+            drawn = (f[p, order] for f in (scores, answers, tokens))
+            slow = run(policy, map(Observation, *drawn, np.arange(SAMPLES)))
+            spent = tokens[p, order[: slow.num_samples]].sum()
+            want = (slow.num_samples, order[slow.selected_index], spent)
+            got = (fast.num_samples[k, p], fast.selected_index[k, p], fast.tokens[k, p])
+            different += want != got
+            count += 1
+    report.add(
+        f"replay against a plain Python loop, {count} runs of OptScale^0",
+        f"{different} differ in samples, completion or tokens",
+        "0",
+        different == 0,
+        different=int(different),
     )
-    parser.add_argument(
-        "--quick", action="store_true", help="smaller samples of the baselines, about a minute"
-    )
-    parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
-    options = parser.parse_args(argv)
 
-    report = Report()
-    print(
-        f"{platform.processor() or platform.machine()}, {psutil.cpu_count()} cores, JAX on "
-        f"{jax.default_backend()}",
-        flush=True,
+
+def imports(report: Report) -> None:
+    """How long the numerical core takes to import, beside JAX and TFP alone."""
+    tfp = "import jax, tensorflow_probability.substrates.jax"
+    ours, alone = (
+        min(
+            float(
+                subprocess.run(
+                    [
+                        sys.executable,
+                        "-c",
+                        f"import time; t = time.perf_counter(); {what}; "
+                        "print(time.perf_counter() - t)",
+                    ],
+                    check=True,
+                    capture_output=True,
+                    text=True,
+                ).stdout
+            )
+            for _ in range(3)
+        )
+        for what in ("import optscale_jax", tfp)
     )
-    problems = synthetic_problems(jax.random.key(0), num_problems=PROBLEMS)
+    report.add(
+        "import of the numerical core",
+        f"{ours:.1f} s (JAX and TFP alone {alone:.1f} s)",
+        "< 3 s",
+        ours < 3,
+        seconds=ours,
+        alone=alone,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    return command(
+        BenchConfig,
+        bench,
+        argv,
+        prog="python -m eval.bench",
+        description="Speed and accuracy of the numerical core against SciPy and mpmath.",
+    )
+
+
+def bench(config: BenchConfig) -> None:
+    """Measures everything, shows and writes it; exits with 1 where a figure is missed."""
+    if config.out is None:
+        report = measure(config.quick)
+    else:
+        with output_folder(Path(config.out), ("bench.json", "bench.md")) as folder:
+            report = measure(config.quick)
+            (folder / "bench.json").write_text(json.dumps(report.rows, indent=1) + "\n")
+            (folder / "bench.md").write_text(report.table().to_markdown())
+    if not report.met:
+        sys.exit(1)
+
+
+def measure(quick: bool) -> Report:
+    """All measurements, the one of peak memory before those that need more."""
+    report = Report()
+    print(machine(), flush=True)
+    truth = synthetic_problems(jax.random.key(0), num_problems=PROBLEMS)
     pool = synthetic_pool(jax.random.key(0), num_problems=PROBLEMS, num_samples=SAMPLES)
     rng = np.random.default_rng(2)
-    # A prior as good as a decent predictor's: the truth with an error of its own width.
-    prior = Prior(
-        np.clip(problems.loc + rng.normal(0, 0.1, PROBLEMS), 0, 1).astype(np.float32),
-        np.clip(problems.scale + rng.normal(0, 0.05, PROBLEMS), 0.02, 1).astype(np.float32),
-    )
-    replays(report, options.quick)
-    bounds(
-        report, problems.loc.astype(np.float32), problems.scale.astype(np.float32), options.quick
-    )
-    fits(report, np.asarray(pool.scores), prior, options.quick)
-    accuracy(report, options.quick)
-    Console().print(report.table())
-    if options.out:
-        options.out.write_text(json.dumps(report.rows, indent=1) + "\n")
-    return 0 if all(row["met"] is not False for row in report.rows) else 1
+    # Priors as good as a decent predictor's: the truth with an error of its own width.
+    noise = rng.normal(0, (0.1, 0.05), (PROBLEMS, 2))
+    means = np.clip(np.stack([truth.loc, truth.scale], axis=1) + noise, (0, 0.02), 1)
+    beliefs = np.concatenate([means, np.full((PROBLEMS, 2), 0.1)], axis=1)
+
+    imports(report)
+    replays(report, quick)
+    plain_loop(report, pool)
+    bounds(report, truth.loc.astype(np.float32), truth.scale.astype(np.float32), quick)
+    exactness(report)
+    coverage(report, truth.loc, truth.scale)
+    fits(report, np.asarray(pool.scores), beliefs, quick)
+    accuracy(report, quick)
+    return report
 
 
 if __name__ == "__main__":

@@ -1,22 +1,29 @@
-"""The truncated normal to 50 digits, and the points that measure an implementation against it.
+"""The truncated normal to 50 digits, the bound in fractions, and the points to compare them at.
 
-What the tests and the benchmark hold `optscale_jax.TruncatedNormal` to. The formulas are the
-textbook's, from erfc, in mpmath (extras `test` and `bench`) with as many digits as they cancel:
-slow, and sharing nothing with the library.
+What the tests and the benchmark hold `optscale_jax.TruncatedNormal` and `required_samples` to. The
+formulas are the textbook's, from erfc, in mpmath (extras `test` and `bench`) with as many digits as
+they cancel, and the bound's in rational arithmetic: slow, and sharing nothing with the library.
 """
 
+import math
 from collections.abc import Iterable
+from fractions import Fraction
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import mpmath as mp
 import numpy as np
+from tensorflow_probability.substrates.jax import distributions as tfd
 
 __all__ = [
     "HARD_CASES",
     "TOLERANCES",
+    "GivenLogCdf",
     "Grid",
     "Reference",
+    "hard_bounds",
     "hard_grid",
+    "least_count",
     "quantile",
     "random_grid",
     "reference",
@@ -234,3 +241,50 @@ def hard_grid(dtype) -> tuple[Grid, list[str]]:
         columns += [(x, u, loc, scale, low, high) for x, u in zip(xs, us, strict=True)]
         names += [name] * len(xs)
     return _rounded(np.array(columns).T, dtype), names
+
+
+def least_count(log_f: float, log_miss: float, cap: int) -> int:
+    """Least N in 1..cap with N log F <= log(1 - alpha), in fractions of the floats given."""
+    if log_f == 0:
+        return cap
+    if log_f == -math.inf:
+        return 1
+    return min(max(math.ceil(Fraction(log_miss) / Fraction(log_f)), 1), cap)
+
+
+class GivenLogCdf(tfd.Distribution):
+    """A law that has nothing but a log_cdf: the values it is given, whatever the score.
+
+    With it the bound is measured alone, without the rounding of a law.
+    """
+
+    def __init__(self, log_f):
+        self.log_f = log_f
+        super().__init__(
+            dtype=log_f.dtype,
+            reparameterization_type=tfd.NOT_REPARAMETERIZED,
+            validate_args=False,
+            allow_nan_stats=True,
+        )
+
+    def _log_cdf(self, x):
+        return jnp.broadcast_to(self.log_f, jnp.broadcast_shapes(self.log_f.shape, jnp.shape(x)))
+
+
+def hard_bounds(dtype, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """log F, log(1 - alpha) and alpha where ceilings go wrong, 20,000 of each.
+
+    Exact ratios and their neighbours, both tails of F, N of every size that int32 holds.
+    """
+    rng = np.random.default_rng(seed)
+    alpha = rng.uniform(0.01, 0.999, 20_000).astype(dtype)
+    log_miss = np.asarray(jnp.log1p(-jnp.asarray(alpha)))
+    counts = 10 ** rng.uniform(0, 9.4, alpha.size)
+    log_f = (log_miss / counts).astype(dtype)
+    whole = np.arange(alpha.size) % 2 == 0
+    exact = rng.integers(1, 2 ** rng.integers(1, 31, alpha.size))
+    log_f[whole] = (log_miss / exact.astype(dtype))[whole]
+    near = np.arange(alpha.size) % 5 == 0
+    log_f[near] = np.nextafter(log_f, np.asarray(-np.inf, dtype), dtype=dtype)[near]
+    log_f[:4] = [0.0, -np.inf, -1e-30, -1e30]
+    return log_f, log_miss, alpha

@@ -13,8 +13,10 @@ PRIOR = (0.7, 0.15, 0.1, 0.1)
 
 @pytest.mark.parametrize("prior", [None, PRIOR])
 def test_the_two_objectives_differ_by_a_constant(prior):
-    points = [(0.7, 0.2), (0.9, 0.1), (1.1, 0.3)]
-    gaps = [scipy_objective(p, SCORES, prior) - objective(p, SCORES, prior) for p in points]
+    points = np.array([(0.7, 0.2), (0.9, 0.1), (1.1, 0.3)])
+    beliefs = None if prior is None else np.broadcast_to(prior, (3, 4))
+    ours = objective(points, np.broadcast_to(SCORES, (3, 6)), beliefs)
+    gaps = [scipy_objective(p, SCORES, prior) for p in points] - ours
     # 6 / 2 log(2 pi) of the density, and as much of the mass: nothing is left of either.
     np.testing.assert_allclose(gaps, gaps[0], atol=1e-9)
 

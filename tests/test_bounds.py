@@ -1,7 +1,6 @@
 """The bound is exact, for any law, in both precisions; its promise holds, one fewer breaks it."""
 
 import math
-from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorflow_probability.substrates import jax as tfp
 
+from eval.reference import GivenLogCdf, hard_bounds, least_count
 from optscale_jax import (
     BestOfN,
     TruncatedNormal,
@@ -31,54 +31,12 @@ def dtype(request):
         yield request.param
 
 
-def brute_force(log_f: float, log_miss: float, cap: int) -> int:
-    """Least N >= 1 with N log F <= log(1 - alpha), in rational arithmetic on the given floats."""
-    if log_f == 0:
-        return cap
-    if log_f == -math.inf:
-        return 1
-    return min(max(math.ceil(Fraction(log_miss) / Fraction(log_f)), 1), cap)
-
-
-class FromLogCdf(tfd.Distribution):
-    """A law that has nothing but a log_cdf: the values it is given, whatever the score."""
-
-    def __init__(self, log_f):
-        self.log_f = log_f
-        super().__init__(
-            dtype=log_f.dtype,
-            reparameterization_type=tfd.NOT_REPARAMETERIZED,
-            validate_args=False,
-            allow_nan_stats=True,
-        )
-
-    def _log_cdf(self, x):
-        return jnp.broadcast_to(self.log_f, jnp.broadcast_shapes(self.log_f.shape, jnp.shape(x)))
-
-
-def hard_log_f(dtype) -> tuple[np.ndarray, np.ndarray]:
-    """log F and alpha where ceilings go wrong: exact ratios, both tails, every magnitude of N."""
-    rng = np.random.default_rng(0)
-    alpha = rng.uniform(0.01, 0.999, 20_000).astype(dtype)
-    log_miss = np.asarray(jnp.log1p(-jnp.asarray(alpha)))
-    counts = 10 ** rng.uniform(0, 9.4, alpha.size)
-    log_f = (log_miss / counts).astype(dtype)
-    whole = np.arange(alpha.size) % 2 == 0
-    exact = rng.integers(1, 2 ** rng.integers(1, 31, alpha.size))
-    log_f[whole] = (log_miss / exact.astype(dtype))[whole]
-    near = np.arange(alpha.size) % 5 == 0
-    log_f[near] = np.nextafter(log_f, np.asarray(-np.inf, dtype), dtype=dtype)[near]
-    log_f[:4] = [0.0, -np.inf, -1e-30, -1e30]
-    return log_f, alpha
-
-
 @pytest.mark.parametrize("cap", [None, 1, 64, 2047, 2048, 10_000, 2**24, UNREACHABLE - 1])
 def test_the_bound_is_the_least_count(cap, dtype):
-    log_f, alpha = hard_log_f(dtype)
-    got = jax.jit(lambda f, a: required_samples(FromLogCdf(f), 0.5, a, cap))(log_f, alpha)
-    log_miss = np.asarray(jnp.log1p(-jnp.asarray(alpha)))
+    log_f, log_miss, alpha = hard_bounds(dtype)
+    got = jax.jit(lambda f, a: required_samples(GivenLogCdf(f), 0.5, a, cap))(log_f, alpha)
     largest = int(UNREACHABLE) if cap is None else cap
-    want = [brute_force(float(f), float(m), largest) for f, m in zip(log_f, log_miss, strict=True)]
+    want = [least_count(float(f), float(m), largest) for f, m in zip(log_f, log_miss, strict=True)]
     np.testing.assert_array_equal(got, want)
     assert got.dtype == jnp.int32
 
@@ -103,7 +61,7 @@ def test_any_law_fused_with_its_own_log_cdf(law, dtype):
     )
     log_f, log_miss = np.broadcast_arrays(log_f, jnp.log1p(-alpha))
     want = [
-        brute_force(float(f), float(m), 100_000)
+        least_count(float(f), float(m), 100_000)
         for f, m in zip(log_f.flat, log_miss.flat, strict=True)
     ]
     np.testing.assert_array_equal(np.ravel(got), want)
