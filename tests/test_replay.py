@@ -53,7 +53,6 @@ def pool():
     )
 
 
-PRIOR = Prior(0.75, 0.15)
 EACH = Prior(
     np.linspace(0.5, 0.9, PROBLEMS), np.linspace(0.1, 0.3, PROBLEMS), np.full(PROBLEMS, 0.2), 0.05
 )
@@ -78,8 +77,22 @@ def prior_of(policy, problem):
     )
 
 
+ORDERS = 2
+
+
+def replayed(name, pool):
+    """A policy of the table over `ORDERS` orders: one compilation, whoever asks."""
+    return replay(pool, POLICIES[name], key=KEY, num_permutations=ORDERS)
+
+
+@pytest.fixture(scope="module")
+def ordered_scores(pool):
+    """[K, P, N] scores in the order in which `replayed` draws them."""
+    return pool.scores[np.arange(PROBLEMS)[:, None], permutations(pool, KEY, ORDERS)]
+
+
 @pytest.mark.parametrize(
-    ("name", "num_permutations"), [*((name, 2) for name in POLICIES), ("every sample", 0)]
+    ("name", "num_permutations"), [*((name, ORDERS) for name in POLICIES), ("first hit", 0)]
 )
 def test_replay_is_the_plain_loop(name, num_permutations, pool):
     policy = POLICIES[name]
@@ -119,26 +132,34 @@ def test_best_of_n_takes_the_first_of_the_best_eligible(pool):
         assert result.selected_index[0, p] == np.argmax(masked)
 
 
-@pytest.mark.parametrize("prior", [None, PRIOR])
-def test_the_rule_is_the_papers(prior, pool):
+@pytest.mark.parametrize(
+    ("name", "s_min", "alpha", "least"),
+    [("every sample", 0.95, 0.8, 3), ("prior for each", 0.9, 0.9, 2)],
+)
+def test_the_rule_is_the_papers(name, s_min, alpha, least, pool, ordered_scores):
     """Every sample: the first n at which the fit of the first n scores asks for no more than n."""
-    policy = optscale(0.92, 0.85, SAMPLES, 3, prior=prior)
-    result = replay(pool, policy)
+    result = replayed(name, pool)
     counts = np.arange(1, SAMPLES + 1)
-    stats = ScoreStats.from_scores(pool.scores[:, None], np.arange(SAMPLES) < counts[:, None])
-    params, _ = fit_mle(stats) if prior is None else fit_map(stats, prior)
-    wanted = np.asarray(required_samples(TruncatedNormal(*params), 0.92, 0.85, SAMPLES))
-    enough = (wanted <= counts) & (counts >= 3)
-    assert len(set(enough.argmax(1))) > 1  # not all stop at the same place
-    np.testing.assert_array_equal(result.num_samples[0], counts[enough.argmax(1)])
+    seen = np.arange(SAMPLES) < counts[:, None]
+    stats = ScoreStats.from_scores(ordered_scores[:, :, None], seen)
+    if name == "prior for each":
+        params, _ = fit_map(stats, Prior(*(np.reshape(v, (-1, 1)) for v in vars(EACH).values())))
+    else:
+        params, _ = fit_mle(stats)
+    wanted = np.asarray(required_samples(TruncatedNormal(*params), s_min, alpha, SAMPLES))
+    enough = (wanted <= counts) & (counts >= least)
+    stop = counts[enough.argmax(-1)]
+    assert len(np.unique(stop)) > 1  # not all stop at the same place
+    np.testing.assert_array_equal(result.num_samples, stop)
 
 
-def test_once_looks_once(pool):
-    result = replay(pool, optscale(0.92, 0.85, SAMPLES, 4, decide="once"))
-    params, _ = fit_mle(ScoreStats.from_scores(pool.scores[:, :4]))
-    wanted = np.asarray(required_samples(TruncatedNormal(*params), 0.92, 0.85, SAMPLES))
-    np.testing.assert_array_equal(result.num_samples[0], np.maximum(wanted, 4))
-    np.testing.assert_array_equal(result.required[0], wanted)
+def test_once_looks_once(pool, ordered_scores):
+    result = replayed("once", pool)
+    params, _ = fit_mle(ScoreStats.from_scores(ordered_scores[..., :3]))
+    wanted = np.asarray(required_samples(TruncatedNormal(*params), 0.95, 0.8, SAMPLES))
+    assert len(np.unique(wanted)) > 1
+    np.testing.assert_array_equal(result.num_samples, np.maximum(wanted, 3))
+    np.testing.assert_array_equal(result.required, wanted)
 
 
 def test_one_score_is_judged_by_the_start(pool):
@@ -151,11 +172,15 @@ def test_one_score_is_judged_by_the_start(pool):
 def test_a_grid_is_each_of_its_settings(pool):
     make = functools.partial(optscale, max_samples=SAMPLES, min_samples=3)
     settings = dict(s_min=np.array([0.85, 0.95]), alpha=np.array([0.99, 0.8]))
-    grid = replay_settings(pool, make, settings, key=KEY, num_permutations=2)
-    for i, (s_min, alpha) in enumerate(zip(*settings.values(), strict=True)):
-        one = replay(pool, make(float(s_min), float(alpha)), key=KEY, num_permutations=2)
-        for name in ("num_samples", "tokens", "selected_index", "correct", "stop_reason"):
-            np.testing.assert_array_equal(getattr(grid, name)[i], getattr(one, name), name)
+    grid = replay_settings(pool, make, settings, key=KEY, num_permutations=ORDERS)
+    # The second is a policy of the table, made without traced settings.
+    one = replayed("every sample", pool)
+    for name in ("num_samples", "tokens", "selected_index", "correct", "stop_reason"):
+        np.testing.assert_array_equal(getattr(grid, name)[1], getattr(one, name), name)
+    swapped = {name: values[::-1] for name, values in settings.items()}
+    other = replay_settings(pool, make, swapped, key=KEY, num_permutations=ORDERS)
+    for here, there in zip(grid, other, strict=True):
+        np.testing.assert_array_equal(here, there[::-1])
 
 
 def test_a_factory_compiles_once_for_all_its_values(pool):
@@ -228,8 +253,8 @@ def test_states_keep_their_shapes(pool):
 
 
 def test_gain_falls_as_the_best_rises():
-    # A prior this sure keeps the law the same, whatever the best score is.
-    policy = optscale(0.9, 0.9, 8, 2, prior=Prior(0.7, 0.15, 1e-3, 1e-3))
+    # Before the first fit the law is the same, whatever the best score is.
+    policy = optscale(0.9, 0.9, 8, 8)
     observe = jax.jit(policy.observe)
     gains = []
     for best in (0.6, 0.8, 0.95):
