@@ -4,7 +4,14 @@ import jax
 import numpy as np
 import pytest
 
-from eval.bench import Report, grid_stepping, objective, scipy_fit, scipy_objective
+from eval.bench import (
+    Report,
+    grid_stepping,
+    main,
+    objective,
+    scipy_fit,
+    scipy_objective,
+)
 from optscale_jax import TruncatedNormal, required_samples
 
 SCORES = np.array([0.62, 0.71, 0.88, 0.54, 0.93, 0.77])
@@ -47,5 +54,14 @@ def test_grid_stepping_stops_at_its_cap():
 def test_the_report_says_what_was_missed():
     report = Report()
     report.add("speed", "3 x", ">= 5 x", False)
-    assert report.rows[0]["met"] is False
-    assert report.table().row_count == 1
+    assert not report.met
+    assert report.table().rows == [("speed", "3 x", ">= 5 x", "MISSED")]
+
+
+def test_an_output_that_cannot_be_made_is_refused_before_anything_is_measured(tmp_path, capsys):
+    file = tmp_path / "taken"
+    file.write_text("")
+    assert main(["--out", str(file)]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == f"error: --out: {file} is a file; give a folder\n"
+    assert captured.out == ""

@@ -186,7 +186,7 @@ def cases():
     names, rows, priors = [], [], []
     for kind in KINDS:
         for n in (2, *COUNTS):
-            for _ in range(2):
+            for _ in range(3):
                 x = draws(kind, n, rng).astype(np.float32)
                 stats = ScoreStats.from_scores(x)
                 names.append(f"{kind}, n = {n}")
