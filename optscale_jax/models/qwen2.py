@@ -21,10 +21,11 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 from safetensors import SafetensorError, safe_open
-from safetensors.flax import save_file
+from safetensors.numpy import save_file
 
 __all__ = ["CheckpointError", "Qwen2", "Qwen2Config"]
 
@@ -35,6 +36,12 @@ _ARCHITECTURES: dict[Head, str] = {
     "process_reward": "Qwen2ForProcessRewardModel",
 }
 _WEIGHTS = "model.safetensors"
+# A field's type -> the types of JSON's values that will do, and what they are called.
+_TYPES: dict[Any, tuple[tuple[type, ...], str]] = {
+    float: ((int, float), "a number"),
+    bool: ((bool,), "true or false"),
+    Head: ((str,), "text"),
+}
 # Flax's name of a leaf -> the checkpoint's.
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 
@@ -128,30 +135,31 @@ class Qwen2Config:
         if not isinstance(given, dict) or given.get("model_type") != "qwen2":
             found = given.get("model_type") if isinstance(given, dict) else given
             raise CheckpointError(f"{path}: model_type is {found!r}; it must be 'qwen2'")
+        given = {name: value for name, value in given.items() if value is not None}
+        (architecture, *_) = given.get("architectures") or [_ARCHITECTURES["language_model"]]
+        heads: dict[Any, Head] = {name: head for head, name in _ARCHITECTURES.items()}
+        if architecture not in heads:
+            raise CheckpointError(
+                f"{path}: the architecture is {architecture!r}; it must be {' or '.join(heads)}"
+            )
         # transformers 5 keeps the base of the wavelengths in rope_parameters, 4 beside the sizes.
-        rope = given.get("rope_parameters") or given.get("rope_scaling") or {}
+        rope_field = "rope_parameters" if "rope_parameters" in given else "rope_scaling"
+        rope = given.get(rope_field, {})
+        if not isinstance(rope, dict):
+            raise CheckpointError(f"{path}: {rope_field} is {rope!r}; it must be an object")
         if rope.get("rope_type", rope.get("type", "default")) != "default":
             raise CheckpointError(f"{path}: rope_type is {rope}; only the default one is supported")
         if given.get("use_sliding_window"):
             raise CheckpointError(f"{path}: use_sliding_window is true; it is not supported")
         if given.get("hidden_act", "silu") != "silu":
             raise CheckpointError(f"{path}: hidden_act is {given['hidden_act']!r}; it must be silu")
-        architecture = (given.get("architectures") or [_ARCHITECTURES["language_model"]])[0]
-        heads: dict[str, Head] = {name: head for head, name in _ARCHITECTURES.items()}
-        names = {field.name for field in dataclasses.fields(cls)}
-        values = {name: given[name] for name in names & given.keys() if given[name] is not None}
-        values.setdefault("num_key_value_heads", values.get("num_attention_heads"))
-        values["rope_theta"] = float(rope.get("rope_theta", given.get("rope_theta", 10000.0)))
-        values["head"] = heads.get(architecture, "language_model")
+        # What transformers takes where a file does not say.
+        given = {"rope_theta": 10000.0, **given, **rope, "head": heads[architecture]}
+        if "num_attention_heads" in given:
+            given.setdefault("num_key_value_heads", given["num_attention_heads"])
+        values = dict(_checked_fields(cls, given, path))
         try:
             return cls(**values)
-        except TypeError as error:
-            missing = [
-                field.name
-                for field in dataclasses.fields(cls)
-                if field.default is dataclasses.MISSING and field.name not in values
-            ]
-            raise CheckpointError(f"{path}: {missing[0]} is missing") from error
         except ValueError as error:
             raise CheckpointError(f"{path}: {error}") from error
 
@@ -159,7 +167,7 @@ class Qwen2Config:
         """The configuration as config.json of a Hugging Face checkpoint.
 
         Args:
-            **extra: Further entries, such as eos_token_id.
+            **extra: Further entries, such as dtype and eos_token_id.
 
         Returns:
             The file's text.
@@ -173,7 +181,6 @@ class Qwen2Config:
             "head_dim": self.head_width,
             "hidden_act": "silu",
             "use_sliding_window": False,
-            "dtype": "float32",
             # Both spellings: transformers 4 reads the first, 5 the second.
             "rope_theta": theta,
             "rope_parameters": {"rope_type": "default", "rope_theta": theta},
@@ -181,6 +188,23 @@ class Qwen2Config:
         if head == "process_reward":
             values["num_labels"] = 2
         return json.dumps(values | extra, indent=2, sort_keys=True) + "\n"
+
+
+def _checked_fields(
+    cls: type[Qwen2Config], given: dict[str, Any], path: Path
+) -> Iterator[tuple[str, Any]]:
+    """The entries of config.json that are fields, after a look at their types."""
+    for field in dataclasses.fields(cls):
+        if field.name not in given:
+            if field.default is dataclasses.MISSING:
+                raise CheckpointError(f"{path}: {field.name} is missing")
+            continue
+        value = given[field.name]
+        types, words = _TYPES.get(field.type, ((int,), "an integer"))
+        # To Python, true is a number.
+        if type(value) not in types:
+            raise CheckpointError(f"{path}: {field.name} is {value!r}; it must be {words}")
+        yield field.name, value
 
 
 def _linear(inputs: int, outputs: int, *, bias: bool, rngs: nnx.Rngs) -> nnx.Linear:
@@ -388,7 +412,7 @@ class Qwen2(nnx.Module):
                         f"{directory}: {name} has shape {value.shape}; the configuration asks for "
                         f"{leaf.shape}"
                     )
-                leaf.set_value(jnp.asarray(value, dtype))
+                leaf.set_value(jnp.asarray(np.asarray(value, dtype)))
         _compute_in(model, dtype)
         return model
 
@@ -403,17 +427,19 @@ class Qwen2(nnx.Module):
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {}
         for path, leaf in _leaves(self):
-            value = leaf.get_value()
+            value = np.asarray(leaf.get_value())
             # A transposed view would be written in the order of its memory.
-            tensors[_checkpoint_name(path)] = (
-                jnp.array(value.T, copy=True) if path[-1] == "kernel" else value
+            tensors[_checkpoint_name(path)] = np.ascontiguousarray(
+                value.T if path[-1] == "kernel" else value
             )
         save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
-        (folder / "config.json").write_text(self.config.to_json(**extra), encoding="utf-8")
+        (dtype,) = {str(value.dtype) for value in tensors.values()}
+        text = self.config.to_json(**{"dtype": dtype, **extra})
+        (folder / "config.json").write_text(text, encoding="utf-8")
 
 
 def _leaves(model: nnx.Module) -> Iterator[tuple[tuple[Any, ...], nnx.Param]]:
-    yield from nnx.state(model, nnx.Param).flat_state()
+    yield from nnx.to_flat_state(nnx.state(model, nnx.Param))
 
 
 def _checkpoint_name(path: tuple[Any, ...]) -> str:
@@ -430,19 +456,18 @@ def _compute_in(model: nnx.Module, dtype: Any) -> None:
 def _open_weights(folder: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
     """Tensor name to the open file that holds it."""
     index = folder / (_WEIGHTS + ".index.json")
-    try:
-        if index.exists():
+    names = [_WEIGHTS]
+    if index.exists():
+        try:
             names = sorted(
                 set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
             )
-        else:
-            names = [_WEIGHTS]
-    except (ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{index}: not an index of safetensors files") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{index}: not an index of safetensors files") from error
     found = {}
     for name in names:
         try:
-            file = stack.enter_context(safe_open(folder / name, framework="flax"))
+            file = stack.enter_context(safe_open(folder / name, framework="np"))
         except FileNotFoundError as error:
             raise CheckpointError(f"{folder / name}: there is no such file") from error
         except (SafetensorError, OSError) as error:
