@@ -18,7 +18,11 @@ from optscale_jax.backends.config import (
 from optscale_jax.problems import Problem
 from tests.checkpoints import reward_head, save_model
 
-pytestmark = pytest.mark.vllm
+pytestmark = [
+    pytest.mark.vllm,
+    # Those of vLLM and torch, when they are imported.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+]
 pytest.importorskip("vllm")
 
 MAX_TOKENS = 100

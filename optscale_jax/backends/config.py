@@ -115,6 +115,8 @@ class ServerConfig:
         attempts: Times that a request is tried in all, at least 1.
         backoff: Seconds before the second try, doubled for each later one up to a minute and drawn
             at random below that; at least 0. A server's Retry-After wins.
+        vllm: Whether they are vLLM's, which know more than OpenAI's interface: how many tokens an
+            unfinished completion has, top_k, chat templates, process reward models.
     """
 
     base_urls: list[str] = dataclasses.field(default_factory=list)
@@ -124,6 +126,7 @@ class ServerConfig:
     read_timeout: float = 600.0
     attempts: int = 6
     backoff: float = 0.5
+    vllm: bool = True
 
     def __post_init__(self) -> None:
         """Refuses numbers outside their domain, and addresses that are none.
@@ -134,6 +137,9 @@ class ServerConfig:
         _at_least(self, 1, "concurrency", "attempts")
         _within(self, "connect_timeout", "read_timeout", low=0.0, low_open=True)
         _within(self, "backoff", low=0.0)
+        if self.api_key_env is not None and not self.api_key_env.isidentifier():
+            # What is given may be the key itself, so it is not shown.
+            raise ValueError("api_key_env must be the name of an environment variable")
         for url in self.base_urls:
             if not url.startswith(("http://", "https://")):
                 raise ValueError(f"base_urls has {url!r}; it must begin with http:// or https://")

@@ -26,6 +26,7 @@ def start_engine(
     model: str,
     revision: str | None = None,
     tokenizer: str | None = None,
+    seeded: bool = False,
     **arguments: Any,
 ) -> "AsyncLLM":
     """Starts an engine and waits until it is ready.
@@ -35,6 +36,7 @@ def start_engine(
         model: Folder of a checkpoint, or its name on the hub.
         revision: On the hub.
         tokenizer: Folder or hub name; None for the model's.
+        seeded: Whether requests will have seeds of their own.
         **arguments: Further arguments of `AsyncEngineArgs`, which `config.extra` overrides.
 
     Returns:
@@ -83,6 +85,9 @@ def start_engine(
             "disable_log_stats": True,
             "use_tqdm_on_load": False,
             **optional,
+            # On a CPU, a prompt that is cut into chunks ends vLLM 0.32's engine where its request
+            # has a seed: it winds the request's generator back, which only CUDA's can do.
+            **({"enable_chunked_prefill": False} if seeded and on_cpu else {}),
             **arguments,
             **config.extra,
         }

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from optscale_jax.backends.base import (
     ProblemError,
     sample_seed,
 )
+from optscale_jax.backends.concurrency import as_they_end, cancelled
 from optscale_jax.backends.config import PromptConfig, SamplerConfig
 from optscale_jax.backends.vllm_engine import one_line, start_engine
 from optscale_jax.problems import Problem
@@ -64,6 +65,7 @@ class VllmSampler:
             model=config.model,
             revision=config.revision,
             tokenizer=config.tokenizer,
+            seeded=True,
             enable_prefix_caching=True,
         )
         try:
@@ -77,7 +79,7 @@ class VllmSampler:
 
     async def sample(
         self, problem: Problem, n: int, first_index: int, *, abort: asyncio.Event
-    ) -> AsyncIterator[Completion]:
+    ) -> AsyncGenerator[Completion, None]:
         """Draws n completions; see `Sampler.sample`."""
         prompt = prompt_token_ids(self._tokenizer, self._config.prompt, problem.text)
         if len(prompt) >= self._max_len:
@@ -86,37 +88,18 @@ class VllmSampler:
                 f"context of {self._max_len} leaves none for a completion; raise "
                 "engine.max_model_len or leave the problem out"
             )
-        ended: asyncio.Queue[Completion | BaseException] = asyncio.Queue()
         names = [f"{problem.id}/{next(self._requests)}" for _ in range(n)]
         tasks = [
-            asyncio.create_task(self._draw(problem, prompt, first_index + i, name, abort, ended))
+            asyncio.create_task(self._completion(problem, prompt, first_index + i, name, abort))
             for i, name in enumerate(names)
         ]
         watch = asyncio.create_task(self._abort_when_set(abort, names, tasks))
         try:
-            for _ in range(n):
-                result = await ended.get()
-                if isinstance(result, BaseException):
-                    raise result
-                yield result
+            async with contextlib.aclosing(as_they_end(tasks)) as completions:
+                async for completion in completions:
+                    yield completion
         finally:
-            for task in (watch, *tasks):
-                task.cancel()
-            await asyncio.gather(watch, *tasks, return_exceptions=True)
-
-    async def _draw(
-        self,
-        problem: Problem,
-        prompt: list[int],
-        index: int,
-        name: str,
-        abort: asyncio.Event,
-        ended: "asyncio.Queue[Completion | BaseException]",
-    ) -> None:
-        try:
-            ended.put_nowait(await self._completion(problem, prompt, index, name, abort))
-        except Exception as error:
-            ended.put_nowait(error)
+            await cancelled(watch)
 
     async def _completion(
         self, problem: Problem, prompt: list[int], index: int, name: str, abort: asyncio.Event
@@ -146,7 +129,7 @@ class VllmSampler:
         raise BackendError(f"{self._config.model}: vLLM ended a request without an output")
 
     async def _abort_when_set(
-        self, abort: asyncio.Event, names: list[str], tasks: list[asyncio.Task[None]]
+        self, abort: asyncio.Event, names: list[str], tasks: list[asyncio.Task[Completion]]
     ) -> None:
         await abort.wait()
         # Again and again, because a request that is still being added is not known to vLLM yet.

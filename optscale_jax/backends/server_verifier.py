@@ -1,0 +1,71 @@
+"""Runs a process reward model on servers: the pooling interface of `vllm serve`."""
+
+from typing import Any
+
+import numpy as np
+
+from optscale_jax.backends.base import BackendError
+from optscale_jax.backends.config import VerifierConfig
+from optscale_jax.backends.prm import StepPrompt
+from optscale_jax.backends.servers import Servers
+from optscale_jax.backends.vllm_engine import one_line
+
+__all__ = ["ServerPooler"]
+
+
+class ServerPooler:
+    """A process reward model behind servers.
+
+    Prompts are written and cut here, with the model's tokenizer, and sent as tokens, so that a
+    server and an engine in this process read the same. A server returns the model's outputs at the
+    separators or, where it has not been told which token that is, at every token; both are taken.
+    """
+
+    def __init__(self, config: VerifierConfig):
+        self._servers = Servers(config.server, model=config.model)
+        served = self._servers.models()
+        length = served.get("max_model_len")
+        if not isinstance(length, int):
+            raise BackendError(
+                f"{config.server.base_urls[0]} does not say how long {config.model}'s context is, "
+                "so it is not vLLM's; a process reward model needs vLLM's pooling interface"
+            )
+        self.max_len = length
+        self.tokenizer = _tokenizer(config)
+
+    async def pool(self, prompt: StepPrompt) -> np.ndarray:
+        """The model's outputs at the prompt's positions, [steps, labels]."""
+        answer = await self._servers.post("/pooling", {"input": prompt.token_ids})
+        try:
+            rows = np.asarray(answer["data"][0]["data"], dtype=np.float64)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise self._not_a_prm(prompt, "something else") from error
+        if rows.ndim == 2 and len(rows) == len(prompt.token_ids):
+            rows = rows[prompt.positions]
+        if rows.ndim != 2 or len(rows) != len(prompt.positions):
+            raise self._not_a_prm(prompt, f"an array {list(rows.shape)}")
+        return rows
+
+    def _not_a_prm(self, prompt: StepPrompt, what: str) -> BackendError:
+        return BackendError(
+            f"the server of {self._servers.model} gave {what} for {len(prompt.positions)} steps "
+            f"of {len(prompt.token_ids)} tokens; is it a process reward model of this family, and "
+            "does its --pooler-config name the separator as step_tag_id?"
+        )
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._servers.close()
+
+
+def _tokenizer(config: VerifierConfig) -> Any:
+    from transformers import AutoTokenizer
+
+    name = config.tokenizer or config.model
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=config.revision)
+    except (OSError, ValueError) as error:
+        raise BackendError(
+            f"{name}: no tokenizer there; give its folder or hub name as verifier.tokenizer "
+            f"({one_line(error)})"
+        ) from error

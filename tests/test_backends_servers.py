@@ -1,0 +1,515 @@
+"""OpenAI-compatible servers: what their answers become, and what is done when there are none.
+
+The servers here are the tests' own, on the loopback, and say whatever a test wants said.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import email.utils
+import json
+import logging
+import re
+import socket
+import time
+
+import pytest
+
+from optscale_jax.backends import BackendError, Completion, ProblemError, sample_seed
+from optscale_jax.backends.config import (
+    JudgeConfig,
+    PromptConfig,
+    SamplerConfig,
+    ServerConfig,
+    VerifierConfig,
+    make_sampler,
+    make_verifier,
+)
+from optscale_jax.backends.generative import GenerativeVerifier
+from optscale_jax.problems import Problem
+
+KEY = "sk-very-secret-0123456789"
+PLAIN = PromptConfig()
+PROBLEM = Problem("p", "What is 1 + 1?")
+MODELS = {"object": "list", "data": [{"id": "m", "max_model_len": 100}]}
+
+
+def answer(status, body, *, headers=()):
+    """Bytes of a whole HTTP answer."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    lines = [f"HTTP/1.1 {status} X", f"Content-Length: {len(data)}", "Connection: close", *headers]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + data
+
+
+def events(*items, done=True):
+    """Bytes of a stream of server-sent events, without a length."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+    lines = [
+        b": keep alive\n\n",
+        *(b"data: " + json.dumps(one).encode() + b"\n\n" for one in items),
+    ]
+    return head + b"".join(lines) + (b"data: [DONE]\n\n" if done else b"")
+
+
+def chunk(text, *, finish=None, tokens=None):
+    usage = None if tokens is None else {"completion_tokens": tokens, "prompt_tokens": 7}
+    choice = {"index": 0, "delta": {"content": text}, "finish_reason": finish}
+    return {"choices": [choice], "usage": usage}
+
+
+GOOD = events(chunk("a", tokens=1), chunk("b\n", tokens=4), chunk("c", finish="stop", tokens=5))
+
+
+class Scripted:
+    """A server that gives its answers one after another, and the last one for ever.
+
+    An answer is bytes, or a coroutine function of the connection's writer.
+    """
+
+    def __init__(self, *answers, models=MODELS):
+        self.answers = list(answers)
+        self.models = models
+        self.requests = []
+        self.open = 0
+        self.closed_early = 0
+
+    async def handle(self, reader, writer):
+        self.open += 1
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            length = [line for line in head.lower().split("\r\n") if "content-length" in line]
+            body = await reader.readexactly(int(length[0].split(":")[1]) if length else 0)
+            if head.startswith("GET"):
+                writer.write(answer(200, self.models))
+            else:
+                self.requests.append((head, json.loads(body)))
+                say = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+                if callable(say):
+                    await say(writer)
+                else:
+                    writer.write(say)
+            await writer.drain()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            self.closed_early += 1
+        finally:
+            self.open -= 1
+            writer.close()
+
+
+@contextlib.asynccontextmanager
+async def serving(*scripts):
+    """The URLs of servers."""
+    async with contextlib.AsyncExitStack() as stack:
+        urls = []
+        for script in scripts:
+            server = await asyncio.start_server(script.handle, "127.0.0.1", 0)
+            stack.callback(server.close)
+            urls.append(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        yield urls
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def config(urls, *, prompt=PLAIN, **server):
+    quick = {"backoff": 0.01, "attempts": 3, "read_timeout": 5.0, **server}
+    return SamplerConfig(
+        kind="server", model="m", prompt=prompt, server=ServerConfig(base_urls=urls, **quick)
+    )
+
+
+async def made(a_config):
+    # The first look at the servers blocks, and they run on this loop.
+    return await asyncio.to_thread(make_sampler, a_config, seed=3)
+
+
+async def draw(a_config, n=1, *, abort=None):
+    sampler = await made(a_config)
+    try:
+        drawn = sampler.sample(PROBLEM, n, 5, abort=abort or asyncio.Event())
+        return [one async for one in drawn]
+    finally:
+        await sampler.close()
+
+
+def run(*scripts, n=1, **options):
+    async def main():
+        async with serving(*scripts) as urls:
+            return await draw(config(urls, **options), n)
+
+    return asyncio.run(main())
+
+
+def refused(*scripts, **options):
+    with pytest.raises(BackendError) as caught:
+        run(*scripts, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 600
+    return message
+
+
+def test_a_stream_becomes_a_completion():
+    server = Scripted(GOOD)
+    prompt = PromptConfig(template="Q: {problem} {x}", system="Be brief.")
+    (only,) = run(server, prompt=prompt)
+    assert only == Completion(5, "ab\nc", 5, "stop", 7)
+    _, body = server.requests[0]
+    assert body["messages"] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Q: What is 1 + 1? {x}"},
+    ]
+    assert body["seed"] == sample_seed(3, "p", 5)
+    assert (body["model"], body["n"], body["temperature"], body["top_p"]) == ("m", 1, 0.7, 0.95)
+
+
+def test_every_completion_is_a_request_with_its_own_seed():
+    server = Scripted(GOOD)
+    found = run(server, n=9)
+    assert sorted(one.index for one in found) == list(range(5, 14))
+    assert len({body["seed"] for _, body in server.requests}) == 9
+
+
+def test_only_openais_fields_go_to_servers_that_are_not_vllms():
+    server = Scripted(events(chunk("a"), chunk("bc"), chunk("", finish="length")), models={})
+    (only,) = run(server, vllm=False)
+    # Without a count, each piece is a token or more.
+    assert only == Completion(5, "abc", 2, "length", 0)
+    openai = {"model", "messages", "temperature", "top_p", "max_tokens", "n", "seed"}
+    assert set(server.requests[0][1]) == openai | {"stream", "stream_options"}
+    given = dataclasses.replace(config(["http://x"], vllm=False), top_k=5)
+    with pytest.raises(BackendError, match="OpenAI's interface has no top_k"):
+        make_sampler(given, seed=0)
+
+
+def test_thinking_that_a_server_parts_from_the_answer_is_put_back():
+    thought = {"choices": [{"delta": {"reasoning_content": "hm"}, "finish_reason": None}]}
+    (only,) = run(Scripted(events(thought, chunk("2", finish="stop"))))
+    assert only.text == "<think>\nhm\n</think>\n2"
+
+
+def test_base_models_are_asked_for_plain_text():
+    said = {"choices": [{"text": "2", "finish_reason": "stop"}]}
+    server = Scripted(events(said))
+    (only,) = run(server, prompt=PromptConfig(template="Q: {problem}\nA:", chat=False))
+    assert only.text == "2"
+    head, body = server.requests[0]
+    assert head.startswith("POST /v1/completions ")
+    assert body["prompt"] == "Q: What is 1 + 1?\nA:"
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        answer(500, {"error": {"message": "out of luck"}}),
+        answer(502, b"<html>bad gateway</html>"),
+        answer(200, b"<html>welcome</html>"),
+        b"garbage that is no HTTP\r\n\r\n",
+        b"",
+        events(chunk("lost", tokens=1), done=False),
+        events(chunk("lost", tokens=1), {"error": {"message": "engine died"}}),
+        events("not an object"),
+    ],
+    ids=["500", "502", "not events", "not HTTP", "nothing", "cut", "error event", "no object"],
+)
+def test_a_bad_answer_is_asked_for_again(bad):
+    server = Scripted(bad, GOOD)
+    (only,) = run(server)
+    # What a broken answer had said is not in the completion.
+    assert only == Completion(5, "ab\nc", 5, "stop", 7)
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (answer(500, {"error": {"message": "out of luck"}}), r"answers 500: out of luck; given up"),
+        (answer(200, b"<html>welcome</html>"), r"answers with welcome.*given up after 3 tries"),
+        (events("x"), r"which is not a JSON object; given up"),
+        (b"", r"^no server answers: http://127\.0\.0\.1:\d+ cannot be reached"),
+        (answer(404, {"detail": "Not Found"}), r"answers 404: Not Found; is server\.base_urls"),
+        (answer(400, {"error": {"message": "no field\nxyz"}}), r"answers 400: no field xyz$"),
+    ],
+    ids=["500", "not events", "no object", "nothing", "404", "400"],
+)
+def test_what_stays_bad_is_one_clear_line(bad, said):
+    assert re.search(said, refused(Scripted(bad)))
+
+
+def test_tries_end_where_the_configuration_says():
+    server = Scripted(answer(500, {}))
+    refused(server, attempts=4)
+    assert len(server.requests) == 4
+    # A request that is wrong in itself is not sent twice.
+    server = Scripted(answer(400, {}))
+    refused(server, attempts=4)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("form", ["seconds", "date"])
+def test_retry_after_is_honoured(form):
+    wait = 0.4 if form == "seconds" else 2.0
+    given = (
+        str(wait) if form == "seconds" else email.utils.formatdate(time.time() + wait, usegmt=True)
+    )
+    server = Scripted(answer(429, {}, headers=[f"Retry-After: {given}"]), GOOD)
+    begun = time.monotonic()
+    run(server)
+    # A date has whole seconds, so up to one of them is lost.
+    assert time.monotonic() - begun >= wait - (1.0 if form == "date" else 0.0)
+    assert len(server.requests) == 2
+
+
+def test_a_busy_server_is_spared_while_another_is_free():
+    busy = Scripted(answer(429, {}, headers=["Retry-After: 30"]))
+    free = Scripted(GOOD)
+    begun = time.monotonic()
+    assert len(run(busy, free, n=10)) == 10
+    assert time.monotonic() - begun < 10
+    assert len(free.requests) == 10
+    assert len(busy.requests) <= 5
+
+
+def test_silence_ends_at_the_time_out():
+    async def nothing(writer):
+        await asyncio.sleep(10)
+
+    server = Scripted(nothing)
+    message = refused(server, read_timeout=0.1, attempts=2)
+    assert message.endswith("says nothing for 0.1 s; given up after 2 tries")
+
+
+def test_the_key_is_sent_and_never_shown(monkeypatch, caplog):
+    monkeypatch.setenv("MY_KEY", KEY)
+    caplog.set_level(logging.DEBUG)
+    server = Scripted(GOOD)
+    run(server, api_key_env="MY_KEY")
+    assert f"authorization: bearer {KEY}" in server.requests[0][0].lower()
+    wrong = answer(401, {"error": {"message": f"Incorrect API key provided: {KEY}"}})
+    shown = refused(Scripted(wrong), api_key_env="MY_KEY")
+    assert "the key in $MY_KEY is refused" in shown
+    echo = answer(500, {"error": {"message": f"cannot log {KEY}"}})
+    shown += refused(Scripted(echo), api_key_env="MY_KEY")
+    assert KEY not in shown + caplog.text
+    assert "set server.api_key_env" in refused(Scripted(wrong))
+    monkeypatch.delenv("MY_KEY")
+    assert "$MY_KEY is not set" in refused(Scripted(GOOD), api_key_env="MY_KEY")
+    # Somebody who puts the key itself there does not get to read it in an error.
+    with pytest.raises(ValueError, match="environment variable") as caught:
+        ServerConfig(api_key_env=KEY)
+    assert KEY not in str(caught.value)
+
+
+def test_passwords_in_addresses_are_not_shown():
+    async def main():
+        await draw(config([f"http://me:secret@127.0.0.1:{free_port()}"]))
+
+    with pytest.raises(BackendError, match=r"^no server answers: http://127") as caught:
+        asyncio.run(main())
+    assert "secret" not in str(caught.value)
+
+
+def test_a_model_that_is_not_served_is_known_at_once():
+    message = refused(Scripted(GOOD, models={"data": [{"id": "other"}, {"id": "third"}]}))
+    assert message.endswith("does not serve m; it has other, third")
+
+
+def test_a_prompt_beyond_the_context_is_its_problems_error():
+    said = "This model's maximum context length is 100 tokens. However, you requested 120."
+    with pytest.raises(ProblemError, match=r"^problem p: .* maximum context length is 100"):
+        run(Scripted(answer(400, {"error": {"message": said}})))
+
+
+def test_when_a_server_dies_its_requests_begin_again_on_the_other():
+    async def main():
+        async def die(writer):
+            writer.write(events(chunk("half", tokens=1), done=False))
+            await writer.drain()
+            # All of its requests are under way when it goes.
+            await asyncio.sleep(0.2)
+            server.close()
+            writer.transport.abort()
+
+        dying, other = Scripted(die), Scripted(GOOD)
+        server = await asyncio.start_server(dying.handle, "127.0.0.1", 0)
+        first = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with serving(other) as urls:
+            found = await draw(config([first, *urls]), 20)
+        return found, dying, other
+
+    found, dying, other = asyncio.run(main())
+    assert sorted(one.index for one in found) == list(range(5, 25))
+    assert {one.text for one in found} == {"ab\nc"}
+    assert len(dying.requests) == 10
+    # The same seeds, so that the completions are what they would have been.
+    assert len({body["seed"] for _, body in other.requests}) == 20
+
+
+def test_with_all_servers_dead_it_says_so_and_leaves_nothing_behind():
+    async def main():
+        async with serving(Scripted(GOOD)) as urls:
+            sampler = await made(config([*urls, f"http://127.0.0.1:{free_port()}"]))
+        with pytest.raises(BackendError) as caught:
+            async for _ in sampler.sample(PROBLEM, 50, 0, abort=asyncio.Event()):
+                pass
+        await sampler.close()
+        return str(caught.value), asyncio.all_tasks() - {asyncio.current_task()}
+
+    message, left = asyncio.run(main())
+    assert message.count("cannot be reached") == 2
+    assert not left
+
+
+def test_no_server_gets_more_than_its_share():
+    seen = []
+
+    async def main():
+        async def slow(writer):
+            seen.append([one.open for one in scripts])
+            await asyncio.sleep(0.02)
+            writer.write(GOOD)
+
+        scripts = [Scripted(slow), Scripted(slow)]
+        async with serving(*scripts) as urls:
+            found = await draw(config(urls, concurrency=3), 24)
+        assert [len(one.requests) for one in scripts] == [12, 12]
+        return found
+
+    assert len(asyncio.run(main())) == 24
+    assert max(max(counts) for counts in seen) == 3
+
+
+def test_an_abort_closes_the_connections_and_counts_what_was_read():
+    async def main():
+        async def endless(writer):
+            writer.write(events(chunk("some ", tokens=16), chunk("text", tokens=32), done=False))
+            await writer.drain()
+            while True:
+                await asyncio.sleep(0.02)
+                writer.write(b": still here\n\n")
+                await writer.drain()
+
+        server = Scripted(GOOD, endless)
+        async with serving(server) as urls:
+            sampler = await made(config(urls))
+            abort, found = asyncio.Event(), []
+            async for one in sampler.sample(PROBLEM, 6, 0, abort=abort):
+                found.append(one)
+                asyncio.get_running_loop().call_later(0.2, abort.set)
+            # Drawn after the abort: nothing is asked for.
+            late = [one async for one in sampler.sample(PROBLEM, 2, 6, abort=abort)]
+            await sampler.close()
+            await asyncio.sleep(0.2)
+            return found, late, server
+
+    found, late, server = asyncio.run(main())
+    assert [one.finish_reason for one in found] == ["stop"] + ["abort"] * 5
+    assert {(one.text, one.tokens, one.prompt_tokens) for one in found[1:]} == {
+        ("some text", 32, 7)
+    }
+    assert [(one.finish_reason, one.tokens) for one in late] == [("abort", 0)] * 2
+    assert len(server.requests) == 6
+    assert server.open == 0
+
+
+# The judge ----------------------------------------------------------------------------------------
+
+
+class Verdicts:
+    """A sampler of fixed texts."""
+
+    def __init__(self, *texts, error=None):
+        self.texts = texts
+        self.error = error
+        self.asked = []
+
+    async def sample(self, problem, n, first_index, *, abort):
+        self.asked.append(problem)
+        if self.error:
+            raise self.error
+        for index in range(n):
+            yield Completion(index, self.texts[index % len(self.texts)], 10, "stop", 100)
+
+    async def close(self):
+        pass
+
+
+def judged(sampler, text="It is 2.", *, finish_reason="stop", **options):
+    verifier = GenerativeVerifier(JudgeConfig(samples=4, **options), sampler)
+    completion = Completion(2, text, 9, finish_reason)
+    return asyncio.run(verifier.score(PROBLEM, [completion]))[0]
+
+
+@pytest.mark.parametrize(
+    ("texts", "value", "note"),
+    [
+        (["Verdict: correct"], 1.0, None),
+        (["hm\n**Verdict:** Incorrect."], 0.0, None),
+        (["Verdict: correct", "Verdict: incorrect"], 0.5, None),
+        (["verdict: incorrect. No, wait.\nVERDICT: CORRECT"], 1.0, None),
+        (["Verdict: correct", "I cannot say"], 0.5, None),
+        (["I cannot say that it is correct"], 0.0, "no verdict"),
+    ],
+)
+def test_score_is_the_share_of_verdicts_that_say_correct(texts, value, note):
+    score = judged(Verdicts(*texts))
+    assert (score.value, score.note, score.steps) == (value, note, ())
+    # One reading of the question, four verdicts.
+    assert score.tokens == 100 + 4 * 10
+
+
+def test_the_judge_is_asked_what_the_template_says():
+    sampler = Verdicts("Verdict: correct")
+    text = "See {problem} and {completion} and \\frac{1}{2}."
+    judged(sampler, text, template="P: {problem} S: {completion} {x}")
+    assert sampler.asked[0].text == f"P: {PROBLEM.text} S: {text} {{x}}"
+    assert sampler.asked[0].answer is None
+    assert sampler.asked[0].id == "p#2"
+
+
+def test_what_a_judge_cannot_read_scores_zero_and_is_marked():
+    score = judged(Verdicts(error=ProblemError("too long")), finish_reason="length")
+    assert (score.value, score.note) == (0.0, "too long; unfinished")
+    with pytest.raises(BackendError, match="gone"):
+        judged(Verdicts(error=BackendError("gone")))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ServerConfig(base_urls=["localhost:1"]), "must begin with http"),
+        (lambda: ServerConfig(attempts=0), "attempts is 0; it must be at least 1"),
+        (lambda: ServerConfig(read_timeout=0.0), r"read_timeout is 0.0; it must be above 0"),
+        (lambda: ServerConfig(backoff=float("nan")), "backoff is nan; it must be at least 0"),
+        (lambda: PromptConfig(template="x"), r"\{problem\} must stand in it"),
+        (lambda: JudgeConfig(template="{problem}"), r"template has no \{completion\}"),
+        (lambda: SamplerConfig(top_p=0.0), r"top_p is 0.0; it must be in \(0, 1\]"),
+        (lambda: SamplerConfig(max_tokens=0), "max_tokens is 0; it must be at least 1"),
+    ],
+)
+def test_configurations_refuse_what_cannot_be(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (SamplerConfig(kind="server", model="m"), "server.base_urls is empty"),
+        (
+            SamplerConfig(kind="server", server=ServerConfig(base_urls=["http://x"])),
+            "model is empty",
+        ),
+        (
+            VerifierConfig(kind="generative", backend="server", model="m"),
+            "server.base_urls is empty",
+        ),
+    ],
+)
+def test_what_is_missing_is_named(given, message):
+    make = make_sampler if isinstance(given, SamplerConfig) else make_verifier
+    with pytest.raises(BackendError, match=message):
+        make(given, seed=0)
