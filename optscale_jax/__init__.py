@@ -1,9 +1,12 @@
 """OptScale in JAX: how many completions a problem needs, decided while sampling.
 
 The law of verifier scores (`TruncatedNormal`), its fits (`fit_mle`, `fit_map`), the bound
-(`required_samples`), stopping rules (`policies`), and their replay over recorded completions
-(`Pool`, `replay`). `import optscale_jax` is light: it loads JAX, TFP and NumPy only.
+(`required_samples`), stopping rules (`policies`), their replay over recorded completions (`Pool`,
+`replay`), and the live loop (`solve`). `import optscale_jax` is light: it loads JAX, TFP and NumPy
+only; the live loop is loaded when it is asked for.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from optscale_jax import policies
 from optscale_jax.bounds import (
@@ -18,6 +21,9 @@ from optscale_jax.policies import Policy
 from optscale_jax.pool import Pool, PoolError
 from optscale_jax.replay import ReplayResult, replay, replay_settings
 from optscale_jax.synthetic import SyntheticConfig, synthetic_pool
+
+if TYPE_CHECKING:
+    from optscale_jax.engine import solve
 
 __all__ = [
     "BestOfN",
@@ -37,6 +43,15 @@ __all__ = [
     "replay",
     "replay_settings",
     "required_samples",
+    "solve",
     "success_probability",
     "synthetic_pool",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "solve":
+        from optscale_jax.engine import solve
+
+        return solve
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

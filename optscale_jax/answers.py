@@ -2,9 +2,9 @@ r"""Answers: reading the final answer out of a completion, and deciding when two
 
 Both steps are plain functions that whoever needs them takes as arguments (`extract`, `equal`), so
 that another task brings its own. The defaults here read mathematics written as a model is usually
-asked to (`\boxed{...}`, `#### 42`) and compare numbers by value and everything else by its
-normalised text: no symbolic algebra, so `\frac{\sqrt 2}{2}` and `\frac{1}{\sqrt 2}` differ. Uses
-the standard library only.
+asked to (`\boxed{...}`, `#### 42`, "the answer is (C)") and compare numbers by value and everything
+else by its normalised text: no symbolic algebra, so `\frac{\sqrt 2}{2}` and `\frac{1}{\sqrt 2}`
+differ (`optscale_jax.equivalence` knows that they do not). Uses the standard library only.
 """
 
 import functools
@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 __all__ = [
+    "AnswerIds",
     "Equal",
     "Extract",
     "answers_equal",
@@ -34,13 +35,20 @@ _BRACES = re.compile(r"(?P<box>\\boxed\s*\{)|\\.|[{}]", re.DOTALL)
 # The whole line must be a number: a completion in Markdown has headings such as "#### Step 2".
 _HASHES = re.compile(r"^####[ \t]*([-+]?[$€£]?[-+]?[0-9][0-9,]*(?:\.[0-9]+)?%?)\.?[ \t]*$", re.M)
 
+# "The answer is (C)." or "Answer: C", and nothing after the letter but punctuation: "the answer is
+# a prime number" names no choice.
+_CHOSEN = re.compile(
+    r"\b(?i:answer)(?:\s+is\s*:?|\s*:)\s*[*$]*(?:\(([A-Ja-j])\)|([A-J]))[*$]*\.?[*$]*[ \t]*$", re.M
+)
+
 
 def extract_answer(text: str) -> str | None:
     r"""Reads the final answer of a completion.
 
     It is the content of the last `\boxed{...}` (braces may nest; an empty box, or one that never
-    closes, does not count), or else the number on the last line of the form `#### 42`. What follows
-    the last `</think>` is searched first, and the whole text if that holds no answer.
+    closes, does not count), or else the number on the last line of the form `#### 42`, or else the
+    letter of the last line that ends in "answer is (C)" or "Answer: C". What follows the last
+    `</think>` is searched first, and the whole text if that holds no answer.
 
     Args:
         text: The completion.
@@ -50,7 +58,7 @@ def extract_answer(text: str) -> str | None:
     """
     _, thought, conclusion = text.rpartition("</think>")
     for part in (conclusion, text) if thought else (text,):
-        answer = _last_box(part) or _last_hashes(part)
+        answer = _last_box(part) or _last_hashes(part) or _last_choice(part)
         if answer is not None:
             return answer
     return None
@@ -99,6 +107,11 @@ def _last_box_from(text: str, start: int) -> str | None:
 def _last_hashes(text: str) -> str | None:
     found = _HASHES.findall(text)
     return found[-1] if found else None
+
+
+def _last_choice(text: str) -> str | None:
+    found = _CHOSEN.findall(text)
+    return next(filter(None, found[-1])).upper() if found else None
 
 
 _WRAPPER = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|operatorname)\s*\{([^{}]*)\}")
@@ -213,3 +226,59 @@ def cluster_answers(
     if gold is not None and gold_id == -1:
         gold_id = num_ids
     return numbered, gold_id
+
+
+class AnswerIds:
+    """Numbers the answers of one problem as they come in, equal answers alike.
+
+    Where the gold answer is known its id is 0, whether or not a completion ever gives it, so that
+    ids given early stay right; the others count from there in order of arrival. Each answer is
+    compared with the gold answer first, then with the first member of each cluster in turn, as
+    `cluster_answers` does, so `id == gold_id` holds exactly where `equal(gold, answer)` does.
+
+    Args:
+        gold: The right answer; None = not known.
+        equal: Whether two answers are the same. Called once for a pair of texts, at most.
+    """
+
+    def __init__(self, gold: str | None = None, *, equal: Equal = answers_equal):
+        self._equal = equal
+        self._ids: dict[str, int] = {}
+        self._clusters: list[str] = [] if gold is None else [gold]
+        self.gold_id = -1 if gold is None else 0
+        """The gold answer's id; -1 = not known."""
+
+    def known(self, answer: str | None) -> int | None:
+        """The id of an answer that came in before, in these words; None if it did not."""
+        return -1 if answer is None else self._ids.get(answer)
+
+    def restore(self, answer: str | None, answer_id: int) -> None:
+        """Takes an id from a record of an earlier run; ids of one problem must not have gaps.
+
+        Args:
+            answer: The answer; None = no answer.
+            answer_id: The id that it had then.
+        """
+        if answer is None:
+            return
+        self._ids[answer] = answer_id
+        while len(self._clusters) <= answer_id:
+            self._clusters.append(answer)
+
+    def add(self, answer: str | None) -> int:
+        """The id of an answer: that of the answers it equals, or the next free one.
+
+        Args:
+            answer: The answer; None = no answer.
+
+        Returns:
+            Its id; -1 = no answer.
+        """
+        if (found := self.known(answer)) is not None:
+            return found
+        assert answer is not None  # its id is -1, which is known
+        same = (number for number, text in enumerate(self._clusters) if self._equal(text, answer))
+        self._ids[answer] = next(same, len(self._clusters))
+        if self._ids[answer] == len(self._clusters):
+            self._clusters.append(answer)
+        return self._ids[answer]

@@ -5,6 +5,7 @@ import time
 import pytest
 
 from optscale_jax.answers import (
+    AnswerIds,
     answers_equal,
     cluster_answers,
     extract_answer,
@@ -32,6 +33,14 @@ from optscale_jax.answers import (
         ("Work.\n#### 1,234", "1,234"),
         ("#### -$5.50\n", "-$5.50"),
         ("#### Step 2\nNothing here", None),
+        ("So the answer is (C).", "C"),
+        ("Answer: B\n", "B"),
+        ("**Answer: D**", "D"),
+        ("The answer is: (b)", "B"),
+        ("Answer: A, no.\nThe answer is (E)", "E"),
+        ("The answer is A great deal", None),
+        ("The answer is a", None),
+        ("Answer: (C) or \\boxed{4}", "4"),
         (r"\boxed{}", None),
         ("", None),
         ("The answer is 5.", None),
@@ -117,3 +126,27 @@ def test_each_pair_is_compared_once():
 
     cluster_answers(["x", "y", "x", "y", "x"], "g", equal=equal)
     assert len(asked) == len(set(asked)) == 3
+
+
+def test_ids_given_one_at_a_time_are_those_of_the_whole_list():
+    answers = ["b", None, "a", "b", "1/2", "0.5", "a"]
+    ids = AnswerIds("a")
+    given = [ids.add(answer) for answer in answers]
+    # The gold answer's id is 0 from the start; a list's is that of its first appearance.
+    assert given == [1, -1, 0, 1, 2, 2, 0]
+    assert ids.gold_id == 0
+    listed, gold = cluster_answers(answers, "a")
+    assert [one == 0 for one in given] == [one == gold for one in listed]
+    assert AnswerIds().gold_id == -1
+    assert AnswerIds().add("a") == 0
+
+
+def test_ids_go_on_from_those_of_an_earlier_run():
+    answers = ["b", "a", None, "1/2", "b", "0.5", "c", "a"]
+    whole = AnswerIds("a")
+    expected = [whole.add(answer) for answer in answers]
+    for cut in range(len(answers)):
+        ids = AnswerIds("a")
+        for answer, number in zip(answers[:cut], expected, strict=False):
+            ids.restore(answer, number)
+        assert [ids.add(answer) for answer in answers[cut:]] == expected[cut:]

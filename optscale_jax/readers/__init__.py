@@ -8,6 +8,7 @@ names the file, the record, the field and the remedy.
 
 from optscale_jax.readers.detect import FORMATS, detect_format, read_pool
 from optscale_jax.readers.jsonl import read_jsonl, write_jsonl
+from optscale_jax.readers.live import read_live_run
 from optscale_jax.readers.lm_eval import read_lm_eval
 from optscale_jax.readers.optscale import read_optscale
 from optscale_jax.readers.search_and_learn import read_search_and_learn
@@ -16,6 +17,7 @@ __all__ = [
     "FORMATS",
     "detect_format",
     "read_jsonl",
+    "read_live_run",
     "read_lm_eval",
     "read_optscale",
     "read_pool",

@@ -9,6 +9,7 @@ from typing import Any
 
 from optscale_jax.pool import Pool, PoolError
 from optscale_jax.readers.jsonl import read_jsonl
+from optscale_jax.readers.live import DECISIONS, SAMPLES, read_live_run
 from optscale_jax.readers.lm_eval import read_lm_eval
 from optscale_jax.readers.optscale import read_optscale
 from optscale_jax.readers.records import open_file, read_records
@@ -19,6 +20,7 @@ __all__ = ["FORMATS", "detect_format", "read_pool"]
 FORMATS: dict[str, Callable[..., Pool]] = {
     "npz": Pool.load,
     "jsonl": read_jsonl,
+    "live": read_live_run,
     "optscale": read_optscale,
     "search_and_learn": read_search_and_learn,
     "lm_eval": read_lm_eval,
@@ -33,7 +35,7 @@ def read_pool(path: str | os.PathLike[str], *, format: str = "auto", **options: 
     """Reads a pool from a file of any of the formats.
 
     Args:
-        path: The file; or a folder with a `samples.jsonl` in it, such as a live run makes.
+        path: The file; or a folder with a `samples.jsonl` in it, such as that of a live run.
         format: One of `FORMATS`, or "auto" to find out from the file's beginning.
         **options: Options of the format's reader, such as `prompts=` and `kind=` for "optscale",
             `aggregation=` for "search_and_learn", `filter=` for "lm_eval".
@@ -46,8 +48,8 @@ def read_pool(path: str | os.PathLike[str], *, format: str = "auto", **options: 
             as the reader.
     """
     path = Path(path)
-    if (path / "samples.jsonl").is_file():
-        path = path / "samples.jsonl"
+    if (path / SAMPLES).is_file() and format != "live" and not (path / DECISIONS).is_file():
+        path = path / SAMPLES
     if format == "auto":
         format = detect_format(path)
     if format not in FORMATS:
@@ -67,7 +69,7 @@ def detect_format(path: str | os.PathLike[str]) -> str:
     """Tells a file's format from its beginning.
 
     Args:
-        path: The file.
+        path: The file, or the folder of a live run.
 
     Returns:
         One of `FORMATS`.
@@ -77,6 +79,8 @@ def detect_format(path: str | os.PathLike[str]) -> str:
             fields are those of no format.
     """
     path = Path(path)
+    if (path / DECISIONS).is_file():
+        return "live"
     with open_file(path) as file:
         if file.read(len(_ZIP)) == _ZIP:
             return "npz"

@@ -8,6 +8,7 @@ import array
 import json
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from optscale_jax.answers import Equal, Extract, answers_equal, cluster_answers,
 from optscale_jax.pool import Pool, PoolError
 from optscale_jax.readers.records import Record, read_records, shown
 
-__all__ = ["read_jsonl", "write_jsonl"]
+__all__ = ["pool_of_records", "read_jsonl", "write_jsonl"]
 
 # How the answers of a file are given; the first that a line has is taken.
 _ANSWER_FIELDS = ("answer_id", "answer", "completion")
@@ -108,8 +109,36 @@ def read_jsonl(
             lines of a problem disagree about its gold answer; or if indices repeat or leave gaps.
     """
     path = Path(path)
-    table = _Table(str(path), clip, extract)
-    for record in read_records(path):
+    return pool_of_records(
+        read_records(path), source=str(path), clip=clip, extract=extract, equal=equal
+    )
+
+
+def pool_of_records(
+    records: Iterable[Record],
+    *,
+    source: str,
+    clip: bool = False,
+    extract: Extract = extract_answer,
+    equal: Equal = answers_equal,
+) -> Pool:
+    """Makes a pool of the format's records, for readers of files that hold more than a pool.
+
+    Args:
+        records: One a completion, in any order.
+        source: The file.
+        clip: As for `read_jsonl`, and so are the others.
+        extract: Likewise.
+        equal: Likewise.
+
+    Returns:
+        The pool.
+
+    Raises:
+        PoolError: As `read_jsonl`.
+    """
+    table = _Table(source, clip, extract)
+    for record in records:
         table.add(record)
     return table.pool(equal)
 

@@ -1,0 +1,136 @@
+r"""A pool in the place of the models: the live loop on completions that were recorded.
+
+A pool knows of a completion its score, its length and its answer, so that is what comes back: the
+text is the answer's id in a box, after as long a time as the tokens would have taken.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+
+import numpy as np
+
+from optscale_jax.backends.base import Completion, Score
+from optscale_jax.pool import Pool, PoolError
+from optscale_jax.problems import Problem
+
+__all__ = ["RecordedSampler", "RecordedVerifier", "recorded_problems"]
+
+
+def recorded_problems(pool: Pool) -> list[Problem]:
+    """The problems of a pool, whose gold answers are ids.
+
+    Args:
+        pool: The pool.
+
+    Returns:
+        One problem for each of the pool, in order; its text is its name.
+    """
+    gold = _gold(pool)
+    return [Problem(str(name), str(name), gold[row]) for row, name in enumerate(pool.problem_ids)]
+
+
+def _gold(pool: Pool) -> list[str | None]:
+    if pool.answers is None:
+        # Whether it is right is then all that is known of an answer.
+        return [None if pool.correct is None else "right"] * pool.num_problems
+    if pool.gold is None:
+        return [None] * pool.num_problems
+    return [None if gold == -1 else str(gold) for gold in pool.gold.tolist()]
+
+
+class RecordedSampler:
+    """Gives a problem's recorded completions, in the pool's order.
+
+    Args:
+        pool: The pool.
+        seconds_per_token: How long a token takes; the completions of a problem end in the order of
+            their lengths, whatever it is.
+
+    Raises:
+        PoolError: By `sample`, if the pool lacks the problem or has too few completions of it.
+    """
+
+    def __init__(self, pool: Pool, *, seconds_per_token: float = 0.0):
+        self._pool = pool
+        self._seconds_per_token = seconds_per_token
+        self._rows = {str(name): row for row, name in enumerate(pool.problem_ids)}
+
+    async def sample(
+        self, problem: Problem, n: int, first_index: int, *, abort: asyncio.Event
+    ) -> AsyncIterator[Completion]:
+        """Gives n recorded completions, the short ones first; see `Sampler.sample`."""
+        row = self._row(problem, first_index + n)
+        lengths = self._pool.tokens[row, first_index : first_index + n]
+        start = asyncio.get_running_loop().time()
+        for place in np.argsort(lengths, kind="stable").tolist():
+            tokens = int(lengths[place])
+            come = await self._wait(start, tokens, abort)
+            index = first_index + place
+            if come < tokens:
+                yield Completion(index, "", come, "abort")
+            else:
+                yield Completion(index, self._text(row, index), tokens)
+
+    async def _wait(self, start: float, tokens: int, abort: asyncio.Event) -> int:
+        """Waits until a completion has come so far, or is aborted; how far it has come then."""
+        loop = asyncio.get_running_loop()
+        ends = start + tokens * self._seconds_per_token
+        if ends <= loop.time():
+            # The others of the loop get their turn, as they would while a model is at work.
+            await asyncio.sleep(0)
+            return 0 if abort.is_set() else tokens
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(abort.wait(), ends - loop.time())
+        if not abort.is_set():
+            return tokens
+        return min(int((loop.time() - start) / self._seconds_per_token), tokens)
+
+    def _row(self, problem: Problem, needed: int) -> int:
+        row = self._rows.get(problem.id)
+        if row is None:
+            raise PoolError(f"pool: no problem {problem.id!r}")
+        held = int(self._pool.samples_per_problem[row])
+        if held < needed:
+            raise PoolError(
+                f"pool: problem {problem.id!r} has {held} completions, and the policy asks for "
+                f"{needed}; lower its cap on samples, or use a deeper pool"
+            )
+        return row
+
+    def _text(self, row: int, column: int) -> str:
+        pool = self._pool
+        if pool.answers is not None:
+            answer = int(pool.answers[row, column])
+            return "" if answer == -1 else f"\\boxed{{{answer}}}"
+        if pool.correct is not None and pool.correct[row, column]:
+            return "\\boxed{right}"
+        return f"\\boxed{{answer {column}}}"
+
+    async def close(self) -> None:
+        """Does nothing."""
+
+
+class RecordedVerifier:
+    """Gives the recorded scores.
+
+    Args:
+        pool: The pool.
+
+    Raises:
+        PoolError: If the pool has no scores.
+    """
+
+    def __init__(self, pool: Pool):
+        if pool.scores is None:
+            raise PoolError("pool: it has no verifier scores")
+        self._scores = pool.scores
+        self._rows = {str(name): row for row, name in enumerate(pool.problem_ids)}
+
+    async def score(self, problem: Problem, completions: Sequence[Completion]) -> list[Score]:
+        """Gives the recorded score of each completion; see `Verifier.score`."""
+        row = self._scores[self._rows[problem.id]]
+        return [Score(float(row[completion.index])) for completion in completions]
+
+    async def close(self) -> None:
+        """Does nothing."""

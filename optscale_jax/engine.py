@@ -1,0 +1,563 @@
+"""The live loop: samples and scores while a policy decides, one coroutine a problem.
+
+A problem asks its policy how many more completions to draw, has them drawn and scored as they end,
+and shows them to the policy in launch order, asking again after each. As soon as the policy has
+enough, requests still in flight are aborted. Hundreds of problems do so at once and thereby fill
+the batches of one sampler and one verifier, which know nothing of each other or of the policy.
+
+The policy's functions are those that replay runs, so a recorded run replayed comes to the same
+decisions (`optscale_jax.replay`). With a run directory (`optscale_jax.runs`) everything drawn is
+kept as it comes, and a run that was cut off goes on from there.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optscale_jax.answers import AnswerIds, Equal, Extract, answers_equal, extract_answer
+from optscale_jax.backends.base import Completion, ProblemError, Sampler, Verifier
+from optscale_jax.equivalence import EquivalenceChecker
+from optscale_jax.estimation import Prior
+from optscale_jax.metrics import TokenLedger
+from optscale_jax.policies import Info, Observation, Policy, StopReason
+from optscale_jax.pool import Pool
+from optscale_jax.problems import Problem
+from optscale_jax.runs import Decision, Run, RunError, Sample
+
+__all__ = [
+    "FAILED",
+    "EngineError",
+    "Solution",
+    "ask_again",
+    "solutions_pool",
+    "solve",
+    "solve_async",
+]
+
+FAILED = "failed"
+"""Stop reason of a problem that cannot be sampled or scored."""
+
+
+class EngineError(RuntimeError):
+    """A sampler or a verifier that does not keep its contract."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Solution:
+    """What came of one problem.
+
+    Attributes:
+        problem: The problem.
+        decision: What the policy did, and what it cost.
+        selected: The completion returned, with its score; None if none was eligible.
+        samples: The completions that the policy decided on, in launch order, without their texts.
+    """
+
+    problem: Problem
+    decision: Decision
+    selected: Sample | None
+    samples: tuple[Sample, ...]
+
+    @property
+    def answer(self) -> str | None:
+        """The answer returned; None = none."""
+        return None if self.selected is None else self.selected.answer
+
+    @property
+    def correct(self) -> bool | None:
+        """Whether it is the gold answer; None where that is not known."""
+        if self.problem.answer is None:
+            return None
+        return self.selected is not None and bool(self.selected.correct)
+
+
+def ask_again(problem: Problem, previous: str | None) -> Problem:
+    """The problem as a later round of multi-round thinking asks it.
+
+    Args:
+        problem: The problem.
+        previous: The answer of the round before; None = it gave none.
+
+    Returns:
+        A problem of the same id, with the previous answer shown, in the words of Tian et al.
+        (2025), arXiv 2503.19855; the problem itself where there is no answer to show.
+    """
+    if previous is None:
+        return problem
+    return dataclasses.replace(
+        problem,
+        text=f"{problem.text}\n\nThe assistant's previous answer is: <answer> {previous} </answer>,"
+        " and please re-answer.",
+    )
+
+
+def solve(
+    problems: Sequence[Problem],
+    sampler: Sampler,
+    verifier: Verifier | None,
+    policy: Policy,
+    **options: Any,
+) -> list[Solution]:
+    """Solves problems with as few samples as a policy asks for.
+
+    Args:
+        problems: The problems, with different ids.
+        sampler: Draws completions.
+        verifier: Scores them; None for policies that read no scores.
+        policy: Decides how many.
+        **options: As for `solve_async`, which is this in an event loop that already runs.
+
+    Returns:
+        One solution a problem, in order.
+    """
+    return asyncio.run(solve_async(problems, sampler, verifier, policy, **options))
+
+
+async def solve_async(
+    problems: Sequence[Problem],
+    sampler: Sampler,
+    verifier: Verifier | None,
+    policy: Policy,
+    *,
+    run: Run | None = None,
+    priors: Mapping[str, Prior] | None = None,
+    predictor_tokens: Mapping[str, int] | None = None,
+    extract: Extract = extract_answer,
+    equal: Equal = answers_equal,
+    max_in_flight: int = 256,
+    max_ahead: int | None = None,
+    on_solution: Callable[[Solution], None] | None = None,
+) -> list[Solution]:
+    """Solves problems with as few samples as a policy asks for.
+
+    Neither the sampler nor the verifier is closed.
+
+    Args:
+        problems: The problems, with different ids.
+        sampler: Draws completions.
+        verifier: Scores them; None for policies that read no scores.
+        policy: Decides how many.
+        run: Keeps what is drawn, and gives what an earlier process drew; opened for these problems
+            and this policy's kind. None: nothing is kept.
+        priors: A prior for each problem's id, from a predictor; ids that it lacks get the policy's.
+        predictor_tokens: Tokens that predicting each of them took, for the ledger.
+        extract: From a completion's text to its answer.
+        equal: Whether two answers are the same; called in a thread where it may take long.
+        max_in_flight: How many problems are at work at once, at least 1.
+        max_ahead: How many completions of a problem may be drawn beyond those that its policy has
+            seen, at least 1; None = as many as it asks for. A policy changes its mind: fewer at
+            once waste fewer, and take longer where too few problems are left to fill a batch.
+        on_solution: Called with each solution when it is there and, with a run, on disk.
+
+    Returns:
+        One solution a problem, in order; that of a problem that cannot be sampled or scored, such
+        as one longer than the context, has the stop reason "failed" and says why.
+
+    Raises:
+        ValueError: If the policy needs scores and there is no verifier, if it couples problems
+            (`Policy.plan`), if ids repeat, or a number is outside its domain.
+        EngineError: If the sampler yields other completions than it was asked for, or a score is
+            not in [0, 1].
+        RunError: If the run cannot be written.
+    """
+    _check(problems, verifier, policy, run, max_in_flight, max_ahead)
+    engine = _Engine(
+        sampler=sampler,
+        verifier=verifier,
+        policy=policy,
+        decide=_Decider(policy),
+        run=run,
+        priors=priors or {},
+        predictor_tokens=predictor_tokens or {},
+        extract=extract,
+        equal=equal,
+        max_ahead=max_ahead if policy.kind == "parallel" else 1,
+    )
+    solutions: list[Solution | None] = [None] * len(problems)
+    queue = iter(enumerate(problems))
+
+    async def work_through_the_queue() -> None:
+        for place, problem in queue:
+            solutions[place] = solution = await engine.solve(problem, place, len(problems))
+            if on_solution is not None:
+                on_solution(solution)
+
+    with _first_error():
+        async with asyncio.TaskGroup() as tasks:
+            writer = tasks.create_task(run.keep_writing()) if run is not None else None
+            async with asyncio.TaskGroup() as workers:
+                for _ in range(min(max_in_flight, len(problems))):
+                    workers.create_task(work_through_the_queue())
+            if writer is not None:
+                writer.cancel()
+    return [solution for solution in solutions if solution is not None]
+
+
+def solutions_pool(solutions: Sequence[Solution]) -> Pool:
+    """The completions that a run's policy decided on, as a pool.
+
+    Args:
+        solutions: At least one, of a run with one verifier, or with none.
+
+    Returns:
+        The pool [P, N], N being the most that a problem drew.
+    """
+    counts = np.array([len(solution.samples) for solution in solutions])
+    mask = np.arange(counts.max()) < counts[:, None]
+
+    def filled(value: Callable[[Sample], Any], empty: Any) -> np.ndarray:
+        array = np.full(mask.shape, empty)
+        array[mask] = [value(sample) for solution in solutions for sample in solution.samples]
+        return array
+
+    scored = all(s.score is not None for solution in solutions for s in solution.samples)
+    gold = np.array([-1 if s.problem.answer is None else 0 for s in solutions])
+    return Pool.from_arrays(
+        scores=filled(lambda sample: sample.score, 0.0) if scored else None,
+        tokens=filled(lambda sample: sample.completion.tokens, -1),
+        answers=filled(lambda sample: sample.answer_id, -1),
+        gold=gold if (gold >= 0).any() else None,
+        problem_ids=[solution.problem.id for solution in solutions],
+        mask=mask,
+        source="run",
+    )
+
+
+def _check(
+    problems: Sequence[Problem],
+    verifier: Verifier | None,
+    policy: Policy,
+    run: Run | None,
+    max_in_flight: int,
+    max_ahead: int | None,
+) -> None:
+    if policy.plan is not None:
+        raise ValueError(
+            "this policy couples all problems of a run, so it cannot decide while sampling: draw a "
+            "pool (python -m eval.sample) and replay it (python -m eval.replay)"
+        )
+    if policy.uses_scores and verifier is None:
+        raise ValueError("this policy reads scores: give a verifier")
+    if run is not None and run.kind != policy.kind:
+        raise ValueError(f"the run is {run.kind} and the policy {policy.kind}")
+    for name, value in (("max_in_flight", max_in_flight), ("max_ahead", max_ahead)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
+    seen: set[str] = set()
+    for problem in problems:
+        if problem.id in seen:
+            raise ValueError(f"two problems have the id {problem.id!r}")
+        seen.add(problem.id)
+
+
+@contextlib.contextmanager
+def _first_error():
+    """Raises the first of a group of errors, which is what went wrong; the others followed."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from error.__cause__
+
+
+# Decisions ----------------------------------------------------------------------------------------
+
+
+class _Decider:
+    """A policy's functions, compiled once for all problems.
+
+    They run on the CPU, whatever else there is: a decision is a few scalars, and an accelerator's
+    memory is the models'.
+    """
+
+    def __init__(self, policy: Policy):
+        def start(prior):
+            state = jax.tree.map(jnp.asarray, policy.init(prior))
+            return state, policy.request(state)
+
+        def step(state, observation):
+            state = policy.observe(state, observation)
+            return state, policy.request(state)
+
+        self._prior = policy.prior
+        self._start, self._step = jax.jit(start), jax.jit(step)
+        self._end = jax.jit(lambda state: (policy.select(state), policy.info(state)))
+        self._cpu = jax.local_devices(backend="cpu")[0]
+        self._dtype = np.dtype(jnp.result_type(float))
+
+    def start(self, prior: Prior | None, place: int, count: int) -> tuple[Any, int]:
+        """The state of a problem that nothing is drawn for, and how many to draw.
+
+        Args:
+            prior: The problem's own prior; None = the policy's.
+            place: The problem's place in the run, for a policy with a prior for each problem.
+            count: How many problems the run has.
+        """
+        if prior is None and self._prior is not None:
+            prior = jax.tree.map(
+                lambda v: v if np.ndim(v) == 0 else _at(v, place, count), self._prior
+            )
+        if prior is not None:
+            prior = jax.tree.map(lambda v: np.asarray(v, self._dtype), prior)
+        with jax.default_device(self._cpu):
+            # Without a prior nothing ties the state to a device but this.
+            state, more = jax.device_put(self._start(prior), self._cpu)
+        return state, int(more)
+
+    def step(self, state: Any, sample: Sample) -> tuple[Any, int]:
+        """The state with one more sample, and how many more to draw."""
+        score = 0.0 if sample.score is None else sample.score
+        state, more = self._step(
+            state,
+            Observation(
+                # As a pool holds it, so that replay reads the same number.
+                score=np.asarray(np.float32(score), self._dtype),
+                answer=np.int32(sample.answer_id),
+                tokens=np.int32(sample.completion.tokens),
+                index=np.int32(sample.completion.index),
+            ),
+        )
+        return state, int(more)
+
+    def end(self, state: Any) -> tuple[int, Info]:
+        """The index to return, and what a person would plot."""
+        selected, info = jax.device_get(self._end(state))
+        return int(selected), info
+
+
+def _at(values: Any, place: int, count: int) -> Any:
+    if np.shape(values) != (count,):
+        raise ValueError(
+            f"the policy's prior has {np.shape(values)} entries; a run of {count} problems needs "
+            f"one for all, or ({count},)"
+        )
+    return values[place]
+
+
+# One problem --------------------------------------------------------------------------------------
+
+
+class _Engine(NamedTuple):
+    sampler: Sampler
+    verifier: Verifier | None
+    policy: Policy
+    decide: _Decider
+    run: Run | None
+    priors: Mapping[str, Prior]
+    predictor_tokens: Mapping[str, int]
+    extract: Extract
+    equal: Equal
+    max_ahead: int | None
+
+    async def solve(self, problem: Problem, place: int, count: int) -> Solution:
+        """Solves one problem, or gives what an earlier process made of it."""
+        work = _Work(self, problem)
+        decision = self.run.decision(problem.id) if self.run is not None else None
+        if decision is None:
+            state, more = self.decide.start(self.priors.get(problem.id), place, count)
+            try:
+                with _first_error():
+                    async with asyncio.TaskGroup() as tasks:
+                        state = await work.decide(tasks, state, more)
+            except ProblemError as error:
+                # The other problems can be solved.
+                decision = work.failure(str(error))
+            else:
+                decision = work.decision(*self.decide.end(state))
+            if self.run is not None:
+                self.run.add_decision(decision)
+                await self.run.durable()
+        chosen = decision.selected_index
+        missing = next((i for i in range(decision.num_samples) if i not in work.samples), None)
+        if missing is not None:
+            raise RunError(
+                f"run: problem {problem.id!r} is decided, but its completion {missing} is not "
+                "there any more; remove its line from decisions.jsonl to draw it again"
+            )
+        samples = [work.samples[index] for index in range(decision.num_samples)]
+        return Solution(
+            problem=problem,
+            decision=decision,
+            selected=None if chosen < 0 else work.samples[chosen],
+            samples=tuple(map(_without_text, samples)),
+        )
+
+
+class _Work:
+    """A problem's completions so far.
+
+    Attributes:
+        samples: By launch order, those scored; some may be missing in between.
+        launched: How many have been launched, from the first on.
+        seen: How many the policy has been shown, from the first on.
+    """
+
+    def __init__(self, engine: _Engine, problem: Problem):
+        self._engine = engine
+        self._problem = problem
+        self._ids = AnswerIds(problem.answer, equal=engine.equal)
+        self._ids_lock = asyncio.Lock()
+        self._enough = asyncio.Event()
+        self._arrived = asyncio.Event()
+        self.seen = 0
+        self.launched = 0
+        self.samples: dict[int, Sample] = {}
+        self._unscored: list[Completion] = []
+        # What is spent on completions that are not among the samples.
+        self._surplus = TokenLedger(predictor=engine.predictor_tokens.get(problem.id, 0))
+        if engine.run is not None:
+            for sample in engine.run.samples(problem.id):
+                self.samples[sample.completion.index] = sample
+                self._ids.restore(sample.answer, sample.answer_id)
+            self._unscored = engine.run.unscored(problem.id)
+
+    async def decide(self, tasks: asyncio.TaskGroup, state: Any, more: int) -> Any:
+        """Draws until the policy has enough, and aborts what is then in flight.
+
+        Args:
+            tasks: Takes what draws and scores; when it ends, every request has.
+            state: The policy's state.
+            more: How many it asks for.
+
+        Returns:
+            Its state at the stop.
+        """
+        for completion in self._unscored:
+            tasks.create_task(self._score(completion))
+        while more > 0:
+            self._launch(tasks, more)
+            while self.seen not in self.samples:
+                self._arrived.clear()
+                await self._arrived.wait()
+            state, more = self._engine.decide.step(state, self.samples[self.seen])
+            self.seen += 1
+        self._enough.set()
+        return state
+
+    def _launch(self, tasks: asyncio.TaskGroup, more: int) -> None:
+        """Starts drawing what the policy asks for, and is neither there nor under way."""
+        ahead = more if self._engine.max_ahead is None else min(more, self._engine.max_ahead)
+        there = {*self.samples, *(completion.index for completion in self._unscored)}
+        wanted = range(self.launched, self.seen + ahead)
+        self.launched = max(self.launched, self.seen + ahead)
+        first = None
+        for index in (*wanted, self.launched):
+            missing = index in wanted and index not in there
+            if missing and first is None:
+                first = index
+            elif not missing and first is not None:
+                tasks.create_task(self._draw(tasks, first, index - first))
+                first = None
+
+    async def _draw(self, tasks: asyncio.TaskGroup, first: int, n: int) -> None:
+        due = set(range(first, first + n))
+        async for completion in self._engine.sampler.sample(
+            self._asked(), n, first, abort=self._enough
+        ):
+            if completion.index not in due:
+                raise EngineError(
+                    f"problem {self._problem.id!r}: the sampler yielded completion "
+                    f"{completion.index}, which was not asked for or came before"
+                )
+            due.remove(completion.index)
+            if completion.finish_reason == "abort":
+                self._surplus += TokenLedger(aborted=_known(completion.tokens))
+            elif self._enough.is_set():
+                # It ended before the abort reached it; scoring it would change nothing any more.
+                self._surplus += TokenLedger(completed=_known(completion.tokens))
+            else:
+                if self._engine.run is not None and self._engine.verifier is not None:
+                    self._engine.run.add_drawn(self._problem.id, completion)
+                tasks.create_task(self._score(completion))
+        if due:
+            raise EngineError(
+                f"problem {self._problem.id!r}: the sampler ended without completion {min(due)}"
+            )
+
+    def _asked(self) -> Problem:
+        if self._engine.policy.kind == "parallel" or self.seen == 0:
+            return self._problem
+        # The last round that gave an answer is the one that stands.
+        answers = [self.samples[index].answer for index in range(self.seen)]
+        return ask_again(self._problem, next((a for a in reversed(answers) if a), None))
+
+    async def _score(self, completion: Completion) -> None:
+        engine, problem = self._engine, self._problem
+        score = None
+        if engine.verifier is not None:
+            (score,) = await engine.verifier.score(problem, [completion])
+            if not 0 <= score.value <= 1:  # NaN neither
+                raise EngineError(
+                    f"problem {problem.id!r}: the verifier gave completion {completion.index} the "
+                    f"score {score.value}; scores are in [0, 1]"
+                )
+        answer = engine.extract(completion.text)
+        # One at a time, so that two new answers that are the same get one id.
+        async with self._ids_lock:
+            answer_id = self._ids.known(answer)
+            if answer_id is None:
+                answer_id = await self._new_id(answer)
+            sample = Sample(
+                problem_id=problem.id,
+                completion=completion,
+                score=None if score is None else score.value,
+                answer=answer,
+                answer_id=answer_id,
+                gold_id=self._ids.gold_id,
+                steps=() if score is None else score.steps,
+                verifier_tokens=0 if score is None else score.tokens,
+                note=None if score is None else score.note,
+            )
+            if engine.run is not None:
+                engine.run.add_sample(sample)
+        self.samples[completion.index] = sample
+        self._arrived.set()
+
+    async def _new_id(self, answer: str | None) -> int:
+        if isinstance(self._engine.equal, EquivalenceChecker):
+            return await asyncio.to_thread(self._ids.add, answer)
+        return self._ids.add(answer)
+
+    def failure(self, error: str) -> Decision:
+        """That nothing comes of the problem, and what it cost."""
+        unknown = np.float32(math.nan)
+        info = Info(np.int32(-1), unknown, unknown, np.int32(StopReason.RUNNING))
+        decision = self.decision(-1, info)
+        return dataclasses.replace(decision, stop_reason=FAILED, error=error)
+
+    def decision(self, selected: int, info: Info) -> Decision:
+        """What the policy did, and what it cost."""
+        samples = self.samples.values()
+        spent = [_known(self.samples[index].completion.tokens) for index in range(self.seen)]
+        ledger = self._surplus + TokenLedger(
+            completed=sum(_known(sample.completion.tokens) for sample in samples),
+            verifier=sum(sample.verifier_tokens for sample in samples),
+        )
+        return Decision(
+            problem_id=self._problem.id,
+            num_samples=self.seen,
+            tokens=-1 if math.isnan(sum(spent)) else int(sum(spent)),
+            selected_index=selected,
+            stop_reason=StopReason(int(info.stop_reason)).name.lower(),
+            required=int(info.required),
+            loc=float(info.loc),
+            scale=float(info.scale),
+            ledger=ledger,
+        )
+
+
+def _known(tokens: int) -> float | int:
+    return tokens if tokens >= 0 else math.nan
+
+
+def _without_text(sample: Sample) -> Sample:
+    return dataclasses.replace(sample, completion=dataclasses.replace(sample.completion, text=""))

@@ -1,0 +1,68 @@
+"""Run directories: what a live run's policy decided on, as a pool.
+
+A run keeps every completion that ended, also those that ended before longer ones launched ahead of
+them were aborted. They are short ones, so a pool must not hold them: of a problem that is decided
+it gets the completions that the decision rests on, and of one that is not, those up to the first
+that is still missing.
+"""
+
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from optscale_jax.pool import Pool, PoolError
+from optscale_jax.readers.jsonl import pool_of_records
+from optscale_jax.readers.records import Record, read_records
+
+__all__ = ["DECISIONS", "SAMPLES", "read_live_run"]
+
+SAMPLES, DECISIONS = "samples.jsonl", "decisions.jsonl"
+
+
+def read_live_run(path: str | os.PathLike[str], *, clip: bool = False) -> Pool:
+    """Reads the directory of a live run, also one that was cut off or is still going on.
+
+    Args:
+        path: The directory.
+        clip: Move scores outside [0, 1] to the nearer end instead of refusing them.
+
+    Returns:
+        The pool: problems in order of first appearance, completions in launch order. A last line
+        that is cut short is passed over.
+
+    Raises:
+        PoolError: If a file cannot be read or holds what is not a record of a run, or if no problem
+            has a completion yet.
+    """
+    path = Path(path)
+    decided = {
+        record.label("problem_id"): record.get("num_samples")
+        for record in _whole_lines(path / DECISIONS)
+    }
+    drawn: dict[str, set[int]] = {}
+    for record in _whole_lines(path / SAMPLES):
+        drawn.setdefault(record.label("problem_id"), set()).add(record.get("index"))
+    counts = {
+        name: decided.get(name, next(i for i in itertools.count() if i not in indices))
+        for name, indices in drawn.items()
+    }
+    if not any(counts.values()):
+        raise PoolError(f"{path}: no problem has a completion yet")
+    return pool_of_records(
+        (
+            record
+            for record in _whole_lines(path / SAMPLES)
+            if record.get("index") < counts[record.label("problem_id")]
+        ),
+        source=str(path / SAMPLES),
+        clip=clip,
+    )
+
+
+def _whole_lines(path: Path) -> Iterator[Record]:
+    if not path.is_file():
+        raise PoolError(f"{path}: no such file; give the directory of a live run")
+    with open(path, "rb") as file:
+        count = sum(line.endswith(b"\n") and not line.isspace() for line in file)
+    return itertools.islice(read_records(path), count) if count else iter(())

@@ -1,0 +1,438 @@
+"""The live loop: the decisions of replay, nothing drawn twice, and every token accounted for."""
+
+import asyncio
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import optscale_jax
+from optscale_jax import Pool, Prior, policies, replay, synthetic_pool
+from optscale_jax.backends.base import Completion, ProblemError, Score
+from optscale_jax.backends.recorded import RecordedSampler, RecordedVerifier, recorded_problems
+from optscale_jax.engine import EngineError, ask_again, solutions_pool, solve
+from optscale_jax.metrics import TokenLedger
+from optscale_jax.pool import PoolError
+from optscale_jax.problems import Problem
+from optscale_jax.readers import read_pool
+from optscale_jax.runs import Run
+
+ROOT = Path(__file__).resolve().parents[1]
+N = 16
+
+
+@pytest.fixture(scope="module")
+def pool() -> Pool:
+    return synthetic_pool(jax.random.key(0), num_problems=60, num_samples=N)
+
+
+def opened(path, problems, kind="parallel"):
+    return Run(path, config="seed: 0\n", problems=problems, kind=kind)
+
+
+def live(pool, policy, **options):
+    return solve(
+        recorded_problems(pool), RecordedSampler(pool), RecordedVerifier(pool), policy, **options
+    )
+
+
+def assert_decisions_are_those_of_replay(solutions, result):
+    assert [s.decision.num_samples for s in solutions] == result.num_samples[0].tolist()
+    assert [s.decision.selected_index for s in solutions] == result.selected_index[0].tolist()
+    assert [s.decision.tokens for s in solutions] == result.tokens[0].tolist()
+    reasons = [policies.StopReason[s.decision.stop_reason.upper()] for s in solutions]
+    assert reasons == result.stop_reason[0].tolist()
+    if result.correct is not None:
+        assert [s.correct for s in solutions] == result.correct[0].tolist()
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        policies.optscale(0.9, 0.9, N, 4),
+        policies.optscale(0.9, 0.9, N, 4, Prior(0.7, 0.2, 0.1, 0.1), "once", selection="majority"),
+        policies.best_of_n(7, selection="weighted_vote"),
+        policies.first_hit(0.9, N),
+        policies.early_stopping_self_consistency(4, N),
+        policies.adaptive_self_consistency(0.95, N),
+    ],
+    ids=["optscale", "optscale_map_once", "best_of_n", "first_hit", "esc", "asc"],
+)
+def test_live_decisions_are_those_of_replay(pool, policy):
+    result = replay(pool, policy)
+    for ahead in (None, 2):
+        assert_decisions_are_those_of_replay(live(pool, policy, max_ahead=ahead), result)
+
+
+def test_a_prior_for_each_problem_is_that_problems(pool):
+    draws = np.random.default_rng(0).uniform(0.5, 0.9, pool.num_problems)
+    fields = (draws, 0.4 * (1 - draws), np.full_like(draws, 0.1), np.full_like(draws, 0.1))
+    policy = policies.optscale(0.9, 0.9, N, 2)
+    result = replay(pool, policy, prior=Prior(*fields))
+    names = pool.problem_ids.tolist()
+    priors = {name: Prior(*(field[i] for field in fields)) for i, name in enumerate(names)}
+    solutions = live(pool, policy, priors=priors, predictor_tokens=dict.fromkeys(names, 9))
+    assert_decisions_are_those_of_replay(solutions, result)
+    assert all(s.decision.ledger.predictor == 9 for s in solutions)
+    # Or as the policy's own, with one entry a problem.
+    policy = policies.optscale(0.9, 0.9, N, 2, Prior(*fields))
+    assert_decisions_are_those_of_replay(live(pool, policy), result)
+
+
+def test_a_run_can_be_read_and_replayed(pool, tmp_path):
+    policy = policies.optscale(0.9, 0.9, N, 4)
+    problems = recorded_problems(pool)
+    with opened(tmp_path, problems) as run:
+        solutions = live(pool, policy, run=run)
+    for read in (read_pool(tmp_path), solutions_pool(solutions)):
+        read = read.subset(pool.problem_ids)  # in the order of the pool
+        counts = [s.decision.num_samples for s in solutions]
+        assert read.samples_per_problem.tolist() == counts
+        for row, solution in enumerate(solutions):
+            count = counts[row]
+            assert read.scores is not None
+            np.testing.assert_array_equal(read.scores[row, :count], pool.scores[row, :count])
+            np.testing.assert_array_equal(read.correct[row, :count], pool.correct[row, :count])
+            observations = map(
+                policies.Observation,
+                read.scores[row],
+                read.answers[row],
+                read.tokens[row],
+                np.arange(count, dtype=np.int32),
+            )
+            if row < 10:
+                outcome = policies.run(policy, observations)
+                assert outcome.num_samples == count
+                assert outcome.selected_index == solution.decision.selected_index
+
+
+def test_rounds_see_the_answer_before(tmp_path):
+    asked = []
+
+    class Sampler(RecordedSampler):
+        def sample(self, problem, n, first_index, *, abort):
+            asked.append((problem.text, n, first_index))
+            return super().sample(problem, n, first_index, abort=abort)
+
+    pool = Pool.from_arrays(
+        answers=[[5, -1, 3]], tokens=[[2, 4, 6]], gold=[3], kind="sequential", problem_ids=["q"]
+    )
+    policy = policies.mr_thinking(3)
+    (problem,) = recorded_problems(pool)
+    with opened(tmp_path, [problem], "sequential") as run:
+        (solution,) = solve([problem], Sampler(pool), None, policy, run=run)
+    assert asked == [
+        ("q", 1, 0),
+        (ask_again(problem, "5").text, 1, 1),
+        # A round without an answer has nothing to show in the place of the one before.
+        (ask_again(problem, "5").text, 1, 2),
+    ]
+    assert "5" in ask_again(problem, "5").text
+    assert solution.answer == "3"
+    assert solution.correct
+    assert read_pool(tmp_path).kind == "sequential"
+
+
+# Tokens -------------------------------------------------------------------------------------------
+
+
+class ScriptedSampler:
+    """Completions whose ends the test decides: index i ends when `ends[i]` is set."""
+
+    def __init__(self, num: int, tokens: int = 10):
+        self.ends = [asyncio.Event() for _ in range(num)]
+        self.tokens = tokens
+        self.asked: list[tuple[int, int]] = []
+
+    async def sample(self, problem, n, first_index, *, abort):
+        self.asked.append((first_index, n))
+
+        async def one(index):
+            waiting = [asyncio.ensure_future(e.wait()) for e in (self.ends[index], abort)]
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for each in waiting:
+                each.cancel()
+            if self.ends[index].is_set():
+                return Completion(index, f"\\boxed{{{index}}}", self.tokens)
+            return Completion(index, "half", 3, "abort")
+
+        for done in asyncio.as_completed([one(first_index + i) for i in range(n)]):
+            yield await done
+
+    async def close(self):
+        pass
+
+
+class TableVerifier:
+    """Scores by index, 5 tokens each."""
+
+    def __init__(self, scores, then=lambda index: None):
+        self.scores = scores
+        self.then = then
+        self.seen: list[int] = []
+
+    async def score(self, problem, completions):
+        indices = [completion.index for completion in completions]
+        self.seen += indices
+        for index in indices:
+            self.then(index)
+        return [Score(self.scores[index], tokens=5) for index in indices]
+
+    async def close(self):
+        pass
+
+
+def test_the_ledger_separates_what_was_used_from_what_was_aborted(tmp_path):
+    # Eight are launched. The last is short: it ends first, and is kept but decides nothing. Then
+    # come the first three, whose scores fit a law that needs no more: the rest is aborted.
+    sampler = ScriptedSampler(8)
+
+    def then(index):
+        if index == 7:
+            for first in (2, 1, 0):
+                sampler.ends[first].set()
+
+    verifier = TableVerifier([0.97, 0.98, 0.99, *[0.1] * 5], then)
+    sampler.ends[7].set()
+    policy = policies.early_stopping_self_consistency(8, 8)
+    policy = policy._replace(request=lambda state: (8 - state.count) * (state.count < 3))
+    problem = Problem("p", "?", "1")
+    with opened(tmp_path, [problem]) as run:
+        (solution,) = solve(
+            [problem], sampler, verifier, policy, run=run, predictor_tokens={"p": 2}
+        )
+    assert sampler.asked == [(0, 8)]
+    assert solution.decision.num_samples == 3
+    assert solution.decision.tokens == 30
+    assert solution.decision.ledger == TokenLedger(
+        completed=40, aborted=4 * 3, verifier=20, predictor=2
+    )
+    assert sorted(verifier.seen) == [0, 1, 2, 7]
+    assert read_pool(tmp_path).mask.tolist() == [[True, True, True]]
+    # Another process finds the same, without a model.
+    with opened(tmp_path, [problem]) as run:
+        (again,) = solve([problem], ScriptedSampler(0), verifier, policy, run=run)
+    assert again.decision == solution.decision
+    assert again.selected == solution.selected
+
+
+def test_decisions_are_in_launch_order_whatever_ends_first():
+    sampler = ScriptedSampler(4)
+    order = [3, 1, 2, 0]
+
+    def then(index):
+        following = order[order.index(index) + 1 :]
+        if following:
+            sampler.ends[following[0]].set()
+
+    verifier = TableVerifier([0.2, 0.9, 0.3, 0.9], then)
+    sampler.ends[3].set()
+    policy = policies.best_of_n(4)
+    (solution,) = solve([Problem("p", "?")], sampler, verifier, policy)
+    assert verifier.seen == order
+    assert [s.completion.index for s in solution.samples] == [0, 1, 2, 3]
+    assert solution.decision.selected_index == 1  # the first of the two that tie
+    assert solution.correct is None
+
+
+# Bad input ----------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_run_is_refused(pool):
+    problems = recorded_problems(pool)
+    sampler, verifier = RecordedSampler(pool), RecordedVerifier(pool)
+    policy = policies.best_of_n(2)
+    with pytest.raises(ValueError, match="reads scores: give a verifier"):
+        solve(problems, sampler, None, policy)
+    with pytest.raises(ValueError, match="two problems have the id"):
+        solve([*problems, problems[3]], sampler, verifier, policy)
+    with pytest.raises(ValueError, match="max_in_flight is 0"):
+        solve(problems, sampler, verifier, policy, max_in_flight=0)
+    coupled = policies.difficulty_adaptive_self_consistency(0.9, 8)
+    with pytest.raises(ValueError, match="couples all problems"):
+        solve(problems, sampler, verifier, coupled)
+    with pytest.raises(PoolError, match=r"has 16 completions, and the policy asks for 17"):
+        solve(problems, sampler, verifier, policies.best_of_n(17))
+    with pytest.raises(ValueError, match="the policy's prior has"):
+        prior = Prior(*np.full((4, 3), 0.1))
+        solve(problems, sampler, verifier, policies.optscale(0.9, 0.9, 8, 4, prior))
+
+
+@pytest.mark.parametrize("score", [1.5, -0.1, float("nan")])
+def test_a_score_outside_its_domain_stops_the_run(score):
+    sampler = ScriptedSampler(1)
+    sampler.ends[0].set()
+    with pytest.raises(EngineError, match=r"problem 'p': the verifier gave completion 0 the score"):
+        solve([Problem("p", "?")], sampler, TableVerifier([score]), policies.best_of_n(1))
+
+
+@pytest.mark.parametrize(
+    ("indices", "says"), [([0], "without completion 1"), ([0, 0], "completion 0"), ([2], "2")]
+)
+def test_a_sampler_that_does_not_keep_its_contract_is_named(indices, says):
+    class Sampler(ScriptedSampler):
+        async def sample(self, problem, n, first_index, *, abort):
+            for index in indices:
+                yield Completion(index, "", 1)
+
+    with pytest.raises(EngineError, match=says):
+        solve([Problem("p", "?")], Sampler(0), TableVerifier([0.5] * 3), policies.best_of_n(2))
+
+
+def test_what_was_drawn_stays_drawn_when_the_verifier_fails(pool, tmp_path):
+    problems, policy = recorded_problems(pool), policies.best_of_n(4)
+
+    class Broken(RecordedVerifier):
+        left = 40
+
+        async def score(self, problem, completions):
+            await asyncio.sleep(0)
+            self.left -= 1
+            if self.left < 0:
+                raise ConnectionError("the verifier is gone")
+            return await super().score(problem, completions)
+
+    with opened(tmp_path, problems) as run, pytest.raises(ConnectionError, match="is gone"):
+        solve(problems, RecordedSampler(pool), Broken(pool), policy, run=run)
+    kept = on_disk(tmp_path)
+    assert len(kept) > 40  # those that were not scored too
+    sampler = WatchedSampler(pool)
+    with opened(tmp_path, problems) as run:
+        solutions = solve(problems, sampler, RecordedVerifier(pool), policy, run=run)
+    assert_decisions_are_those_of_replay(solutions, replay(pool, policy))
+    assert not kept & sampler.asked
+    assert len(kept | sampler.asked) == 4 * len(problems)
+
+
+def test_a_problem_that_cannot_be_sampled_leaves_the_others_alone(pool, tmp_path):
+    problems, policy = recorded_problems(pool), policies.best_of_n(4)
+
+    class Picky(RecordedSampler):
+        async def sample(self, problem, n, first_index, *, abort):
+            if problem.id == problems[7].id:
+                raise ProblemError("prompt: 9000 tokens; the context is 4096")
+            async for completion in super().sample(problem, n, first_index, abort=abort):
+                yield completion
+
+    for _ in range(2):  # and it is not tried again
+        with opened(tmp_path, problems) as run:
+            solutions = solve(problems, Picky(pool), RecordedVerifier(pool), policy, run=run)
+        failed = solutions.pop(7)
+        assert failed.decision.stop_reason == "failed"
+        assert failed.decision.error == "prompt: 9000 tokens; the context is 4096"
+        assert failed.selected is None
+        assert failed.correct is False
+        others = np.delete(np.arange(len(problems)), 7)
+        assert_decisions_are_those_of_replay(solutions, replay(pool.subset(others), policy))
+
+
+class WatchedSampler(RecordedSampler):
+    def __init__(self, pool, **options):
+        super().__init__(pool, **options)
+        self.asked: set[tuple[str, int]] = set()
+
+    def sample(self, problem, n, first_index, *, abort):
+        self.asked |= {(problem.id, first_index + i) for i in range(n)}
+        return super().sample(problem, n, first_index, abort=abort)
+
+
+def on_disk(path) -> set[tuple[str, int]]:
+    """What a process that was killed has left: the whole lines of its logs."""
+    kept = set()
+    for name in ("samples.jsonl", "drawn.jsonl"):
+        for line in (path / name).read_bytes().splitlines(keepends=True):
+            if line.endswith(b"\n"):
+                record = json.loads(line)
+                kept.add((record["problem_id"], record["index"]))
+    return kept
+
+
+# Killed -------------------------------------------------------------------------------------------
+
+KILLED = """
+import json, sys
+import jax
+from optscale_jax import policies, synthetic_pool
+from optscale_jax.engine import solve
+from optscale_jax.backends.recorded import RecordedSampler, RecordedVerifier, recorded_problems
+from optscale_jax.runs import Run
+
+class Sampler(RecordedSampler):
+    def sample(self, problem, n, first_index, *, abort):
+        for index in range(first_index, first_index + n):
+            print(json.dumps([problem.id, index]), flush=True)
+        return super().sample(problem, n, first_index, abort=abort)
+
+pool = synthetic_pool(jax.random.key(0), num_problems=60, num_samples=16)
+problems = recorded_problems(pool)
+with Run(sys.argv[1], config="seed: 0\\n", problems=problems) as run:
+    sampler = Sampler(pool, seconds_per_token=float(sys.argv[2]))
+    policy = policies.first_hit(0.9, 16)
+    solve(problems, sampler, RecordedVerifier(pool), policy, run=run, max_in_flight=8)
+"""
+
+
+def test_killed_at_three_moments_it_loses_nothing_and_comes_to_the_same_end(pool, tmp_path):
+    policy, problems = policies.first_hit(0.9, N), recorded_problems(pool)
+    expected = replay(pool, policy)
+    total = int(expected.num_samples.sum())
+    moments = sorted(random.Random(0).sample(range(10, total - 30), 3))
+    asked: Counter[tuple[str, int]] = Counter()
+    for moment in [*moments, None]:
+        before = on_disk(tmp_path) if moment != moments[0] else set()
+        # Slow enough to be caught while at work; the last one need not be.
+        script = [sys.executable, "-c", KILLED, str(tmp_path), "2e-5" if moment else "0"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+        log = tmp_path / "asked.txt"
+        with open(log, "w") as output:
+            process = subprocess.Popen(script, stdout=output, env=environment)
+            try:
+                while moment and process.poll() is None and len_lines(tmp_path) < moment:
+                    time.sleep(0.002)
+                if moment:
+                    assert process.poll() is None, "it ended before it could be killed"
+                    process.send_signal(signal.SIGKILL)
+                assert process.wait(timeout=120) == (-signal.SIGKILL if moment else 0)
+            finally:
+                process.kill()
+        now = {
+            tuple(json.loads(line))
+            for line in log.read_text().splitlines(True)
+            if line[-1:] == "\n"
+        }
+        assert not now & before, "a completion that was on disk was drawn again"
+        asked.update(now)
+
+    lines = (tmp_path / "samples.jsonl").read_bytes()
+    assert lines.endswith(b"\n")
+    records = [json.loads(line) for line in lines.splitlines()]
+    keys = [(record["problem_id"], record["index"]) for record in records]
+    assert len(set(keys)) == len(keys)
+    with opened(tmp_path, problems) as run:
+        assert run.notes == []
+        solutions = solve(problems, RecordedSampler(pool), RecordedVerifier(pool), policy, run=run)
+        assert run.num_samples == len(keys)
+    assert_decisions_are_those_of_replay(solutions, expected)
+
+
+def len_lines(path) -> int:
+    log = path / "samples.jsonl"
+    return log.read_bytes().count(b"\n") if log.exists() else 0
+
+
+def test_solve_is_a_public_name_that_is_loaded_when_asked_for():
+    assert optscale_jax.solve is solve
+    script = (
+        "import sys, optscale_jax; assert 'optscale_jax.engine' not in sys.modules; "
+        "optscale_jax.solve; assert 'optscale_jax.engine' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)

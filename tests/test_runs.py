@@ -1,0 +1,215 @@
+"""The run directory: what is on disk, what comes back, and what is refused."""
+
+import asyncio
+import json
+import math
+import resource
+
+import pytest
+
+from optscale_jax.backends.base import Completion
+from optscale_jax.metrics import TokenLedger
+from optscale_jax.problems import Problem
+from optscale_jax.readers import read_pool
+from optscale_jax.runs import Decision, Run, RunError, Sample
+
+PROBLEMS = [Problem("a", "1+1?", "2"), Problem("b", "2+2?", "4")]
+CONFIG = "policy:\n  name: first_hit\n  s_min: 0.9\nseed: 0\nout: here\n"
+
+
+def opened(path, **changes):
+    return Run(path, **({"config": CONFIG, "problems": PROBLEMS, "volatile": ["out"]} | changes))
+
+
+def sample(problem_id="a", index=0, score=0.5, text="so \\boxed{2}\u2028\nend", **changes):
+    completion = Completion(index, text, 7, "stop", 3)
+    fields = {"answer": "2", "answer_id": 0, "gold_id": 0, "steps": (0.25, 0.75)}
+    fields |= {"verifier_tokens": 11, "note": None} | changes
+    return Sample(problem_id, completion, score, **fields)
+
+
+def decision(problem_id="a", num_samples=1):
+    ledger = TokenLedger(completed=7, aborted=2, verifier=11)
+    return Decision(problem_id, num_samples, 7, 0, "score_reached", -1, math.nan, math.nan, ledger)
+
+
+def test_everything_comes_back(tmp_path):
+    with opened(tmp_path) as run:
+        samples = [sample(), sample(index=2, note="truncated", answer=None, answer_id=-1)]
+        for one in samples:
+            run.add_drawn("a", one.completion)
+            run.add_sample(one)
+        lonely = Completion(1, "half \ud800", -1, "length")
+        run.add_drawn("a", lonely)
+        run.add_sample(sample("b", steps=(), verifier_tokens=0))
+        run.add_decision(decision("b"))
+        assert run.samples("a") == []  # what was there when it was opened
+    with opened(tmp_path) as run:
+        assert run.notes == []
+        assert run.num_samples == 3
+        assert run.samples("a") == samples
+        # Half a surrogate pair cannot be written in UTF-8.
+        assert run.unscored("a") == [Completion(1, "half ?", -1, "length")]
+        assert run.unscored("b") == []
+        back = run.decision("b")
+        assert back is not None
+        assert back.ledger == decision().ledger
+        assert math.isnan(back.loc)
+        assert run.decision("a") is None
+        run.finish()
+        assert not (tmp_path / "drawn.jsonl").exists()
+    with opened(tmp_path) as run:
+        assert run.samples("a") == samples
+
+
+def test_only_the_completion_returned_keeps_its_text_in_memory(tmp_path):
+    with opened(tmp_path) as run:
+        for index in range(3):
+            run.add_sample(sample(index=index))
+        run.add_decision(decision(num_samples=3))
+    with opened(tmp_path) as run:
+        texts = [bool(one.completion.text) for one in run.samples("a")]
+        assert texts == [True, False, False]
+
+
+@pytest.mark.parametrize("name", ["samples.jsonl", "drawn.jsonl", "decisions.jsonl"])
+@pytest.mark.parametrize("missing", [1, 20])
+def test_a_torn_last_line_is_dropped(tmp_path, name, missing):
+    with opened(tmp_path) as run:
+        for index in range(2):
+            run.add_drawn("a", sample(index=index).completion)
+            run.add_sample(sample(index=index))
+        for problem in PROBLEMS:
+            run.add_decision(decision(problem.id, num_samples=2 * (problem.id == "a")))
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[:-missing])
+    with opened(tmp_path) as run:
+        (note,) = run.notes
+        assert name in note
+        first, last = whole.splitlines(keepends=True)
+        assert (tmp_path / name).read_bytes() == first
+        assert f"{len(last) - missing} bytes" in note
+        if name == "samples.jsonl":
+            # It was drawn all the same.
+            assert run.num_samples == 1
+
+
+def test_a_file_that_is_one_torn_line_is_empty(tmp_path):
+    opened(tmp_path).close()
+    (tmp_path / "samples.jsonl").write_bytes(b'{"problem_id": "' + b"x" * 200_000)
+    with opened(tmp_path) as run:
+        assert run.num_samples == 0
+        assert len(run.notes) == 1
+    assert (tmp_path / "samples.jsonl").read_bytes() == b""
+
+
+def test_another_configuration_is_refused_with_the_difference(tmp_path):
+    opened(tmp_path).close()
+    other = CONFIG.replace("s_min: 0.9", "s_min: 0.8").replace("out: here", "out: there")
+    with pytest.raises(RunError, match=r"policy\.s_min is 0\.9, now 0\.8; go on") as raised:
+        opened(tmp_path, config=other)
+    assert "out" not in str(raised.value).split("differs")[1].replace("without", "")
+    opened(tmp_path, config=CONFIG.replace("out: here", "out: there")).close()
+    problems = [PROBLEMS[0], Problem("b", "3+3?", "6")]
+    with pytest.raises(RunError, match=r"problems\.jsonl differs: line 2 is .*2\+2.*now .*3\+3"):
+        opened(tmp_path, problems=problems)
+    opened(tmp_path).close()
+
+
+def test_two_processes_cannot_be_at_one_run(tmp_path):
+    with opened(tmp_path), pytest.raises(RunError, match=r"process \d+ is at this run"):
+        opened(tmp_path)
+    opened(tmp_path).close()
+
+
+def test_a_line_that_is_no_record_is_named(tmp_path):
+    opened(tmp_path).close()
+    for line in ("{}", "not JSON", "[]", json.dumps({"problem_id": "a", "index": 0})):
+        (tmp_path / "samples.jsonl").write_text(line + "\n")
+        with pytest.raises(RunError, match=r"samples\.jsonl: line 1: not a record of a run"):
+            opened(tmp_path)
+
+
+def test_a_sample_twice_is_noticed(tmp_path):
+    with opened(tmp_path) as run:
+        run.add_sample(sample())
+        run.add_sample(sample())
+    with pytest.raises(RunError, match="line 2: .*completion 0 of 'a' is there already"):
+        opened(tmp_path)
+
+
+def test_what_is_no_folder_is_refused(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(RunError, match="file"):
+        opened(file)
+    with pytest.raises(RunError, match="has samples.jsonl but no config.yaml"):
+        (tmp_path / "samples.jsonl").write_text("")
+        opened(tmp_path)
+
+
+async def written(run, *samples):
+    """Adds samples as a run does, with the writer beside it."""
+    writer = asyncio.ensure_future(run.keep_writing())
+    try:
+        for one in samples:
+            run.add_sample(one)
+            await run.durable()
+    finally:
+        writer.cancel()
+        await asyncio.wait([writer])
+
+
+def test_durable_means_on_disk(tmp_path):
+    async def watched():
+        with opened(tmp_path) as run:
+            writer = asyncio.ensure_future(run.keep_writing())
+            for index in range(5):
+                run.add_sample(sample(index=index))
+                await run.durable()
+                lines = (tmp_path / "samples.jsonl").read_bytes().splitlines()
+                assert [json.loads(line)["index"] for line in lines] == list(range(index + 1))
+            writer.cancel()
+            await asyncio.wait([writer])
+
+    asyncio.run(watched())
+
+
+def test_a_full_disk_keeps_whole_lines_and_says_so(tmp_path):
+    with opened(tmp_path) as run:
+        asyncio.run(written(run, sample()))
+        line = (tmp_path / "samples.jsonl").stat().st_size
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2 * line + line // 2, before[1]))
+        try:
+            with pytest.raises(RunError, match="cannot be written.*what was drawn until then is"):
+                asyncio.run(written(run, *(sample(index=index) for index in range(1, 5))))
+            # Nothing more is added behind the gap.
+            with pytest.raises(RunError):
+                asyncio.run(run.durable())
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with opened(tmp_path) as run:
+        assert run.notes == []
+        assert [one.completion.index for one in run.samples("a")] == [0, 1]
+
+
+def test_a_run_is_read_as_a_pool_of_what_was_decided_on(tmp_path):
+    with opened(tmp_path) as run:
+        # Of "a" the policy decided on two; the fourth had ended before the third was aborted. Of
+        # "b", which is not decided, the second is still missing.
+        for index in (1, 0, 3):
+            run.add_sample(sample(index=index, score=0.1 * index))
+        for index in (0, 2):
+            run.add_sample(sample("b", index=index, answer="5", answer_id=1))
+        run.add_decision(decision(num_samples=2))
+    with open(tmp_path / "samples.jsonl", "ab") as file:
+        file.write(b'{"problem_id": "b", "ind')  # it is still going on
+    pool = read_pool(tmp_path)
+    assert pool.problem_ids.tolist() == ["a", "b"]
+    assert pool.mask.tolist() == [[True, True], [True, False]]
+    assert pool.scores is not None
+    assert pool.scores[0].tolist() == pytest.approx([0.0, 0.1])
+    assert pool.correct is not None
+    assert pool.correct.tolist() == [[True, True], [False, False]]
+    assert pool.tokens[0].tolist() == [7, 7]
