@@ -24,7 +24,16 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-__all__ = ["BadInput", "bad_input", "command", "output_folder", "parse", "progress", "to_yaml"]
+__all__ = [
+    "BadInput",
+    "Terminated",
+    "bad_input",
+    "command",
+    "output_folder",
+    "parse",
+    "progress",
+    "to_yaml",
+]
 
 ConfigT = TypeVar("ConfigT")
 
@@ -68,6 +77,7 @@ def command(
     *,
     prog: str,
     description: str,
+    interrupted: str = "nothing was written",
 ) -> int:
     """Parses the arguments and runs a command.
 
@@ -77,6 +87,7 @@ def command(
         argv: Arguments; None for those of the process.
         prog: How the command is called, for its help.
         description: What it does, for its help.
+        interrupted: What an interruption has left behind.
 
     Returns:
         The exit code: 0, 2 for bad input, 130 and 143 for an interruption. `--help` and
@@ -90,22 +101,22 @@ def command(
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
+        print(f"interrupted; {interrupted}", file=sys.stderr)
         return 130
-    except _TerminatedError:
-        print("terminated; nothing was written", file=sys.stderr)
+    except Terminated:
+        print(f"terminated; {interrupted}", file=sys.stderr)
         return 143
     return 0
 
 
-class _TerminatedError(BaseException):
+class Terminated(BaseException):
     """SIGTERM, as an exception so that unfinished outputs are removed on the way out."""
 
 
 @contextlib.contextmanager
 def _terminations_unwind() -> Iterator[None]:
     def terminate(signum: int, frame: Any) -> NoReturn:
-        raise _TerminatedError
+        raise Terminated
 
     try:
         previous = signal.signal(signal.SIGTERM, terminate)

@@ -13,6 +13,7 @@ kept as it comes, and a run that was cut off goes on from there.
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -280,17 +281,10 @@ class _Decider:
     """
 
     def __init__(self, policy: Policy):
-        def start(prior):
-            state = jax.tree.map(jnp.asarray, policy.init(prior))
-            return state, policy.request(state)
-
-        def step(state, observation):
-            state = policy.observe(state, observation)
-            return state, policy.request(state)
-
         self._prior = policy.prior
-        self._start, self._step = jax.jit(start), jax.jit(step)
-        self._end = jax.jit(lambda state: (policy.select(state), policy.info(state)))
+        self._start, self._step, self._end = _compiled(
+            policy.init, policy.observe, policy.request, policy.select, policy.info
+        )
         self._cpu = jax.local_devices(backend="cpu")[0]
         self._dtype = np.dtype(jnp.result_type(float))
 
@@ -332,6 +326,20 @@ class _Decider:
         """The index to return, and what a person would plot."""
         selected, info = jax.device_get(self._end(state))
         return int(selected), info
+
+
+# A policy is known by its functions; the next run of the same one does not compile again.
+@functools.lru_cache(maxsize=32)
+def _compiled(init, observe, request, select, info):
+    def start(prior):
+        state = jax.tree.map(jnp.asarray, init(prior))
+        return state, request(state)
+
+    def step(state, observation):
+        state = observe(state, observation)
+        return state, request(state)
+
+    return jax.jit(start), jax.jit(step), jax.jit(lambda state: (select(state), info(state)))
 
 
 def _at(values: Any, place: int, count: int) -> Any:

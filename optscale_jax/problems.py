@@ -112,8 +112,8 @@ def read_problems(path: str | os.PathLike[str]) -> list[Problem]:
 
     Raises:
         ProblemsError: If the file cannot be read, is not JSON, or holds a record whose question is
-            missing, that lacks an answer or id that others have, whose fields have the wrong type or
-            whose id repeats; the message names file, line and field.
+            missing, that lacks an answer or id that others have, whose fields have the wrong type,
+            or whose id repeats; the message names file, line and field.
     """
     path = Path(path)
     if path.is_dir():

@@ -313,8 +313,8 @@ class Run:
                 difference = differences[name](file.read_text(encoding="utf-8"))
                 if difference:
                     raise RunError(
-                        f"{self.path}: holds another run, whose {name} differs: {difference}; go on "
-                        "with what it has, or give another folder"
+                        f"{self.path}: holds another run, whose {name} differs: {difference}; go "
+                        "on with what it has, or give another folder"
                     )
             elif (self.path / SAMPLES).exists():
                 raise RunError(
@@ -501,8 +501,8 @@ def _decision(fields: dict[str, Any]) -> Decision:
         return math.nan if value is None else value
 
     ledger = TokenLedger(**{name: known(value) for name, value in fields["ledger"].items()})
-    rest = {name: known(value) for name, value in fields.items() if name != "ledger"}
-    return Decision(ledger=ledger, **rest)
+    laws = {name: known(fields[name]) for name in ("loc", "scale")}
+    return Decision(**{**fields, **laws, "ledger": ledger})
 
 
 # Files --------------------------------------------------------------------------------------------

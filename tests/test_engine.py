@@ -28,6 +28,7 @@ from optscale_jax.runs import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 N = 16
+OPTSCALE = policies.optscale(0.9, 0.9, N, 4)  # one object, so that its functions compile once
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +59,13 @@ def assert_decisions_are_those_of_replay(solutions, result):
 @pytest.mark.parametrize(
     "policy",
     [
-        policies.optscale(0.9, 0.9, N, 4),
-        policies.optscale(0.9, 0.9, N, 4, Prior(0.7, 0.2, 0.1, 0.1), "once", selection="majority"),
+        OPTSCALE,
         policies.best_of_n(7, selection="weighted_vote"),
         policies.first_hit(0.9, N),
         policies.early_stopping_self_consistency(4, N),
         policies.adaptive_self_consistency(0.95, N),
     ],
-    ids=["optscale", "optscale_map_once", "best_of_n", "first_hit", "esc", "asc"],
+    ids=["optscale", "best_of_n", "first_hit", "esc", "asc"],
 )
 def test_live_decisions_are_those_of_replay(pool, policy):
     result = replay(pool, policy)
@@ -76,7 +76,7 @@ def test_live_decisions_are_those_of_replay(pool, policy):
 def test_a_prior_for_each_problem_is_that_problems(pool):
     draws = np.random.default_rng(0).uniform(0.5, 0.9, pool.num_problems)
     fields = (draws, 0.4 * (1 - draws), np.full_like(draws, 0.1), np.full_like(draws, 0.1))
-    policy = policies.optscale(0.9, 0.9, N, 2)
+    policy = OPTSCALE
     result = replay(pool, policy, prior=Prior(*fields))
     names = pool.problem_ids.tolist()
     priors = {name: Prior(*(field[i] for field in fields)) for i, name in enumerate(names)}
@@ -84,15 +84,14 @@ def test_a_prior_for_each_problem_is_that_problems(pool):
     assert_decisions_are_those_of_replay(solutions, result)
     assert all(s.decision.ledger.predictor == 9 for s in solutions)
     # Or as the policy's own, with one entry a problem.
-    policy = policies.optscale(0.9, 0.9, N, 2, Prior(*fields))
+    policy = OPTSCALE._replace(prior=Prior(*fields))
     assert_decisions_are_those_of_replay(live(pool, policy), result)
 
 
 def test_a_run_can_be_read_and_replayed(pool, tmp_path):
-    policy = policies.optscale(0.9, 0.9, N, 4)
     problems = recorded_problems(pool)
     with opened(tmp_path, problems) as run:
-        solutions = live(pool, policy, run=run)
+        solutions = live(pool, OPTSCALE, run=run)
     for read in (read_pool(tmp_path), solutions_pool(solutions)):
         read = read.subset(pool.problem_ids)  # in the order of the pool
         counts = [s.decision.num_samples for s in solutions]
@@ -109,8 +108,8 @@ def test_a_run_can_be_read_and_replayed(pool, tmp_path):
                 read.tokens[row],
                 np.arange(count, dtype=np.int32),
             )
-            if row < 10:
-                outcome = policies.run(policy, observations)
+            if row < 5:  # eager, so slow
+                outcome = policies.run(OPTSCALE, observations)
                 assert outcome.num_samples == count
                 assert outcome.selected_index == solution.decision.selected_index
 
@@ -221,7 +220,7 @@ def test_the_ledger_separates_what_was_used_from_what_was_aborted(tmp_path):
     # Another process finds the same, without a model.
     with opened(tmp_path, [problem]) as run:
         (again,) = solve([problem], ScriptedSampler(0), verifier, policy, run=run)
-    assert again.decision == solution.decision
+    assert repr(again.decision) == repr(solution.decision)  # NaN differs from itself
     assert again.selected == solution.selected
 
 
@@ -262,9 +261,9 @@ def test_what_cannot_be_run_is_refused(pool):
         solve(problems, sampler, verifier, coupled)
     with pytest.raises(PoolError, match=r"has 16 completions, and the policy asks for 17"):
         solve(problems, sampler, verifier, policies.best_of_n(17))
+    other = OPTSCALE._replace(prior=Prior(*np.full((4, 3), 0.1)))
     with pytest.raises(ValueError, match="the policy's prior has"):
-        prior = Prior(*np.full((4, 3), 0.1))
-        solve(problems, sampler, verifier, policies.optscale(0.9, 0.9, 8, 4, prior))
+        solve(problems, sampler, verifier, other)
 
 
 @pytest.mark.parametrize("score", [1.5, -0.1, float("nan")])
@@ -404,11 +403,8 @@ def test_killed_at_three_moments_it_loses_nothing_and_comes_to_the_same_end(pool
                 assert process.wait(timeout=120) == (-signal.SIGKILL if moment else 0)
             finally:
                 process.kill()
-        now = {
-            tuple(json.loads(line))
-            for line in log.read_text().splitlines(True)
-            if line[-1:] == "\n"
-        }
+        *whole, _ = log.read_text().split("\n")  # the last may be cut short
+        now = {tuple(json.loads(line)) for line in whole}
         assert not now & before, "a completion that was on disk was drawn again"
         asked.update(now)
 

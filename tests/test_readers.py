@@ -385,16 +385,22 @@ def test_format_is_found_and_npz_and_folders_are_read_too(small, tmp_path):
         "lm_eval": write_lines(tmp_path / "c", small.lm_eval()),
         "npz": tmp_path / "d.npz",
         "jsonl": tmp_path / "run" / "samples.jsonl",
+        "live": tmp_path / "live",
     }
     pool = small.pool(kind="sequential")
     pool.save(written["npz"])
     write_jsonl(pool, written["jsonl"])
+    write_jsonl(pool, written["live"] / "samples.jsonl")
+    counts = zip(pool.problem_ids.tolist(), pool.samples_per_problem.tolist(), strict=True)
+    decided = [{"problem_id": name, "num_samples": count} for name, count in counts]
+    write_lines(written["live"], decided).rename(written["live"] / "decisions.jsonl")
     assert written.keys() == FORMATS.keys()
     for name, path in written.items():
         assert detect_format(path) == name
         assert_equal(read_pool(path), read_pool(path, format=name))
     assert_equal(read_pool(written["npz"]), pool)
     assert_equal(read_pool(tmp_path / "run"), pool)
+    assert_equal(read_pool(written["live"]), pool)
     path = tmp_path / "bom.json"
     path.write_bytes(b"\xef\xbb\xbf" + written["optscale"].read_bytes())
     assert detect_format(path) == "optscale"

@@ -134,7 +134,7 @@ def test_a_sample_twice_is_noticed(tmp_path):
     with opened(tmp_path) as run:
         run.add_sample(sample())
         run.add_sample(sample())
-    with pytest.raises(RunError, match="line 2: .*completion 0 of 'a' is there already"):
+    with pytest.raises(RunError, match=r"line 2: .*completion 0 of 'a' is there already"):
         opened(tmp_path)
 
 
@@ -143,8 +143,8 @@ def test_what_is_no_folder_is_refused(tmp_path):
     file.write_text("")
     with pytest.raises(RunError, match="file"):
         opened(file)
-    with pytest.raises(RunError, match="has samples.jsonl but no config.yaml"):
-        (tmp_path / "samples.jsonl").write_text("")
+    (tmp_path / "samples.jsonl").write_text("")
+    with pytest.raises(RunError, match=r"has samples\.jsonl but no config\.yaml"):
         opened(tmp_path)
 
 
@@ -182,7 +182,7 @@ def test_a_full_disk_keeps_whole_lines_and_says_so(tmp_path):
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (2 * line + line // 2, before[1]))
         try:
-            with pytest.raises(RunError, match="cannot be written.*what was drawn until then is"):
+            with pytest.raises(RunError, match=r"cannot be written.*what was drawn until then is"):
                 asyncio.run(written(run, *(sample(index=index) for index in range(1, 5))))
             # Nothing more is added behind the gap.
             with pytest.raises(RunError):

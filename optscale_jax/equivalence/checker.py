@@ -4,6 +4,7 @@ math-verify parses LaTeX and lets SymPy compare: most answers take milliseconds,
 powers takes forever in a C function that no signal interrupts, so the limit has to be a kill.
 """
 
+import contextlib
 import json
 import queue
 import re
@@ -180,10 +181,8 @@ class _Worker:
         self.process.wait()
         for stream in (self.process.stdin, self.process.stdout):
             assert stream is not None
-            try:
+            with contextlib.suppress(BrokenPipeError):  # by what it had not read
                 stream.close()
-            except BrokenPipeError:  # what it had not read
-                pass
 
 
 def _depth(text: str) -> int:

@@ -20,10 +20,10 @@ __all__ = ["FORMATS", "detect_format", "read_pool"]
 FORMATS: dict[str, Callable[..., Pool]] = {
     "npz": Pool.load,
     "jsonl": read_jsonl,
-    "live": read_live_run,
     "optscale": read_optscale,
     "search_and_learn": read_search_and_learn,
     "lm_eval": read_lm_eval,
+    "live": read_live_run,
 }
 """The readers, by the name that `read_pool` takes."""
 

@@ -1,0 +1,65 @@
+"""Draws a fixed pool: the same number of scored completions of every problem.
+
+    python -m eval.sample --config configs/sample/tiny.yaml [--problems PATH] [--out DIR]
+
+The directory is that of a run (`optscale_jax/runs.py`) and gets the files of eval.solve, whose
+policy is best-of-n here. `pool.npz`, and the directory itself, can be replayed (eval.replay), and
+labels for a predictor come from it (train.labels). Drawing goes on where it was cut off.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+
+from eval.cli import command
+from eval.grid import PolicyConfig, expand
+from eval.live import LiveConfig, run_live
+
+__all__ = ["SampleConfig", "main"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig(LiveConfig):
+    """How many completions, beside what to ask which models.
+
+    Attributes:
+        n: Completions of each problem, at least 1.
+        out: Directory of the run. One that was cut off goes on where it was.
+    """
+
+    n: int = 64
+    out: str = "runs/sample"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    return command(
+        SampleConfig,
+        run,
+        argv,
+        prog="python -m eval.sample",
+        description="Draws a fixed pool of scored completions.",
+        interrupted="what was drawn is kept; run the same command to go on",
+    )
+
+
+def run(config: SampleConfig) -> None:
+    """Draws the pool.
+
+    Args:
+        config: What to run.
+
+    Raises:
+        BadInput: As `run_live`.
+    """
+    # Without scores nothing says which of them is best, so the most frequent answer is returned.
+    selection = "best_score" if config.verify else "majority"
+    ((entry),) = expand(PolicyConfig("best_of_n", n=config.n, selection=selection), "n")
+    (family,) = entry.families
+    run_live(
+        config, family.policy(0), name=entry.name, label=entry.label, setting=family.settings[0]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

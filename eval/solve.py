@@ -1,0 +1,83 @@
+"""Solves problems with as few samples as a policy asks for, live.
+
+    python -m eval.solve --config configs/solve/tiny.yaml [--problems PATH] [--out DIR]
+
+`--out` is the run's directory (`optscale_jax/runs.py` lists its files). A run that was cut off goes
+on where it was when the same command is given again, and one that is finished is only shown. At
+the end it also has
+
+    results.csv       one row: means over problems, tokens by what they were spent on
+    per_problem.csv   one row a problem, as eval.replay writes it
+    pool.npz          the completions that the policy decided on, as a pool
+    summary.md        the table that the terminal shows
+
+`tokens` are those of the completions that the decision rests on, which replay would count too;
+completions that had ended beyond those, and aborted ones, are in the ledger's columns.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+
+from eval.cli import BadInput, command
+from eval.grid import PolicyConfig, expand
+from eval.live import LiveConfig, run_live
+
+__all__ = ["SolveConfig", "main"]
+
+
+# Every field has a default, so that --help and overrides work without a file.
+@dataclasses.dataclass(frozen=True)
+class SolveConfig(LiveConfig):
+    """Who decides, beside what to ask which models.
+
+    Attributes:
+        policy: The policy, with one value for each argument.
+        priors: JSON lines file with a prior for each problem, as eval.predict writes it:
+            problem_id, loc, scale, loc_sd, scale_sd and the tokens that predicting took. null: the
+            policy's own prior, or none.
+        out: Directory of the run. One that was cut off goes on where it was.
+    """
+
+    policy: PolicyConfig = dataclasses.field(default_factory=lambda: PolicyConfig("optscale"))
+    priors: str | None = None
+    out: str = "runs/solve"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    return command(
+        SolveConfig,
+        run,
+        argv,
+        prog="python -m eval.solve",
+        description="Solves problems with as few samples as a policy asks for.",
+        interrupted="what was drawn is kept; run the same command to go on",
+    )
+
+
+def run(config: SolveConfig) -> None:
+    """Solves the problems.
+
+    Args:
+        config: What to run.
+
+    Raises:
+        BadInput: As `run_live`, or if the policy has several settings.
+    """
+    entries = expand(config.policy, "policy")
+    if len(entries) > 1 or len(entries[0].settings) > 1:
+        raise BadInput("policy: a list stands for several settings; a live run has one")
+    ((family,),) = (entry.families for entry in entries)
+    run_live(
+        config,
+        family.policy(0),
+        name=entries[0].name,
+        label=entries[0].label,
+        setting=family.settings[0],
+        priors=config.priors,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
