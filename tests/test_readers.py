@@ -393,7 +393,7 @@ def test_format_is_found_and_npz_and_folders_are_read_too(small, tmp_path):
     write_jsonl(pool, written["live"] / "samples.jsonl")
     counts = zip(pool.problem_ids.tolist(), pool.samples_per_problem.tolist(), strict=True)
     decided = [{"problem_id": name, "num_samples": count} for name, count in counts]
-    write_lines(written["live"], decided).rename(written["live"] / "decisions.jsonl")
+    write_lines(tmp_path / "decided", decided).rename(written["live"] / "decisions.jsonl")
     assert written.keys() == FORMATS.keys()
     for name, path in written.items():
         assert detect_format(path) == name

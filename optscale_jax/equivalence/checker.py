@@ -6,6 +6,7 @@ powers takes forever in a C function that no signal interrupts, so the limit has
 
 import contextlib
 import json
+import os
 import queue
 import re
 import select
@@ -170,7 +171,7 @@ class _Worker:
             left = deadline - time.monotonic()
             if left <= 0 or not select.select([self.process.stdout], [], [], left)[0]:
                 return None
-            block = self.process.stdout.read1()
+            block = os.read(self.process.stdout.fileno(), 1 << 16)
             if not block:  # it has ended
                 return None
             reply += block
