@@ -13,6 +13,7 @@ import inspect
 import math
 import os
 import platform
+import re
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -43,6 +44,7 @@ from optscale_jax.readers import read_pool
 from optscale_jax.readers.records import read_records
 from optscale_jax.report.tables import Table, cells, write_csv
 from optscale_jax.runs import Run, RunError
+from optscale_jax.tiny.arithmetic import records
 
 __all__ = ["OUTPUTS", "LiveConfig", "RecordedConfig", "run_live"]
 
@@ -71,6 +73,9 @@ VOLATILE = (
         )
     ),
 )
+# Problems of the small world, made on the spot; another seed gives other ones.
+ARITHMETIC = re.compile(r"arithmetic-(?P<seed>[0-9]{1,9})")
+ARITHMETIC_COUNT = 400
 LEDGER = tuple(field.name for field in dataclasses.fields(TokenLedger))
 
 
@@ -101,8 +106,9 @@ class LiveConfig:
     """What to ask which models, and where to keep it.
 
     Attributes:
-        problems: Benchmark (math500, gsm8k, aime24, aime25 or amc23, from the Hugging Face hub), or
-            path of a JSON lines file with problem or question, answer and, if need be, id. Needed,
+        problems: Benchmark (math500, gsm8k, aime24, aime25 or amc23, from the Hugging Face hub);
+            path of a JSON lines file with problem or question, answer and, if need be, id; or
+            arithmetic-SEED for problems of the small world, 400 if there is no limit. Needed,
             unless a recorded pool stands in.
         limit: How many problems to take, from the first on, at least 1. null: all.
         sampler: The model that completions are drawn from.
@@ -345,6 +351,10 @@ def _problems(config: LiveConfig, stand_in: _StandIn | None) -> list[Problem]:
         return recorded_problems(stand_in.pool)[: config.limit]
     if config.problems is None:
         raise BadInput("problems is not given; use --problems NAME or PATH")
+    made = ARITHMETIC.fullmatch(config.problems)
+    if made:
+        drawn = records(int(made["seed"]), config.limit or ARITHMETIC_COUNT)
+        return [Problem(str(r["unique_id"]), str(r["problem"]), str(r["answer"])) for r in drawn]
     with bad_input("problems", (ProblemsError,)):
         return load_problems(config.problems, limit=config.limit)
 

@@ -417,7 +417,8 @@ class _Log:
                 view = view[os.write(self._file, view) :]
             os.fsync(self._file)
         except OSError:
-            # Whoever reads the file next finds whole lines only.
+            # Whoever reads the file next finds whole lines only, and as many of them as had room.
+            self._end = self._end_of_whole_lines(os.fstat(self._file).st_size)
             os.ftruncate(self._file, self._end)
             raise
         self._end += len(block)

@@ -194,6 +194,22 @@ def test_a_full_disk_keeps_whole_lines_and_says_so(tmp_path):
         assert [one.completion.index for one in run.samples("a")] == [0, 1]
 
 
+def test_a_full_disk_keeps_what_had_room_of_lines_written_together(tmp_path):
+    with opened(tmp_path) as run:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        for index in range(20):
+            run.add_sample(sample(index=index))
+        try:
+            with pytest.raises(RunError, match="cannot be written"):
+                run.finish()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        written = (tmp_path / "samples.jsonl").read_bytes()
+        assert 600 < len(written) <= 1000
+        assert written.endswith(b"\n")
+
+
 def test_a_run_is_read_as_a_pool_of_what_was_decided_on(tmp_path):
     with opened(tmp_path) as run:
         # Of "a" the policy decided on two; the fourth had ended before the third was aborted. Of

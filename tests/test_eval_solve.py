@@ -1,0 +1,220 @@
+"""eval.solve and eval.sample: their files, their agreement with eval.replay, and bad input."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from eval import replay, sample, solve
+from eval.cli import parse
+from eval.grid import expand
+from eval.live import OUTPUTS
+from optscale_jax import Pool, synthetic_pool
+from optscale_jax.problems import BENCHMARKS
+from optscale_jax.readers import read_pool
+
+ROOT = Path(__file__).resolve().parents[1]
+N = 12
+FIRST_HIT = ["--policy.name=first_hit", "--policy.s_min=0.9", f"--policy.max_samples={N}"]
+
+
+@pytest.fixture(scope="module")
+def pool_file(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("pool") / "pool.npz"
+    synthetic_pool(jax.random.key(1), num_problems=40, num_samples=N).save(path)
+    return str(path)
+
+
+def rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_per_problem_rows_are_those_of_replay(pool_file, tmp_path, capsys):
+    out, replayed = tmp_path / "live", tmp_path / "replayed"
+    command = ["--recorded.pool", pool_file, *FIRST_HIT, "--out", str(out)]
+    assert solve.main(command) == 0
+    assert "40 problems, up to 12 completions each" in capsys.readouterr().out
+    for name in OUTPUTS:
+        assert (out / name).is_file()
+    options = ["--pool", pool_file, "--permutations=0", "--out", str(replayed)]
+    assert replay.main([*FIRST_HIT, *options]) == 0
+    assert rows(out / "per_problem.csv") == rows(replayed / "per_problem.csv")
+    (row,), (expected,) = rows(out / "results.csv"), rows(replayed / "results.csv")
+    assert expected.items() <= row.items()
+    assert float(row["mean_total_tokens"]) >= float(row["mean_tokens"]) > 0
+    # The pool of the run is what was decided on.
+    drawn = [int(each["n_samples"]) for each in rows(out / "per_problem.csv")]
+    assert Pool.load(out / "pool.npz").samples_per_problem.tolist() == drawn
+
+    # The same command again draws nothing and shows the same.
+    before = {name: (out / name).read_bytes() for name in (*OUTPUTS, "samples.jsonl")}
+    capsys.readouterr()
+    assert solve.main(command) == 0
+    assert "drawn" not in capsys.readouterr().out
+    assert before == {name: (out / name).read_bytes() for name in before}
+    # With another setting it is refused, and with what changes nothing it is not.
+    assert solve.main([*command, "--policy.s_min=0.8"]) == 2
+    error = capsys.readouterr().err
+    assert "policy.s_min is 0.9, now 0.8" in error
+    assert error.count("\n") == 1
+    assert solve.main([*command, "--max_in_flight=3"]) == 0
+
+
+def test_a_fixed_pool_is_drawn_whole(pool_file, tmp_path):
+    out = tmp_path / "pool"
+    assert sample.main(["--recorded.pool", pool_file, "--n=5", "--out", str(out)]) == 0
+    expected, drawn = Pool.load(pool_file).truncate(5), Pool.load(out / "pool.npz")
+    assert drawn.mask.all()
+    assert (drawn.scores == expected.scores).all()
+    assert (drawn.correct == expected.correct).all()
+    assert (drawn.tokens == expected.tokens).all()
+    in_order = read_pool(out).subset(expected.problem_ids)
+    assert (in_order.scores == expected.scores).all()
+
+
+def test_a_prior_for_each_problem_is_read_and_its_tokens_counted(pool_file, tmp_path, capsys):
+    names = Pool.load(pool_file).problem_ids.tolist()
+    prior = {"loc": 0.8, "scale": 0.1, "loc_sd": 0.1, "scale_sd": 0.1, "tokens": 37}
+    file = tmp_path / "priors.jsonl"
+
+    def solved(*lines):
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        policy = ["--policy.name=optscale", "--policy.s_min=0.9", "--policy.alpha=0.9"]
+        policy += ["--policy.max_samples=8", "--policy.min_samples=2", "--limit=3"]
+        paths = ["--priors", str(file), "--out", str(tmp_path / "run")]
+        code = solve.main(["--recorded.pool", pool_file, *policy, *paths])
+        return code, capsys.readouterr().err
+
+    lines = [{"problem_id": name, **prior} for name in names]
+    assert solved(*lines[:2]) == (
+        2,
+        f"error: {file}: no prior for problem {names[2]!r}; predict them for these problems "
+        "(python -m eval.predict)\n",
+    )
+    for wrong, says in [({"scale": 0}, "prior.scale is 0"), ({"loc": "x"}, "line 1: loc is 'x'")]:
+        code, error = solved({**lines[0], **wrong}, *lines[1:])
+        assert code == 2
+        assert says in error
+    assert solved(*lines) == (0, "")
+    (row,) = rows(tmp_path / "run" / "results.csv")
+    assert float(row["mean_predictor_tokens"]) == 37
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--policy.alpha=0.9"], "policy.s_min: optscale needs it"),
+        ([*FIRST_HIT], "problems is not given"),
+        ([*FIRST_HIT, "--problems=nothing.jsonl"], "no such file, and no benchmark of that name"),
+        ([*FIRST_HIT, "--problems=arithmetic-1"], "sampler.model is not given"),
+        ([*FIRST_HIT, "--recorded.pool=nothing.npz"], "nothing.npz"),
+        ([*FIRST_HIT, "--policy.s_min=[0.8,0.9]"], "a list stands for several settings"),
+        ([*FIRST_HIT, "--limit=0"], "limit is 0; it must be at least 1"),
+        ([*FIRST_HIT, "--verify=false"], "verify is false, but first_hit reads scores"),
+        ([*FIRST_HIT, "--sampler.temperature=-1"], "temperature is -1"),
+        (
+            [
+                "--policy.name=difficulty_adaptive_self_consistency",
+                "--policy.threshold=0.9",
+                "--policy.max_samples=8",
+            ],
+            "couples all problems",
+        ),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(arguments, says, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    # Later ones win.
+    assert solve.main(["--out=run", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+    assert (
+        not (tmp_path / "run" / "samples.jsonl").exists()
+        or not (tmp_path / "run" / "samples.jsonl").read_bytes()
+    )
+
+
+def test_a_pool_that_is_too_shallow_is_said_and_what_was_drawn_is_kept(pool_file, tmp_path, capsys):
+    command = ["--recorded.pool", pool_file, "--n=13", "--out", str(tmp_path / "run")]
+    assert sample.main(command) == 2
+    assert "has 12 completions, and the policy asks for 13" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(pool_file, tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "eval.sample", "--recorded.pool", pool_file, "--n=12"]
+    command += ["--recorded.seconds_per_token=1e-4", "--out", str(out)]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+
+    def run(*command):
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+    full = run("sh", "-c", 'ulimit -f 40; exec "$@"', "sh", *command)
+    assert full.returncode == 2
+    assert "cannot be written (File too large)" in full.stderr
+    assert full.stderr.count("\n") == 1
+    kept = {name: (out / name).read_bytes() for name in ("samples.jsonl", "drawn.jsonl")}
+    assert all(log.endswith(b"\n") for log in kept.values() if log)
+    assert kept["drawn.jsonl"].count(b"\n") > 50
+    assert run(*command).returncode == 0
+    assert (out / "samples.jsonl").read_bytes().startswith(kept["samples.jsonl"])
+    assert Pool.load(out / "pool.npz").mask.all()
+
+
+# Shipped configurations ---------------------------------------------------------------------------
+
+CONFIGS = ROOT / "configs" / "solve"
+GENERATORS = {
+    "math500_r1_qwen7b": ("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", 1),
+    "math500_qwq_32b": ("Qwen/QwQ-32B", 2),
+    "math500_llama31_8b": ("meta-llama/Llama-3.1-8B-Instruct", 1),
+}
+
+
+def shipped(generator: str, benchmark: str) -> solve.SolveConfig:
+    files = [CONFIGS / f"{generator}.yaml"]
+    if benchmark != "math500":
+        files.append(CONFIGS / f"{benchmark}.yaml")
+    arguments = [part for file in files for part in ("--config", str(file))]
+    return parse(solve.SolveConfig, arguments, prog="solve", description="")
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+@pytest.mark.parametrize("generator", GENERATORS)
+def test_the_papers_configurations_say_what_the_paper_did(generator, benchmark):
+    config = shipped(generator, benchmark)
+    assert config.problems == benchmark
+    sampler, verifier = config.sampler, config.verifier
+    assert (sampler.model, sampler.engine.tensor_parallel_size) == GENERATORS[generator]
+    assert (sampler.temperature, sampler.top_p) == (0.7, 0.95)
+    assert sampler.max_tokens == (16_000 if "aime" in benchmark else 10_000)
+    # Prompt and completion fit.
+    assert sampler.engine.max_model_len is not None
+    assert sampler.engine.max_model_len >= sampler.max_tokens + 2048
+    assert verifier.model == "Qwen/Qwen2.5-Math-PRM-7B"
+    assert verifier.aggregate == "mean"
+    # Both on one GPU.
+    shares = sampler.engine.gpu_memory_utilization + verifier.engine.gpu_memory_utilization
+    assert shares <= 0.9
+    ((entry),) = expand(config.policy, "policy")
+    policy = entry.families[0].policy(0)
+    assert policy.max_samples == 64
+    assert entry.settings[0]["min_samples"] == 20
+
+
+def test_the_small_configurations_are_comparable():
+    live = parse(
+        solve.SolveConfig, ["--config", str(CONFIGS / "tiny.yaml")], prog="solve", description=""
+    )
+    file = ROOT / "configs" / "sample" / "tiny.yaml"
+    fixed = parse(sample.SampleConfig, ["--config", str(file)], prog="sample", description="")
+    for name in ("problems", "limit", "seed", "sampler", "verifier"):
+        assert getattr(live, name) == getattr(fixed, name)
+    assert live.policy.max_samples == fixed.n
