@@ -16,6 +16,8 @@ import numpy as np
 
 from eval.cli import BadInput, bad_input
 from optscale_jax import Policy, Prior, policies
+from optscale_jax.policies import StopReason
+from optscale_jax.policies.base import capped
 from optscale_jax.typing import ArrayLike
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "PriorConfig",
     "describe",
     "expand",
+    "merge_caps",
 ]
 
 FACTORIES: dict[str, Callable[..., Policy]] = {
@@ -122,15 +125,37 @@ class PolicyConfig:
     prior: PriorConfig = PriorConfig()
 
 
+# The arguments that are the most completions to draw, and why a policy stops there.
+_CAPS = {
+    "max_samples": StopReason.MAX_SAMPLES,
+    "n": StopReason.FIXED_COUNT,
+    "rounds": StopReason.FIXED_COUNT,
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Factory:
-    """A policy's factory with all but the traced arguments; equal ones share a compilation."""
+    """A policy's factory with all but the traced arguments; equal ones share a compilation.
+
+    Attributes:
+        name: The factory's name.
+        arguments: The others, with their values.
+        cap: The largest value of the argument that caps the samples, where that one is traced.
+    """
 
     name: str
     arguments: tuple[tuple[str, Hashable], ...]
+    cap: int | None = None
 
     def __call__(self, **traced: Any) -> Policy:
         """The policy with these values of the other arguments."""
+        name = next((name for name in _CAPS if name in traced), None)
+        if self.cap is None or name is None:
+            return self._make(**traced)
+        cap = traced.pop(name)
+        return capped(self._make(**traced, **{name: self.cap}), cap, reason=_CAPS[name])
+
+    def _make(self, **traced: Any) -> Policy:
         arguments: dict[str, Any] = dict(self.arguments)
         prior = arguments.pop("prior", None)
         if prior is not None:
@@ -213,7 +238,12 @@ def expand(config: PolicyConfig, where: str) -> list[Entry]:
     lists = {name: _listed(given[name], f"{where}.{name}") for name in parameters if name in given}
     words = [name for name, values in lists.items() if isinstance(values[0], bool | str)]
     numbers = [name for name in lists if name not in words]
-    traced = [name for name in numbers if parameters[name].annotation is ArrayLike]
+    # With one min_samples, OptScale fits no shorter prefix; traced, it has to.
+    traced = [
+        name
+        for name in numbers
+        if parameters[name].annotation is ArrayLike and name != "min_samples"
+    ]
     entries = []
     for chosen in itertools.product(*(lists[name] for name in words)):
         label = config.label or config.name
@@ -241,6 +271,45 @@ def expand(config: PolicyConfig, where: str) -> list[Entry]:
             )
         )
     return entries
+
+
+def merge_caps(families: list[Family]) -> list[Family]:
+    """Joins families that differ in their caps alone, so that one compilation serves all caps.
+
+    What does not depend on the settings, the fits and the votes, is then computed once for all
+    caps; the price is that the shallow settings run along to the deepest one's end.
+
+    Args:
+        families: The families of one entry.
+
+    Returns:
+        Families with the same settings in the same order.
+    """
+    if len(families) < 2:
+        return families
+    fixed = [dict(family.make.arguments) for family in families]
+    varying = {
+        name for name in fixed[0] if any(arguments[name] != fixed[0][name] for arguments in fixed)
+    }
+    caps = varying & set(_CAPS)
+    if len(caps) != 1 or not varying <= caps | {"min_samples"}:
+        return families
+    (cap,) = caps
+    counts = [len(family.settings) for family in families]
+    traced = {
+        name: np.concatenate([family.traced[name] for family in families])
+        for name in families[0].traced
+    }
+    for name in sorted(varying):
+        traced[name] = np.repeat([arguments[name] for arguments in fixed], counts)
+    constant = tuple(pair for pair in families[0].make.arguments if pair[0] not in varying)
+    return [
+        Family(
+            make=Factory(families[0].make.name, constant, int(max(traced[cap]))),
+            traced=traced,
+            settings=[setting for family in families for setting in family.settings],
+        )
+    ]
 
 
 def describe(setting: Mapping[str, Any], name: str) -> str:

@@ -10,6 +10,7 @@ paired. The output folder gets
     summary.csv            one row per policy and setting: means, intervals, differences
     summary.md             the table that the terminal shows
     per_problem.csv        one row per policy, setting, permutation and problem
+    outcomes.npz           the same for eval.report, a hundredth of the size
     accuracy_vs_tokens     .png and .pdf, one curve a policy
     config.yaml            the configuration as it ran, for --config
     versions.json          packages, device, and the pool's size and checksum
@@ -19,7 +20,6 @@ policy's name and its setting tell every row of a policy from all others.
 """
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import itertools
 import json
@@ -35,8 +35,10 @@ from rich.console import Console
 
 from eval.cli import BadInput, bad_input, command, output_folder, progress, to_yaml
 from eval.grid import Entry, PolicyConfig, PriorConfig, describe, expand
-from optscale_jax import Pool, PoolError, ReplayResult, replay_settings, synthetic_pool
-from optscale_jax.metrics import Comparison, Interval, bootstrap, compare, known_tokens, summarise
+from eval.outcomes import Replayed, caps_of, leave_out, replay_entries, write_outcomes
+from eval.pools import ReadConfig, checksum, load_pool
+from optscale_jax import Pool, synthetic_pool
+from optscale_jax.metrics import Comparison, Interval, bootstrap, compare, summarise
 from optscale_jax.policies import StopReason
 from optscale_jax.report.tables import Table, cells, write_csv, write_rows
 from optscale_jax.synthetic import SyntheticConfig
@@ -49,6 +51,7 @@ OUTPUTS = (
     "summary.csv",
     "summary.md",
     "per_problem.csv",
+    "outcomes.npz",
     "accuracy_vs_tokens.png",
     "accuracy_vs_tokens.pdf",
     "config.yaml",
@@ -90,15 +93,14 @@ class ShowConfig:
     alpha: float = 0.95
 
 
-@dataclasses.dataclass(frozen=True)
-class ReplayConfig:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReplayConfig(ReadConfig):
     """Which policies to replay, over which pool.
 
     Attributes:
         policy: The policy in question.
-        pool: Path of the pool's .npz file, or "synthetic" for one made on the spot. Needed.
-        scores: Array of the file to take the scores from.
-        clip: Whether to move scores outside [0, 1] to the nearer end instead of refusing them.
+        pool: Path of the pool, a file of any format of docs/formats.md or a folder with a
+            samples.jsonl, or "synthetic" for one made on the spot. Needed.
         synthetic: The pool to make if pool is "synthetic".
         compare: Policies to compare with, each with the same fields as policy.
         baseline: Label of the policy that differences are taken against. A setting is compared with
@@ -109,16 +111,18 @@ class ReplayConfig:
         seed: Of the orders and of the bootstrap, at least 0.
         level: Coverage of the confidence intervals, in (0, 1).
         resamples: Bootstrap resamples over problems and permutations, at least 1.
+        leave_out: Whether to leave out policies and numbers of completions that the pool cannot
+            serve (no verifier scores, no answers, too few completions, sequential), and to say so,
+            instead of refusing the pool.
         show: What of a large grid to show.
         per_problem: Whether to write per_problem.csv, about 80 bytes per setting, permutation and
             problem.
+        outcomes: Whether to write outcomes.npz, which eval.report reads; 1 or 2 bytes for the same.
         out: Folder for the results, made if it does not exist.
     """
 
     policy: PolicyConfig
     pool: str | None = None
-    scores: str = "scores"
-    clip: bool = False
     synthetic: SyntheticPoolConfig = SyntheticPoolConfig()
     compare: list[PolicyConfig] = dataclasses.field(default_factory=list)
     baseline: str | None = None
@@ -126,8 +130,10 @@ class ReplayConfig:
     seed: int = 0
     level: float = 0.95
     resamples: int = 2000
+    leave_out: bool = False
     show: ShowConfig = ShowConfig()
     per_problem: bool = True
+    outcomes: bool = True
     out: str = "runs/replay"
 
     def __post_init__(self) -> None:
@@ -143,34 +149,6 @@ class ReplayConfig:
             raise ValueError(f"synthetic.seed is {self.synthetic.seed}; it must be at least 0")
         if not 0 < self.level < 1:
             raise ValueError(f"level is {self.level}; it must be in (0, 1)")
-
-
-class Replayed(NamedTuple):
-    """One entry's outcomes, arrays over its S settings.
-
-    Attributes:
-        entry: The policy.
-        settings: [S] all arguments of each setting.
-        caps: [S] the most that each setting can draw.
-        result: Fields [S, K, P].
-    """
-
-    entry: Entry
-    settings: list[dict[str, Any]]
-    caps: np.ndarray
-    result: ReplayResult
-
-    @property
-    def outcomes(self) -> dict[str, np.ndarray]:
-        """Metric to values [S, K, P], NaN where not known."""
-        result = self.result
-        unknown = np.full(result.num_samples.shape, np.nan)
-        return {
-            "accuracy": unknown if result.correct is None else result.correct,
-            "samples": result.num_samples,
-            "tokens": known_tokens(result.tokens),
-            "score": result.score,
-        }
 
 
 class Summarised(NamedTuple):
@@ -219,20 +197,32 @@ def run(config: ReplayConfig) -> None:
     out = Path(config.out)
     if config.pool != SYNTHETIC:
         config = dataclasses.replace(config, synthetic=SyntheticPoolConfig())
+    notes: list[str] = []
+    if config.leave_out:
+        entries, notes = leave_out(entries, pool, config.permutations)
+        if not entries:
+            raise BadInput(f"{config.pool}: no policy is left: {notes[0]}")
+        if config.baseline not in [entry.label for entry in entries]:
+            config = dataclasses.replace(config, baseline=None)
     with output_folder(out, OUTPUTS) as folder, progress() as bar:
-        steps = sum(len(entry.families) for entry in entries) + len(entries) + 1
+        steps = 2 * len(entries) + 1
         task = bar.add_task("", total=steps)
-        replayed = []
-        for entry in entries:
-            bar.update(task, description=f"replaying {entry.label}")
-            replayed.append(_replay(pool, entry, config, lambda: bar.advance(task)))
+        bar.update(task, description="replaying")
+        replayed = replay_entries(
+            pool,
+            entries,
+            source=str(config.pool),
+            seed=config.seed,
+            num_permutations=config.permutations,
+            advance=lambda: bar.advance(task),
+        )
         summaries = []
         for each in replayed:
             bar.update(task, description=f"intervals of {each.entry.label}")
             summaries.append(_summarise(each, replayed, config))
             bar.advance(task)
         bar.update(task, description="writing")
-        table = _table(summaries, pool, config)
+        table = _table(summaries, pool, config, notes)
         _write(folder, summaries, table, pool, config)
         bar.advance(task)
     console = Console()
@@ -277,7 +267,7 @@ def _entries(config: ReplayConfig) -> list[Entry]:
 def _by_cap(entry: Entry) -> dict[int, int]:
     """The index of an entry's setting for each cap."""
     found: dict[int, int] = {}
-    for index, cap in enumerate(_caps(entry)):
+    for index, cap in enumerate(caps_of(entry)):
         if cap in found:
             raise BadInput(
                 f"baseline: {entry.label} has several settings that draw up to {cap}; name a "
@@ -287,19 +277,12 @@ def _by_cap(entry: Entry) -> dict[int, int]:
     return found
 
 
-def _caps(entry: Entry) -> np.ndarray:
-    # The cap is never traced, so it is the same throughout a family.
-    return np.concatenate(
-        [np.full(len(f.settings), f.policy(0).max_samples) for f in entry.families]
-    )
-
-
 def _load(config: ReplayConfig) -> Pool:
     if config.pool is None:
         raise BadInput("pool is not given; use --pool PATH, or --pool synthetic to make one")
+    if config.pool != SYNTHETIC:
+        return load_pool(config.pool, config)
     with bad_input():
-        if config.pool != SYNTHETIC:
-            return Pool.load(config.pool, scores=config.scores, clip=config.clip)
         model = config.synthetic
         return synthetic_pool(
             jax.random.key(model.seed),
@@ -307,29 +290,6 @@ def _load(config: ReplayConfig) -> Pool:
             num_samples=model.num_samples,
             config=model,
         )
-
-
-def _replay(
-    pool: Pool, entry: Entry, config: ReplayConfig, advance: Callable[[], None]
-) -> Replayed:
-    parts = []
-    for family in entry.families:
-        with bad_input(f"{config.pool}: {entry.where}", (PoolError,)):
-            result = replay_settings(
-                pool,
-                family.make,
-                family.traced,
-                key=jax.random.key(config.seed),
-                num_permutations=config.permutations,
-            )
-        parts.append(result if family.traced else jax.tree.map(lambda field: field[None], result))
-        advance()
-    return Replayed(
-        entry=entry,
-        settings=entry.settings,
-        caps=_caps(entry),
-        result=jax.tree.map(lambda *fields: np.concatenate(fields), *parts),
-    )
 
 
 # What came out ------------------------------------------------------------------------------------
@@ -418,7 +378,9 @@ def _known(summaries: list[Summarised]) -> list[str]:
     ]
 
 
-def _table(summaries: list[Summarised], pool: Pool, config: ReplayConfig) -> Table:
+def _table(
+    summaries: list[Summarised], pool: Pool, config: ReplayConfig, left_out: list[str]
+) -> Table:
     known = _known(summaries)
     cost = "tokens" if "tokens" in known else "samples"
     value = "accuracy" if "accuracy" in known else "score"
@@ -449,7 +411,7 @@ def _table(summaries: list[Summarised], pool: Pool, config: ReplayConfig) -> Tab
     if value == "accuracy" and "score" in known:
         columns["score"] = mean("score", ".3f")
 
-    notes = [note for s in summaries for note in _notes(s)]
+    notes = [*left_out, *(note for s in summaries for note in _notes(s))]
     notes.append(f"±: half the width of the {config.level:.0%} interval; its ends: summary.csv")
     if against:
         notes.append(
@@ -525,6 +487,8 @@ def _write(
     (folder / "summary.md").write_text(table.to_markdown(), encoding="utf-8")
     if config.per_problem:
         _write_per_problem(folder / "per_problem.csv", summaries, pool, config)
+    if config.outcomes:
+        write_outcomes(folder / "outcomes.npz", [s.of for s in summaries], pool)
     _draw(folder, summaries, config)
     header = "# The configuration as it ran: python -m eval.replay --config THIS_FILE\n"
     (folder / "config.yaml").write_text(header + to_yaml(config), encoding="utf-8")
@@ -686,7 +650,7 @@ def _versions(pool: Pool, config: ReplayConfig) -> dict[str, Any]:
             packages[name] = None
     digest = None
     if config.pool is not None and config.pool != SYNTHETIC:
-        digest = hashlib.sha256(Path(config.pool).read_bytes()).hexdigest()
+        digest = checksum(config.pool)
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

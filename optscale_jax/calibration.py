@@ -18,11 +18,11 @@ import numpy as np
 
 from optscale_jax.bounds import bound
 from optscale_jax.distributions import TruncatedNormal
-from optscale_jax.estimation import Boundary, Params, ScoreStats, fit_mle
+from optscale_jax.estimation import Boundary, Params, Prior, ScoreStats, fit_mle
 from optscale_jax.pool import Pool, PoolError
 from optscale_jax.typing import Array
 
-__all__ = ["Calibration", "Realised", "calibrate", "realised_alpha", "verdict"]
+__all__ = ["Calibration", "Realised", "calibrate", "fitted_law", "realised_alpha", "verdict"]
 
 BOUNDARY_MARGIN = 1e-3
 """Scores this close to 0 or 1 count as being on the boundary."""
@@ -99,6 +99,24 @@ def _fit_and_transform(scores: np.ndarray, mask: np.ndarray):
     # distribution; ranks within it only make the distance larger, as they should.
     ks = _ks(np.sort(pit, axis=1), mask.sum(1))
     return params, info, pit, ks
+
+
+def fitted_law(pool: Pool) -> Prior:
+    """The law of each problem's scores, as far as the pool knows it: the fit to all of them.
+
+    What an oracle knows; see `policies.known_law`.
+
+    Args:
+      pool: P problems with scores.
+
+    Returns:
+      A `Prior` centred at the fits, fields [P]; its standard deviations are the defaults.
+
+    Raises:
+      PoolError: the pool has no scores.
+    """
+    params, _ = fit_mle(ScoreStats.from_scores(_scores(pool), pool.mask))
+    return Prior(params.loc, params.scale)
 
 
 def calibrate(pool: Pool, *, key: Array) -> Calibration:

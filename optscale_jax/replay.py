@@ -19,7 +19,7 @@ from optscale_jax.policies import Info, Observation, Policy
 from optscale_jax.pool import Pool, PoolError
 from optscale_jax.typing import Array, ArrayLike
 
-__all__ = ["ReplayResult", "permutations", "replay", "replay_settings"]
+__all__ = ["ReplayResult", "check_pool", "permutations", "replay", "replay_settings"]
 
 
 class ReplayResult(NamedTuple):
@@ -138,7 +138,18 @@ def _run(make, settings, prior, scores, answers, tokens) -> _Stop:
     return jax.vmap(one_setting)(settings) if settings else one_setting({})
 
 
-def _check(pool: Pool, policy: Policy, num_permutations: int) -> None:
+def check_pool(pool: Pool, policy: Policy, num_permutations: int) -> None:
+    """Refuses a pool that a policy cannot be replayed over.
+
+    Args:
+      pool: the pool.
+      policy: the rule.
+      num_permutations: K, as for `replay`.
+
+    Raises:
+      PoolError: the pool lacks scores, answers or lengths that the policy needs, has too few
+        completions for its cap, or is sequential and the policy parallel or the reverse.
+    """
     if policy.kind != pool.kind:
         raise PoolError(
             "pool: it is sequential (each completion saw the answer before), but this policy is "
@@ -226,9 +237,10 @@ def replay_settings(
     policies = [make(**{n: v[i].item() for n, v in values.items()}) for i in range(count)]
     policy = policies[0]
     for each in policies:
-        _check(pool, each, num_permutations)
+        check_pool(pool, each, num_permutations)
 
-    orders = permutations(pool, key, num_permutations)[..., : policy.max_samples]
+    deepest = max(each.max_samples for each in policies)
+    orders = permutations(pool, key, num_permutations)[..., :deepest]
     problems = np.arange(pool.num_problems)[:, None]
     dtype = jnp.result_type(float)
     scores = np.zeros(pool.mask.shape, np.float32) if pool.scores is None else pool.scores

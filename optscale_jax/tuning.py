@@ -151,12 +151,10 @@ def cross_fit(
         )
     fold = folds(correct.shape[-1], num_folds, seed=seed)
 
+    by_problem = correct.mean(1), tokens.mean(1), baseline.mean(0)
+
     def choose(problems):
-        return aim.choose(
-            correct[:, :, problems].mean((1, 2)),
-            tokens[:, :, problems].mean((1, 2)),
-            baseline[:, problems].mean(),
-        )
+        return aim.choose(*(part[..., problems].mean(-1) for part in by_problem))
 
     chosen = np.array([choose(fold != f) for f in range(num_folds)])
     of_problem = chosen[fold]

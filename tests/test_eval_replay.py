@@ -370,6 +370,79 @@ def test_grid_is_the_product_with_one_family_for_each_static_combination():
     assert entry.families[1].policy(3).max_samples == 16
 
 
+def test_merged_families_decide_as_they_did(pool):
+    """One compilation for all caps, and the looks that go with them, changes no outcome."""
+    families = [
+        grid.Family(
+            grid.Factory("optscale", (("max_samples", cap), ("min_samples", look))),
+            {"s_min": np.array([0.85, 0.95]), "alpha": np.array([0.9, 0.9])},
+            [{}, {}],
+        )
+        for cap, look in ((4, 2), (8, 3))
+    ]
+    (merged,) = grid.merge_caps(families)
+    assert merged.policy(1).max_samples == 4
+    assert merged.policy(2).max_samples == 8
+    options = {"key": jax.random.key(0), "num_permutations": 2}
+    got = replay_settings(pool, merged.make, merged.traced, **options)
+    each = [replay_settings(pool, f.make, f.traced, **options) for f in families]
+    want = jax.tree.map(lambda *fields: np.concatenate(fields), *each)
+    for name in got._fields:
+        np.testing.assert_array_equal(getattr(got, name), getattr(want, name), err_msg=name)
+
+
+def test_families_that_differ_in_more_than_their_caps_stay_apart():
+    config = grid.PolicyConfig(
+        "difficulty_adaptive_self_consistency",
+        threshold=0.9,
+        max_samples=[4, 8],
+        judge_window=[1, 3],
+        window=3,
+    )
+    (entry,) = grid.expand(config, "policy")
+    assert grid.merge_caps(entry.families) == entry.families
+
+
+def test_what_a_pool_cannot_serve_is_left_out_on_request(tmp_path, pool, capsys):
+    given = arrays(pool) | {"scores": np.full(pool.scores.shape, np.nan)}
+    np.savez(tmp_path / "votes.npz", **given)
+    config = SIMPLE | {
+        "compare": [
+            {"name": "self_consistency", "label": "SC", "n": [4, 8, 16]},
+            {"name": "mr_thinking", "rounds": 4},
+        ],
+        "baseline": None,
+    }
+    arguments = ["--config", write_config(tmp_path, config), "--pool", tmp_path / "votes.npz"]
+    arguments += ["--out", tmp_path / "out"]
+    assert command.main(list(map(str, arguments))) == 2
+    capsys.readouterr()
+    assert command.main([*map(str, arguments), "--leave_out", "true"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "first_hit is left out: it has no verifier scores" in text
+    assert "SC at N = 16 is left out" in text
+    assert "mr_thinking is left out" in text
+    written = rows(tmp_path / "out" / "summary.csv")
+    assert [(row["policy"], row["n"]) for row in written] == [
+        ("self_consistency", "4"),
+        ("self_consistency", "8"),
+    ]
+
+
+def test_any_format_is_read(tmp_path, pool, pool_path):
+    from optscale_jax.readers import write_jsonl
+
+    write_jsonl(pool, tmp_path / "pool.jsonl")
+    config = write_config(tmp_path, SIMPLE)
+    for path in (pool_path, tmp_path / "pool.jsonl"):
+        out = tmp_path / path.suffix[1:]
+        arguments = ["--config", config, "--pool", path, "--out", out]
+        assert command.main(list(map(str, arguments))) == 0
+    assert (tmp_path / "npz" / "results.csv").read_bytes() == (
+        tmp_path / "jsonl" / "results.csv"
+    ).read_bytes()
+
+
 def test_a_list_of_words_makes_one_curve_each():
     config = grid.PolicyConfig(
         "optscale", s_min=0.8, alpha=0.9, max_samples=8, decide=["once", "every_sample"]

@@ -14,7 +14,15 @@ import scipy.special
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optscale_jax import Pool, PoolError, replay, replay_settings
+from optscale_jax import (
+    Pool,
+    PoolError,
+    Prior,
+    TruncatedNormal,
+    replay,
+    replay_settings,
+    required_samples,
+)
 from optscale_jax.metrics import TokenLedger
 from optscale_jax.policies import (
     Allotment,
@@ -26,6 +34,7 @@ from optscale_jax.policies import (
     difficulty_adaptive_self_consistency,
     early_stopping_self_consistency,
     first_hit,
+    known_law,
     make_selector,
     mr_thinking,
     optscale,
@@ -34,6 +43,7 @@ from optscale_jax.policies import (
     weighted_self_consistency,
 )
 from optscale_jax.policies.adaptive_self_consistency import certain_lead, doubt
+from optscale_jax.policies.base import capped
 from optscale_jax.policies.difficulty_adaptive_self_consistency import (
     judged_ranks,
     narrow,
@@ -563,3 +573,57 @@ def test_unknown_selection_is_refused():
     unchecked = getattr(make_selector, "__wrapped__", make_selector)
     with pytest.raises(ValueError, match="selection must be one of 'best_score'"):
         unchecked("best", 3)
+
+
+# Caps ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("deep", "shallow", "reason"),
+    [
+        (self_consistency(N), self_consistency(5), StopReason.FIXED_COUNT),
+        (
+            early_stopping_self_consistency(3, N),
+            early_stopping_self_consistency(3, 5),
+            StopReason.MAX_SAMPLES,
+        ),
+        (
+            difficulty_adaptive_self_consistency(0.9, N),
+            difficulty_adaptive_self_consistency(0.9, 5),
+            StopReason.MAX_SAMPLES,
+        ),
+        (optscale(0.8, 0.9, N, 3), optscale(0.8, 0.9, 5, 3), StopReason.MAX_SAMPLES),
+    ],
+    ids=["self_consistency", "esc", "dsc", "optscale"],
+)
+def test_a_capped_rule_is_the_rule_made_with_that_cap(deep, shallow, reason):
+    pool = vote_pool(seed=5)
+    got = replay(pool, capped(deep, 5, reason=reason), key=KEY, num_permutations=2)
+    want = replay(pool, shallow, key=KEY, num_permutations=2)
+    for name in got._fields:
+        np.testing.assert_array_equal(getattr(got, name), getattr(want, name), err_msg=name)
+
+
+@pytest.mark.parametrize("cap", [0, N + 1, 2.5])
+def test_a_cap_outside_its_domain_is_refused(cap):
+    with pytest.raises(ValueError, match="cap must be"):
+        capped(self_consistency(N), cap)
+
+
+# The oracle ---------------------------------------------------------------------------------------
+
+
+def test_known_law_draws_what_the_bound_says_and_needs_a_law():
+    pool = vote_pool(seed=6)
+    law = Prior(np.linspace(0.3, 0.9, 60), np.full(60, 0.2))
+    result = replay(pool, known_law(0.8, 0.9, N), key=KEY, num_permutations=2, prior=law)
+    needed = required_samples(TruncatedNormal(law.loc, law.scale), 0.8, 0.9, N)
+    np.testing.assert_array_equal(result.num_samples, np.broadcast_to(needed, (2, 60)))
+    assert len(np.unique(needed)) > 5
+    best = expect(
+        pool, best_of_n(N), stopped(lambda row: N, plain_best), num_permutations=2
+    ).selected_index
+    deep = result.num_samples == N
+    np.testing.assert_array_equal(result.selected_index[deep], best[deep])
+    with pytest.raises(ValueError, match="needs each problem's law"):
+        known_law(0.8, 0.9, N).init()

@@ -18,6 +18,7 @@ from optscale_jax.policies.difficulty_adaptive_self_consistency import (
 )
 from optscale_jax.policies.early_stopping_self_consistency import early_stopping_self_consistency
 from optscale_jax.policies.first_hit import first_hit
+from optscale_jax.policies.known_law import known_law
 from optscale_jax.policies.mr_thinking import mr_thinking
 from optscale_jax.policies.optscale import (
     PAPER_ALPHA,
@@ -57,6 +58,7 @@ __all__ = [
     "early_stopping_self_consistency",
     "first_hit",
     "is_eligible",
+    "known_law",
     "majority",
     "make_selector",
     "mr_thinking",

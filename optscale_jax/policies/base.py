@@ -24,9 +24,10 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from optscale_jax.estimation import Prior
-from optscale_jax.typing import Array
+from optscale_jax.typing import Array, ArrayLike
 
 __all__ = [
     "Best",
@@ -36,6 +37,7 @@ __all__ = [
     "Policy",
     "PolicyKind",
     "StopReason",
+    "capped",
     "is_eligible",
     "no_info",
     "run",
@@ -227,6 +229,70 @@ def run(policy: Policy, observations: Iterable[Observation], *, prior: Any = Non
         state = observe(state, Observation(*map(jnp.asarray, observation)))
         count += 1
     return Outcome(count, int(policy.select(state)), policy.info(state))
+
+
+def capped(
+    policy: Policy, cap: ArrayLike, *, reason: StopReason = StopReason.MAX_SAMPLES
+) -> Policy:
+    """The same rule with a lower cap on its samples.
+
+        request'(state) = min(request(state), cap - completions seen)
+
+    The cap may be traced, so that replay runs one rule under several caps in one compilation; every
+    rule of this package, capped, decides as the rule made with that cap does.
+
+    Args:
+      policy: the rule.
+      cap: the most completions to draw, an integer in [1, policy.max_samples]; may be traced.
+      reason: why it stops there, if it is not satisfied: FIXED_COUNT for a rule whose cap is its
+        whole point.
+
+    Returns:
+      The policy. Where the cap is traced, its `max_samples` is that of the rule given.
+
+    Raises:
+      ValueError: the cap (where its value is known) is outside its domain.
+    """
+    known = not isinstance(cap, Tracer)
+    if known:
+        cap = check_count("cap", np.asarray(cap).item())
+        if cap > policy.max_samples:
+            raise ValueError(f"cap must be at most {policy.max_samples}, found {cap}")
+
+    def init(prior=None):
+        return CappedState(jnp.zeros((), jnp.int32), policy.init(prior))
+
+    def observe(state, observation):
+        return CappedState(state.count + 1, policy.observe(state.rule, observation))
+
+    def request(state):
+        return jnp.clip(policy.request(state.rule), 0, jnp.maximum(cap - state.count, 0))
+
+    def info(state):
+        of_rule = policy.info(state.rule)
+        cut_off = (state.count >= cap) & (of_rule.stop_reason == StopReason.RUNNING)
+        return of_rule._replace(
+            # -1, where a rule does not know, stays.
+            required=jnp.minimum(of_rule.required, cap).astype(jnp.int32),
+            stop_reason=jnp.where(cut_off, reason, of_rule.stop_reason).astype(jnp.int32),
+        )
+
+    return policy._replace(
+        init=init,
+        observe=observe,
+        request=request,
+        select=lambda state: policy.select(state.rule),
+        info=info,
+        gain=None if policy.gain is None else lambda state: policy.gain(state.rule),
+        max_samples=cap if known else policy.max_samples,
+    )
+
+
+class CappedState(NamedTuple):
+    """Completions seen (a scalar), and the rule's own state."""
+
+    count: Array
+    rule: Any
 
 
 def check_count(name: str, value: Any, least: int = 1) -> int:

@@ -3,10 +3,11 @@
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from optscale_jax.policies.base import Policy, StopReason, check_count, is_eligible, no_info
 from optscale_jax.policies.voting import Selection, make_selector
-from optscale_jax.typing import Array
+from optscale_jax.typing import Array, ArrayLike
 
 __all__ = ["early_stopping_self_consistency"]
 
@@ -30,7 +31,7 @@ class EarlyStoppingState(NamedTuple):
 
 
 def early_stopping_self_consistency(
-    window: int, max_samples: int, *, selection: Selection = "majority"
+    window: ArrayLike, max_samples: int, *, selection: Selection = "majority"
 ) -> Policy:
     """Draws consecutive windows of w completions and stops at the first unanimous one.
 
@@ -40,7 +41,7 @@ def early_stopping_self_consistency(
     answerless completion is not unanimous. The last window is cut off at the cap.
 
     Args:
-      window: w, >= 1, at most max_samples.
+      window: w, an integer in [1, max_samples]; may be traced, so that replay runs several at once.
       max_samples: cap, >= 1.
       selection: which completion to return.
 
@@ -48,16 +49,18 @@ def early_stopping_self_consistency(
       The policy; it selects the first completion with the winning answer.
 
     Raises:
-      ValueError: window or max_samples outside its domain, or an unknown selection.
+      ValueError: window (where its value is known) or max_samples outside its domain, or an unknown
+        selection.
 
     References:
       Li et al. (2024), "Escape Sky-high Cost: Early-stopping Self-Consistency for Multi-step
       Reasoning", arXiv 2401.10480, algorithm 1.
     """
     max_samples = check_count("max_samples", max_samples)
-    window = check_count("window", window)
-    if window > max_samples:
-        raise ValueError(f"window must be at most max_samples, found {window} > {max_samples}")
+    if not isinstance(window, Tracer):
+        window = check_count("window", window)
+        if window > max_samples:
+            raise ValueError(f"window must be at most max_samples, found {window} > {max_samples}")
     selector = make_selector(selection, max_samples)
 
     def init(prior=None):

@@ -4,6 +4,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from optscale_jax.bounds import BoundStatus, bound, check_targets
 from optscale_jax.distributions import TruncatedNormal
@@ -60,7 +61,7 @@ def optscale(
     s_min: ArrayLike,
     alpha: ArrayLike,
     max_samples: int,
-    min_samples: int,
+    min_samples: ArrayLike,
     prior: Prior | None = None,
     decide: Literal["every_sample", "once"] = "every_sample",
     *,
@@ -82,7 +83,8 @@ def optscale(
         in one compilation and fits each prefix of the scores once for all of them.
       alpha: the probability of reaching it, inside (0, 1); may be traced.
       max_samples: cap on the samples, >= 1.
-      min_samples: scores to look at before the first decision, in [1, max_samples].
+      min_samples: scores to look at before the first decision, an integer in [1, max_samples]; may
+        be traced, and then every prefix of the scores is fitted, `decide="once"` or not.
       prior: the default prior of every problem (scalar fields), or of each (one entry a problem);
         a prior given to `init` replaces it. None: OptScale^0.
       decide: "every_sample" refits after each score, as the paper's algorithm does; "once" fixes
@@ -94,18 +96,20 @@ def optscale(
       The policy.
 
     Raises:
-      ValueError: an argument outside its domain (s_min and alpha where their values are known).
+      ValueError: an argument outside its domain (those that may be traced where their values
+        are known).
 
     References:
       Wang et al. (2026), arXiv 2506.22376, Algorithm 1 and the lower bound on N.
     """
     check_targets(s_min, alpha)
     max_samples = check_count("max_samples", max_samples)
-    min_samples = check_count("min_samples", min_samples)
-    if min_samples > max_samples:
-        raise ValueError(
-            f"min_samples must be at most max_samples, found {min_samples} > {max_samples}"
-        )
+    if not isinstance(min_samples, Tracer):
+        min_samples = check_count("min_samples", min_samples)
+        if min_samples > max_samples:
+            raise ValueError(
+                f"min_samples must be at most max_samples, found {min_samples} > {max_samples}"
+            )
     if decide not in ("every_sample", "once"):
         raise ValueError(f"decide must be 'every_sample' or 'once', found {decide!r}")
     default_prior = prior
@@ -138,7 +142,7 @@ def optscale(
     def observe(state, observation):
         count = state.count + 1
         stats = state.stats.add(observation.score)
-        looks = max(min_samples, _SCORES_FOR_A_FIT)
+        looks = jnp.maximum(min_samples, _SCORES_FOR_A_FIT)
         if decide == "once":
             # One score is no fit: a decision after it is the start's, which is there already.
             fit_now = (count == min_samples) & (count >= _SCORES_FOR_A_FIT)
@@ -149,8 +153,14 @@ def optscale(
             params, _ = fit_mle(stats) if state.prior is None else fit_map(stats, state.prior)
             return params.loc, params.scale
 
-        # A real branch under replay: the count is the same for all problems there.
-        loc, scale = jax.lax.cond(fit_now, fit, lambda: (state.loc, state.scale))
+        if isinstance(min_samples, Tracer):
+            # A branch that differs between settings would carry the fit to each of them.
+            fitted = fit()
+            loc = jnp.where(fit_now, fitted[0], state.loc)
+            scale = jnp.where(fit_now, fitted[1], state.scale)
+        else:
+            # A real branch under replay: the count is the same for all problems there.
+            loc, scale = jax.lax.cond(fit_now, fit, lambda: (state.loc, state.scale))
         required, status = read_bound(loc, scale)
         return OptScaleState(
             count=count,

@@ -19,15 +19,26 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-__all__ = ["COLUMN_WIDTH", "PAGE_WIDTH", "Curve", "accuracy_against_tokens", "save"]
+__all__ = [
+    "COLOURS",
+    "COLUMN_WIDTH",
+    "MARKERS",
+    "PAGE_WIDTH",
+    "STYLE",
+    "Curve",
+    "accuracy_against_tokens",
+    "save",
+    "sensitivity_panels",
+    "tokens_against_n",
+]
 
 COLUMN_WIDTH, PAGE_WIDTH = 3.4, 7.0
 """Inches: one column, and both, of a two-column page."""
 
 # Okabe and Ito (2008) without their yellow, which is hard to see on white, and ending with black.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
-_STYLE: Any = {
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
+STYLE: Any = {
     "font.size": 8,
     "axes.labelsize": 9,
     "xtick.labelsize": 8,
@@ -99,11 +110,8 @@ def accuracy_against_tokens(
     """
     if not curves:
         raise ValueError("a figure needs at least one curve")
-    with rc_context(_STYLE):
-        # As many columns as fit: 8-point text takes about a sixteenth of an inch a letter.
-        longest = max(len(curve.label) for curve in curves)
-        columns = int(np.clip(width / (0.065 * longest + 0.45), 1, 4))
-        legend = 0.17 * -(-(len(curves) + 2) // columns)
+    with rc_context(STYLE):
+        columns, legend = _legend_shape([curve.label for curve in curves], width, extra=2)
         narrow = width < 5
         figure = Figure(
             figsize=(width, (0.68 if narrow else 0.5) * width + legend), layout="constrained"
@@ -131,17 +139,104 @@ def accuracy_against_tokens(
             axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:g}"))
         axes.set_xlabel(_X_LABELS[x] + scale)
         axes.set_ylabel(_Y_LABELS[y])
-        # Outside the axes it cannot cover data.
-        figure.legend(
-            handles,
-            labels,
-            loc="outside upper left",
-            ncols=columns,
-            frameon=False,
-            handlelength=1.8,
-            columnspacing=1.2,
-            handler_map={tuple: HandlerTuple(ndivide=None)},
-        )
+        _outside_legend(figure, handles, labels, columns)
+    return figure
+
+
+def tokens_against_n(
+    curves: Sequence[Curve],
+    *,
+    cost: Literal["tokens", "samples"] = "tokens",
+    width: float = PAGE_WIDTH,
+) -> Figure:
+    """What each method spends as its cap N rises: one curve a method, one marker an N.
+
+    Args:
+        curves: The methods; x is N, y the mean cost.
+        cost: What y is.
+        width: Printed width in inches.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If there is no curve.
+    """
+    if not curves:
+        raise ValueError("a figure needs at least one curve")
+    with rc_context(STYLE):
+        columns, legend = _legend_shape([curve.label for curve in curves], width)
+        figure = Figure(figsize=(width, 0.5 * width + legend), layout="constrained")
+        axes = figure.add_subplot()
+        axes.grid(True)
+        axes.set_axisbelow(True)
+        handles = [_draw(axes, curve, index, 4.5) for index, curve in enumerate(curves)]
+        axes.set_xscale("log", base=2)
+        caps = sorted({float(x) for curve in curves for x in curve.x})
+        axes.xaxis.set_major_locator(FixedLocator(caps))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.set_xlabel("N: most completions per problem (log scale)")
+        axes.set_ylabel(_X_LABELS[cost])
+        _log_y(axes, np.concatenate([curve.y for curve in curves]))
+        _outside_legend(figure, handles, [curve.label for curve in curves], columns)
+    return figure
+
+
+def sensitivity_panels(
+    rows: Sequence[tuple[str, Sequence[tuple[Curve, np.ndarray]]]],
+    *,
+    argument: str,
+    y: Literal["accuracy", "score"] = "accuracy",
+    cost: Literal["tokens", "samples"] = "tokens",
+    level: float = 0.95,
+    width: float = PAGE_WIDTH,
+) -> Figure:
+    """How accuracy and tokens depend on one argument: a row of two panels for each method.
+
+    Args:
+        rows: A title, and the curves with the cost [V] of their points: x is the argument, y the
+            accuracy. Curves of the same label share a colour and the legend's entry.
+        argument: The argument's name.
+        y: What the curves' y is.
+        cost: What the cost is.
+        level: Coverage of the intervals, for the legend.
+        width: Printed width in inches.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If there is no row.
+    """
+    if not rows:
+        raise ValueError("a figure needs at least one row")
+    labels = list(dict.fromkeys(curve.label for _, curves in rows for curve, _ in curves))
+    with rc_context(STYLE):
+        columns, legend = _legend_shape(labels, width, extra=1)
+        figure = Figure(figsize=(width, 0.34 * width * len(rows) + legend), layout="constrained")
+        grid = figure.subplots(len(rows), 2, squeeze=False, sharex=True)
+        handles: dict[str, Any] = {}
+        for index, (title, curves) in enumerate(rows):
+            left, right = grid[index]
+            for curve, spent in curves:
+                colour = labels.index(curve.label)
+                handles[curve.label] = _draw(left, curve, colour, 3.6)
+                _draw(right, Curve(curve.label, curve.x, spent), colour, 3.6)
+            for axes in (left, right):
+                axes.grid(True)
+                axes.set_axisbelow(True)
+            if y == "accuracy":
+                left.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:g}"))
+            left.set_ylabel(_Y_LABELS[y] if y == "accuracy" else "mean score")
+            right.set_ylabel(_X_LABELS[cost])
+            _log_y(right, np.concatenate([spent for _, spent in curves]))
+            left.set_title(title, loc="left", fontsize=9)
+        for axes in grid[-1]:
+            axes.set_xlabel(argument)
+        shown: list[Any] = [handles[label] for label in labels]
+        shown.append(Patch(facecolor="#7f7f7f", alpha=0.25, linewidth=0))
+        _outside_legend(figure, shown, [*labels, f"{level:.0%} interval"], columns)
     return figure
 
 
@@ -153,13 +248,52 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
         path: Without a suffix.
     """
     path = Path(path)
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure.savefig(path.with_name(path.name + ".png"), dpi=300, metadata={"Software": None})
         figure.savefig(path.with_name(path.name + ".pdf"), metadata={"CreationDate": None})
 
 
+def _legend_shape(labels: Sequence[str], width: float, extra: int = 0) -> tuple[int, float]:
+    """Columns of a legend, and its height in inches, for labels and `extra` entries more."""
+    # As many columns as fit: 8-point text takes about a sixteenth of an inch a letter.
+    longest = max(len(label) for label in labels)
+    columns = int(np.clip(width / (0.065 * longest + 0.45), 1, 4))
+    return columns, 0.17 * -(-(len(labels) + extra) // columns)
+
+
+def _outside_legend(
+    figure: Figure, handles: Sequence[Any], labels: Sequence[str], columns: int
+) -> None:
+    # Outside the axes it cannot cover data.
+    figure.legend(
+        handles,
+        labels,
+        loc="outside upper left",
+        ncols=columns,
+        frameon=False,
+        handlelength=1.8,
+        columnspacing=1.2,
+        handler_map={tuple: HandlerTuple(ndivide=None)},
+    )
+
+
+def _log_y(axes: Axes, values: np.ndarray) -> None:
+    """Makes the y axis logarithmic, with round ticks, if all values have a logarithm."""
+    if not np.all(values > 0):
+        return
+    axes.set_yscale("log")
+    low, high = float(values.min()), float(values.max())
+    margin = max((high / low) ** 0.05, 1.05)
+    low, high = low / margin, high * margin
+    axes.set_ylim(low, high)
+    axes.yaxis.set_major_locator(FixedLocator(_log_ticks(low, high)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axes.set_ylabel(axes.get_ylabel() + " (log scale)")
+
+
 def _colour(index: int) -> str:
-    return _COLOURS[index % len(_COLOURS)]
+    return COLOURS[index % len(COLOURS)]
 
 
 def _draw(axes: Axes, curve: Curve, index: int, size: float) -> Line2D:
@@ -188,7 +322,9 @@ def _draw(axes: Axes, curve: Curve, index: int, size: float) -> Line2D:
         xs,
         ys,
         color=colour,
-        marker=_MARKERS[index % len(_MARKERS)],
+        # Beyond the last colour, dashes tell apart what shares one.
+        linestyle=("-", "--", ":")[index // len(COLOURS) % 3],
+        marker=MARKERS[index % len(MARKERS)],
         markersize=size,
         markeredgecolor="white",
         markeredgewidth=0.4,
@@ -201,6 +337,7 @@ def _draw(axes: Axes, curve: Curve, index: int, size: float) -> Line2D:
 
 _LEGEND_PROPERTIES = (
     "color",
+    "linestyle",
     "marker",
     "markersize",
     "markeredgecolor",

@@ -1,0 +1,216 @@
+"""What policies did over a pool: replaying a whole comparison, and its file `outcomes.npz`.
+
+`eval.replay` makes the outcomes and writes the file; `eval.report` reads it, or makes them itself.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from eval.cli import bad_input
+from eval.grid import Entry, Family, merge_caps
+from optscale_jax import Pool, PoolError, Prior, ReplayResult, replay_settings
+from optscale_jax.calibration import fitted_law
+from optscale_jax.metrics import known_tokens
+from optscale_jax.replay import check_pool
+
+__all__ = ["Replayed", "caps_of", "leave_out", "replay_entries", "write_outcomes"]
+
+ORACLE = "known_law"
+"""The policy that is told each problem's law of scores: the fit to all its scores in the pool."""
+
+
+class Replayed(NamedTuple):
+    """One entry's outcomes, arrays over its S settings.
+
+    Attributes:
+        entry: The policy.
+        settings: [S] all arguments of each setting.
+        caps: [S] the most that each setting can draw.
+        result: Fields [S, K, P].
+    """
+
+    entry: Entry
+    settings: list[dict[str, Any]]
+    caps: np.ndarray
+    result: ReplayResult
+
+    @property
+    def outcomes(self) -> dict[str, np.ndarray]:
+        """Metric to values [S, K, P], NaN where not known."""
+        result = self.result
+        unknown = np.full(result.num_samples.shape, np.nan)
+        return {
+            "accuracy": unknown if result.correct is None else result.correct,
+            "samples": result.num_samples,
+            "tokens": known_tokens(result.tokens),
+            "score": result.score,
+        }
+
+
+def caps_of(entry: Entry) -> np.ndarray:
+    """[S] the most that each setting of an entry can draw."""
+    # The cap is never traced, so it is the same throughout a family.
+    return np.concatenate(
+        [np.full(len(f.settings), f.policy(0).max_samples) for f in entry.families]
+    )
+
+
+def leave_out(
+    entries: Iterable[Entry], pool: Pool, num_permutations: int
+) -> tuple[list[Entry], list[str]]:
+    """Keeps the settings that a pool can serve.
+
+    Args:
+        entries: The comparison.
+        pool: The pool.
+        num_permutations: As for `replay`.
+
+    Returns:
+        The entries with what is left of their settings, and a sentence for each entry that lost
+        some, which says why.
+    """
+    kept, notes = [], []
+    for entry in entries:
+        families, reasons = [], {}
+        for family in entry.families:
+            try:
+                check_pool(pool, family.policy(0), num_permutations)
+                families.append(family)
+            except PoolError as error:
+                reasons.setdefault(_reason(str(error)), []).append(family.policy(0).max_samples)
+        for reason, caps in reasons.items():
+            up_to = "" if not families else f" at N = {', '.join(map(str, sorted(set(caps))))}"
+            notes.append(f"{entry.label}{up_to} is left out: {reason}")
+        if families:
+            kept.append(dataclasses.replace(entry, families=families))
+    return kept, notes
+
+
+def _reason(message: str) -> str:
+    """A refusal's reason without its remedy and without what it calls the pool."""
+    message = message.removeprefix("pool: ")
+    return message.split("; ")[0]
+
+
+def replay_entries(
+    pool: Pool,
+    entries: Sequence[Entry],
+    *,
+    source: str,
+    seed: int,
+    num_permutations: int,
+    priors: Mapping[str, Prior] | None = None,
+    advance: Callable[[], None] = lambda: None,
+) -> list[Replayed]:
+    """Replays a comparison over a pool, all policies in the same orders.
+
+    Args:
+        pool: The pool.
+        entries: The comparison.
+        source: What messages call the pool.
+        seed: Of the orders.
+        num_permutations: K, or 0 for the stored order.
+        priors: Label of an entry to the prior of each problem, fields [P].
+        advance: Called after each entry.
+
+    Returns:
+        The outcomes, in the entries' order.
+
+    Raises:
+        BadInput: If the pool cannot serve a policy.
+    """
+    priors = dict(priors or {})
+    for entry in entries:
+        told = entry.label in priors or any(s.get("prior") is not None for s in entry.settings)
+        if entry.name == ORACLE and pool.has_scores and not told:
+            priors[entry.label] = fitted_law(pool)
+
+    def one(entry: Entry, family: Family) -> ReplayResult:
+        with bad_input(f"{source}: {entry.where}", (PoolError,)):
+            result = replay_settings(
+                pool,
+                family.make,
+                family.traced,
+                key=jax.random.key(seed),
+                num_permutations=num_permutations,
+                prior=priors.get(entry.label),
+            )
+        return result if family.traced else jax.tree.map(lambda field: field[None], result)
+
+    # Compilation takes most of the time; XLA does it without the interpreter's lock, so a second
+    # core helps. More threads than two would only hold more results in the making.
+    with ThreadPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as executor:
+        pending = [
+            [executor.submit(one, entry, family) for family in merge_caps(entry.families)]
+            for entry in entries
+        ]
+        try:
+            replayed = []
+            for entry, futures in zip(entries, pending, strict=True):
+                parts = [future.result() for future in futures]
+                advance()
+                replayed.append(
+                    Replayed(
+                        entry=entry,
+                        settings=entry.settings,
+                        caps=caps_of(entry),
+                        result=jax.tree.map(lambda *fields: np.concatenate(fields), *parts),
+                    )
+                )
+                futures.clear()
+            return replayed
+        except BaseException:
+            executor.shutdown(cancel_futures=True)
+            raise
+
+
+# The file -----------------------------------------------------------------------------------------
+
+
+def write_outcomes(path: Path, replayed: Sequence[Replayed], pool: Pool) -> None:
+    """Writes what `eval.report` reads: outcomes of every setting, permutation and problem.
+
+    Arrays `num_samples`, `tokens` (-1 = unknown), `score` (NaN = none) and, if the pool knows it,
+    `correct`, all [T, K, P] with the T settings of all policies in a row; `problem_ids` [P]; and
+    `methods`, a JSON list with one object a policy: its name, label, settings and their caps.
+
+    Args:
+        path: The file.
+        replayed: The outcomes.
+        pool: The pool.
+    """
+    results = [each.result for each in replayed]
+
+    def gathered(name: str) -> np.ndarray:
+        return np.concatenate([getattr(result, name) for result in results])
+
+    arrays = {
+        "methods": np.array(json.dumps([_method(each) for each in replayed], ensure_ascii=False)),
+        "problem_ids": pool.problem_ids,
+        "num_samples": gathered("num_samples"),
+        "tokens": gathered("tokens"),
+        "score": gathered("score"),
+    }
+    if pool.correct is not None:
+        arrays["correct"] = gathered("correct")
+    np.savez_compressed(path, **arrays)
+
+
+def _method(each: Replayed) -> dict[str, Any]:
+    def plain(value: Any) -> Any:
+        return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+
+    return {
+        "policy": each.entry.name,
+        "label": each.entry.label,
+        "caps": each.caps.tolist(),
+        "settings": [{name: plain(v) for name, v in s.items()} for s in each.settings],
+    }
