@@ -8,6 +8,7 @@ input into exit code 2 and one line on stderr; anything else that goes wrong kee
 import contextlib
 import dataclasses
 import difflib
+import json
 import os
 import re
 import shutil
@@ -159,7 +160,8 @@ def parse(
         help="YAML file with the fields below; may be given again, the later file wins",
     )
     parser.add_class_arguments(config_class)
-    arguments, files = _files_first(list(sys.argv[1:] if argv is None else argv))
+    given = _joined(list(sys.argv[1:] if argv is None else argv), config_class)
+    arguments, files = _files_first(given)
     for file in files:
         _check_file(Path(file), config_class)
     try:
@@ -171,6 +173,37 @@ def parse(
         values = parser.instantiate(parsed)
         names = [field.name for field in dataclasses.fields(typing.cast(Any, config_class))]
         return config_class(**{name: values[name] for name in names})
+
+
+def _joined(arguments: list[str], config_class: type) -> list[str]:
+    """`--runs a b c` as one argument, which the parser takes for a list field: a list in JSON."""
+    lists = {
+        f"--{name}": items
+        for name, kind in typing.get_type_hints(config_class).items()
+        if (items := _item_types(kind)) and not dataclasses.is_dataclass(items[0])
+    }
+    found: list[str] = []
+    remaining = list(arguments)
+    while remaining:
+        argument = remaining.pop(0)
+        found.append(argument)
+        if argument not in lists:
+            continue
+        values: list[str] = []
+        while remaining and not remaining[0].startswith("--"):
+            values.append(remaining.pop(0))
+        if len(values) == 1 and values[0].startswith("["):
+            found.append(values[0])
+        elif values:
+            texts = str in lists[argument]
+            found.append(json.dumps(values) if texts else f"[{', '.join(values)}]")
+    return found
+
+
+def _item_types(kind: Any) -> tuple[Any, ...]:
+    """The types of the items, if a type is a list or may be one; () if not."""
+    parts = (kind, *typing.get_args(kind))
+    return tuple(t for p in parts if typing.get_origin(p) is list for t in typing.get_args(p))
 
 
 def to_yaml(config: Any) -> str:
@@ -319,8 +352,9 @@ def output_folder(out: Path, owned: Collection[str]) -> Iterator[Path]:
 
     Args:
         out: Where the files go; made if it does not exist. Other files in it are left alone.
-        owned: All names that the command may write. Those that this run does not write are removed
-            from `out`, so that no file of an earlier run stands beside this one's.
+        owned: All names that the command may write; patterns such as `*/figure.png` for files in
+            folders of any name. Those that this run does not write are removed from `out`, so that
+            no file of an earlier run stands beside this one's.
 
     Yields:
         An empty folder beside `out`. On any error it is removed, and `out` is as it was.
@@ -339,11 +373,16 @@ def output_folder(out: Path, owned: Collection[str]) -> Iterator[Path]:
         yield unfinished
         with bad_input("--out", (OSError,)):
             out.mkdir(exist_ok=True)
-            written = sorted(unfinished.iterdir())
+            written = sorted(file for file in unfinished.rglob("*") if file.is_file())
+            names = {file.relative_to(unfinished) for file in written}
             for file in written:
-                os.replace(file, out / file.name)
-            for name in set(owned) - {file.name for file in written}:
-                (out / name).unlink(missing_ok=True)
+                target = out / file.relative_to(unfinished)
+                target.parent.mkdir(exist_ok=True)
+                os.replace(file, target)
+            for pattern in owned:
+                for file in list(out.glob(pattern)):
+                    if file.relative_to(out) not in names and not file.is_dir():
+                        file.unlink()
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 

@@ -3,9 +3,12 @@
 `eval.replay` makes the outcomes and writes the file; `eval.report` reads it, or makes them itself.
 """
 
+import csv
 import dataclasses
 import json
 import os
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +24,14 @@ from optscale_jax.calibration import fitted_law
 from optscale_jax.metrics import known_tokens
 from optscale_jax.replay import check_pool
 
-__all__ = ["Replayed", "caps_of", "leave_out", "replay_entries", "write_outcomes"]
+__all__ = [
+    "Replayed",
+    "caps_of",
+    "leave_out",
+    "read_outcomes",
+    "replay_entries",
+    "write_outcomes",
+]
 
 ORACLE = "known_law"
 """The policy that is told each problem's law of scores: the fit to all its scores in the pool."""
@@ -214,3 +224,138 @@ def _method(each: Replayed) -> dict[str, Any]:
         "caps": each.caps.tolist(),
         "settings": [{name: plain(v) for name, v in s.items()} for s in each.settings],
     }
+
+
+def read_outcomes(
+    folder: Path,
+) -> tuple[list[dict[str, Any]], dict[str, np.ndarray], np.ndarray]:
+    """Reads the outcomes in a folder that `eval.replay` wrote.
+
+    Without an `outcomes.npz` they are read from `per_problem.csv`, whose `setting` column holds the
+    arguments; scores of the completions returned are then not known.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        A list of methods, each with `policy`, `label`, `caps` and `settings`; the arrays
+        `num_samples`, `tokens`, `score` and, where known, `correct`, all [T, K, P]; and the
+        problem ids [P].
+
+    Raises:
+        BadInput: If the folder has neither file, or they cannot be used.
+    """
+    if not folder.is_dir():
+        raise BadInput(f"{folder}: no such folder; give one that eval.replay wrote")
+    file = folder / "outcomes.npz"
+    if file.is_file():
+        return _read_npz(file)
+    file = folder / "per_problem.csv"
+    if file.is_file():
+        return _read_csv(file)
+    raise BadInput(
+        f"{folder}: neither outcomes.npz nor per_problem.csv is in it; give a folder that "
+        "eval.replay wrote"
+    )
+
+
+def _read_npz(file: Path) -> tuple[list[dict[str, Any]], dict[str, np.ndarray], np.ndarray]:
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            arrays = dict(archive)
+        methods = json.loads(str(arrays.pop("methods")))
+        problem_ids = arrays.pop("problem_ids")
+        total = sum(len(method["caps"]) for method in methods)
+        shape = (total, arrays["num_samples"].shape[1], len(problem_ids))
+        if any(array.shape != shape for array in arrays.values()):
+            raise ValueError("arrays of different shapes")
+        if not {"tokens", "score"} <= arrays.keys():
+            raise KeyError("tokens or score")
+    except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError) as error:
+        raise BadInput(f"{file}: not what eval.replay writes ({error}); run it again") from error
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise BadInput(f"{file}: damaged or cut short; run eval.replay again") from error
+    return methods, arrays, problem_ids
+
+
+_CSV_COLUMNS = ("policy", "setting", "permutation", "problem_id", "n_samples", "tokens", "correct")
+
+
+def _read_csv(file: Path) -> tuple[list[dict[str, Any]], dict[str, np.ndarray], np.ndarray]:
+    settings: dict[tuple[str, str], list[tuple[int, int, bool | None]]] = {}
+    problems: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    with open(file, encoding="utf-8", newline="") as opened:
+        reader = csv.DictReader(opened)
+        missing = [name for name in _CSV_COLUMNS if name not in (reader.fieldnames or ())]
+        if missing:
+            raise BadInput(
+                f"{file}: no column {missing[0]!r}; give a folder that eval.replay wrote"
+            )
+        for row in reader:
+            key = row["policy"], row["setting"]
+            try:
+                outcome = (
+                    int(row["n_samples"]),
+                    int(row["tokens"] or -1),
+                    bool(int(row["correct"])) if row["correct"] else None,
+                )
+            except (TypeError, ValueError) as error:
+                raise BadInput(
+                    f"{file}: line {reader.line_num}: n_samples, tokens and correct must be "
+                    "integers"
+                ) from error
+            settings.setdefault(key, []).append(outcome)
+            problems.setdefault(key, []).append((row["permutation"], row["problem_id"]))
+    if not settings:
+        raise BadInput(f"{file}: no rows")
+    (first, order), *others = problems.items()
+    ids = list(dict.fromkeys(problem for _, problem in order))
+    for key, found in others:
+        if found != order:
+            raise BadInput(
+                f"{file}: {' '.join(key)} has other problems or permutations than {' '.join(first)}"
+            )
+    if len(order) % len(ids):
+        raise BadInput(f"{file}: {' '.join(first)} lacks some problems of a permutation")
+    methods: dict[str, dict[str, Any]] = {}
+    parts: dict[str, list[list[tuple[int, int, bool | None]]]] = {}
+    for (policy, setting), outcomes in settings.items():
+        arguments = _arguments(setting)
+        cap = next((arguments[name] for name in _CAP_NAMES if name in arguments), None)
+        if not isinstance(cap, int):
+            cap = max(count for count, _, _ in outcomes)
+        method = methods.setdefault(
+            policy, {"policy": policy, "label": policy, "caps": [], "settings": []}
+        )
+        method["caps"].append(cap)
+        method["settings"].append(arguments)
+        parts.setdefault(policy, []).append(outcomes)
+    flat = [outcomes for policy in methods for outcomes in parts[policy]]
+    shape = (len(flat), -1, len(ids))
+    arrays = {
+        "num_samples": np.array([[o[0] for o in each] for each in flat]).reshape(shape),
+        "tokens": np.array([[o[1] for o in each] for each in flat]).reshape(shape),
+    }
+    arrays["score"] = np.full(arrays["tokens"].shape, np.nan, np.float32)
+    if any(o[2] is None for each in flat for o in each):
+        raise BadInput(
+            f"{file}: it does not say which completions are correct; let eval.replay write "
+            "outcomes.npz, which holds their scores"
+        )
+    arrays["correct"] = np.array([[o[2] for o in each] for each in flat]).reshape(shape)
+    return list(methods.values()), arrays, np.array(ids)
+
+
+_CAP_NAMES = ("max_samples", "n", "rounds")
+
+
+def _arguments(setting: str) -> dict[str, Any]:
+    """The arguments of a setting in words, "s_min=0.9 n=4"."""
+    found: dict[str, Any] = {}
+    for word in setting.split():
+        name, _, text = word.partition("=")
+        try:
+            found[name] = json.loads(text)
+        except ValueError:
+            found[name] = text
+    return found

@@ -35,7 +35,7 @@ from rich.console import Console
 
 from eval.cli import BadInput, bad_input, command, output_folder, progress, to_yaml
 from eval.grid import Entry, PolicyConfig, PriorConfig, describe, expand
-from eval.outcomes import Replayed, caps_of, leave_out, replay_entries, write_outcomes
+from eval.outcomes import Replayed, caps_of, leave_out, write_outcomes
 from eval.pools import ReadConfig, checksum, load_pool
 from optscale_jax import Pool, synthetic_pool
 from optscale_jax.metrics import Comparison, Interval, bootstrap, compare, summarise
@@ -43,7 +43,14 @@ from optscale_jax.policies import StopReason
 from optscale_jax.report.tables import Table, cells, write_csv, write_rows
 from optscale_jax.synthetic import SyntheticConfig
 
-__all__ = ["ReplayConfig", "ShowConfig", "SyntheticPoolConfig", "main"]
+__all__ = [
+    "ReplayConfig",
+    "ShowConfig",
+    "SyntheticPoolConfig",
+    "entries_of",
+    "load",
+    "main",
+]
 
 SYNTHETIC = "synthetic"
 OUTPUTS = (
@@ -192,8 +199,8 @@ def run(config: ReplayConfig) -> None:
     Raises:
         BadInput: If the configuration or the pool cannot be used.
     """
-    entries = _entries(config)
-    pool = _load(config)
+    entries = entries_of(config)
+    pool = load(config)
     out = Path(config.out)
     if config.pool != SYNTHETIC:
         config = dataclasses.replace(config, synthetic=SyntheticPoolConfig())
@@ -208,7 +215,7 @@ def run(config: ReplayConfig) -> None:
         steps = 2 * len(entries) + 1
         task = bar.add_task("", total=steps)
         bar.update(task, description="replaying")
-        replayed = replay_entries(
+        replayed = replayentries_of(
             pool,
             entries,
             source=str(config.pool),
@@ -235,7 +242,12 @@ def run(config: ReplayConfig) -> None:
 # What to replay -----------------------------------------------------------------------------------
 
 
-def _entries(config: ReplayConfig) -> list[Entry]:
+def entries_of(config: ReplayConfig) -> list[Entry]:
+    """The policies of a configuration with their grids, checked against each other.
+
+    Raises:
+        BadInput: If a policy cannot be made, or two cannot be told apart.
+    """
     configured = [("policy", config.policy)]
     configured += [(f"compare[{index}]", policy) for index, policy in enumerate(config.compare)]
     entries = [entry for where, policy in configured for entry in expand(policy, where)]
@@ -277,7 +289,12 @@ def _by_cap(entry: Entry) -> dict[int, int]:
     return found
 
 
-def _load(config: ReplayConfig) -> Pool:
+def load(config: ReplayConfig) -> Pool:
+    """The pool of a configuration, read or made.
+
+    Raises:
+        BadInput: If there is none, or it cannot be read.
+    """
     if config.pool is None:
         raise BadInput("pool is not given; use --pool PATH, or --pool synthetic to make one")
     if config.pool != SYNTHETIC:

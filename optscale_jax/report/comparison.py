@@ -375,7 +375,7 @@ def sensitivity(
             for name, wanted in near.items()
             if name != argument and name in method.settings[0]
         }
-        for cap in np.unique(method.caps):
+        for cap in np.unique(method.caps).tolist():
             at = [
                 i
                 for i in method.at(cap)

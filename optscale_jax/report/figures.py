@@ -228,9 +228,9 @@ def sensitivity_panels(
                 axes.set_axisbelow(True)
             if y == "accuracy":
                 left.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:g}"))
-            left.set_ylabel(_Y_LABELS[y] if y == "accuracy" else "mean score")
-            right.set_ylabel(_X_LABELS[cost])
+            left.set_ylabel("accuracy (%)" if y == "accuracy" else "mean score")
             _log_y(right, np.concatenate([spent for _, spent in curves]))
+            right.set_ylabel(_X_LABELS[cost])
             left.set_title(title, loc="left", fontsize=9)
         for axes in grid[-1]:
             axes.set_xlabel(argument)
