@@ -316,7 +316,7 @@ def describe(setting: Mapping[str, Any], name: str) -> str:
     """A setting in words that tell it from every other of the policy, such as "s_min=0.9 n=4".
 
     Args:
-        setting: All arguments.
+        setting: All arguments; one that is missing is at its default.
         name: The factory's name; arguments at its defaults are left out.
 
     Returns:
@@ -325,9 +325,11 @@ def describe(setting: Mapping[str, Any], name: str) -> str:
     parameters = inspect.signature(FACTORIES[name]).parameters
     words = []
     for argument, parameter in parameters.items():
-        value = setting[argument]
+        value = setting.get(argument, parameter.default)
         if isinstance(value, PriorConfig):
-            words += [f"prior.{k}={v:g}" for k, v in dataclasses.asdict(value).items()]
+            value = dataclasses.asdict(value)
+        if isinstance(value, Mapping):
+            words += [f"prior.{k}={v:g}" for k, v in value.items()]
         elif value != parameter.default:
             words.append(f"{argument}={_in_words(value)}")
     return " ".join(words)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from eval.cli import bad_input
+from eval.cli import BadInput, bad_input
 from eval.grid import Entry, Family, merge_caps
 from optscale_jax import Pool, PoolError, Prior, ReplayResult, replay_settings
 from optscale_jax.calibration import fitted_law

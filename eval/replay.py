@@ -35,7 +35,7 @@ from rich.console import Console
 
 from eval.cli import BadInput, bad_input, command, output_folder, progress, to_yaml
 from eval.grid import Entry, PolicyConfig, PriorConfig, describe, expand
-from eval.outcomes import Replayed, caps_of, leave_out, write_outcomes
+from eval.outcomes import Replayed, caps_of, leave_out, replay_entries, write_outcomes
 from eval.pools import ReadConfig, checksum, load_pool
 from optscale_jax import Pool, synthetic_pool
 from optscale_jax.metrics import Comparison, Interval, bootstrap, compare, summarise
@@ -215,7 +215,7 @@ def run(config: ReplayConfig) -> None:
         steps = 2 * len(entries) + 1
         task = bar.add_task("", total=steps)
         bar.update(task, description="replaying")
-        replayed = replayentries_of(
+        replayed = replay_entries(
             pool,
             entries,
             source=str(config.pool),
