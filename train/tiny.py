@@ -204,6 +204,8 @@ def run(config: TinyConfig) -> None:
     Raises:
         BadInput: If a checkpoint cannot be read or the output not be written.
     """
+    if config.reasoner is not None and not (Path(config.reasoner) / "config.json").is_file():
+        raise BadInput(f"reasoner: {config.reasoner} is not a checkpoint's folder")
     tokenizer = build_tokenizer()
     model = _model(config, len(tokenizer))
     examples = Examples(config.task, tokenizer)
@@ -226,15 +228,16 @@ def run(config: TinyConfig) -> None:
 
 def _model(config: TinyConfig, vocab_size: int) -> Qwen2:
     head = "process_reward" if config.task == "verifier" else "language_model"
-    sizes = Qwen2Config(
-        vocab_size=vocab_size,
-        max_position_embeddings=512,
-        tie_word_embeddings=config.task == "reasoner",
-        rope_theta=10000.0,
-        head=head,
-        **dataclasses.asdict(config.model),
-    )
     if config.start is None:
+        with bad_input("model"):
+            sizes = Qwen2Config(
+                vocab_size=vocab_size,
+                max_position_embeddings=512,
+                tie_word_embeddings=config.task == "reasoner",
+                rope_theta=10000.0,
+                head=head,
+                **dataclasses.asdict(config.model),
+            )
         return Qwen2(sizes, rngs=nnx.Rngs(config.seed))
     with bad_input("start"):
         start = Qwen2.from_pretrained(config.start)
@@ -300,13 +303,8 @@ def sample_solutions(config: TinyConfig, chains: list[Chain]) -> list[Judged]:
 
     Returns:
         The solutions, in order.
-
-    Raises:
-        BadInput: If the reasoner cannot be loaded.
     """
     assert config.reasoner is not None  # the configuration's own check
-    if not (Path(config.reasoner) / "config.json").is_file():
-        raise BadInput(f"reasoner: {config.reasoner} is not a checkpoint's folder")
     # vLLM's own defaults would use every core twice and leave no memory.
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     from vllm import LLM, SamplingParams

@@ -1,0 +1,307 @@
+"""The small world: its problems, their exact checker, the tokenizer, and training."""
+
+import collections
+import json
+import re
+
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from optscale_jax.backends.prm import FORMATS, split_steps, step_prompt
+from optscale_jax.models import Qwen2, Qwen2Config
+from optscale_jax.tiny import SYSTEM_PROMPT, Chain, check_steps, draw_chains
+from optscale_jax.tiny.arithmetic import LEVELS, main, share_of_products
+from optscale_jax.tiny.tokenizer import END, STEP, build_tokenizer
+from train.tiny import (
+    GROUPS,
+    IGNORED,
+    Batch,
+    Examples,
+    Judged,
+    TinyConfig,
+    auc,
+    fit,
+    reasoner_accuracy,
+    verifier_quality,
+)
+from train.tiny import main as train
+
+CHAIN = Chain(37, (("+", 58), ("*", 7), ("-", 94)))
+STEPS = CHAIN.steps
+
+numbers = st.integers(0, 99)
+operations = st.lists(st.tuples(st.sampled_from("+-*"), numbers), min_size=1, max_size=8)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer()
+
+
+# Problems -----------------------------------------------------------------------------------------
+
+
+def test_an_example_by_hand():
+    assert CHAIN.question == "Compute 37+58*7-94 from left to right, modulo 100."
+    assert [step.partition("=")[0] for step in STEPS[:-1]] == ["37+58", "95*7", "65-94"]
+    assert [re.findall(r"\d+", step)[-1] for step in STEPS] == ["95", "65", "71", "71"]
+    assert STEPS[-1] == r"\boxed{71}"
+    assert CHAIN.solution == "\n\n".join(STEPS)
+    assert CHAIN.answer == "71"
+    assert CHAIN.level == 3
+
+
+@given(numbers, operations)
+def test_the_answer_is_that_of_integers_without_a_modulus(value, operations):
+    chain = Chain(value, tuple(operations))
+    for sign, operand in operations:
+        value = {"+": value + operand, "-": value - operand, "*": value * operand}[sign]
+    assert chain.answer == str(value % 100)
+    assert chain.steps[-1] == f"\\boxed{{{chain.answer}}}"
+    assert split_steps(chain.solution) == chain.steps
+
+
+def test_draws_are_a_function_of_the_seed_and_all_different():
+    drawn = draw_chains(3, 700)
+    assert drawn == draw_chains(3, 700)
+    # A longer draw begins with the shorter one.
+    assert drawn[:50] == draw_chains(3, 50)
+    assert len(set(drawn)) == 700
+    assert not set(drawn) & set(draw_chains(4, 700))
+    assert not set(drawn) & set(draw_chains([3, 1], 700))
+
+
+def test_levels_are_equally_frequent_and_products_as_frequent_as_stated():
+    drawn = draw_chains(0, 7000)
+    counts = collections.Counter(chain.level for chain in drawn)
+    assert counts.keys() == set(LEVELS)
+    # Five standard deviations of a binomial count.
+    assert all(abs(count - 1000) < 5 * np.sqrt(1000 * 6 / 7) for count in counts.values())
+    for level in LEVELS:
+        signs = [s for chain in drawn if chain.level == level for s, _ in chain.operations]
+        share, n = share_of_products(level), len(signs)
+        assert abs(signs.count("*") - share * n) <= 5 * np.sqrt(share * (1 - share) * n)
+        assert abs(signs.count("+") - signs.count("-")) <= 5 * np.sqrt((1 - share) * n)
+
+
+# The checker --------------------------------------------------------------------------------------
+
+
+@given(numbers, operations, st.data())
+def test_all_is_good_before_the_first_wrong_step_and_bad_from_there(start, operations, data):
+    chain = Chain(start, tuple(operations))
+    steps = chain.steps
+    assert check_steps(chain, steps) == [True] * len(steps)
+    wrong = data.draw(st.integers(0, len(steps) - 1))
+    number = re.findall(r"\d+", steps[wrong])[-1]
+    other = data.draw(st.integers(0, 99).filter(lambda n: n != int(number)))
+    before, _, after = steps[wrong].rpartition(number)
+    corrupted = [*steps[:wrong], f"{before}{other}{after}", *steps[wrong + 1 :]]
+    labels = [True] * wrong + [False] * (len(steps) - wrong)
+    assert check_steps(chain, corrupted) == labels
+
+
+@pytest.mark.parametrize(
+    ("steps", "labels"),
+    [
+        ([], []),
+        ([f" {STEPS[0]} "], [True]),
+        # A step left out, repeated, or added after the answer.
+        (STEPS[1:], [False, False, False]),
+        ([STEPS[0], *STEPS], [True, False, False, False, False]),
+        ([*STEPS, STEPS[-1]], [True, True, True, True, False]),
+        # The right answer too early, and right steps after it.
+        ([r"\boxed{71}", *STEPS], [False] * 5),
+        # A true equation that is not the problem's.
+        (Chain(37, (("+", 59),)).steps, [False, False]),
+        # One error that the next one undoes.
+        (["37+58=96", "96*7=65", *STEPS[2:]], [False] * 4),
+        # Without the modulus.
+        ([STEPS[0].replace("95", "195")], [False]),
+        (["thirty-seven"], [False]),
+    ],
+)
+def test_steps_are_held_to_the_problem(steps, labels):
+    assert check_steps(CHAIN, steps) == labels
+
+
+# The command --------------------------------------------------------------------------------------
+
+
+def test_problems_have_the_fields_of_math_500(capsys):
+    main(["--count", "5", "--seed", "9"])
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [record["problem"] for record in records] == [c.question for c in draw_chains(9, 5)]
+    assert [record["answer"] for record in records] == [c.answer for c in draw_chains(9, 5)]
+    assert all(record["level"] in LEVELS for record in records)
+    assert len({record["unique_id"] for record in records}) == 5
+
+
+@pytest.mark.parametrize("arguments", [["--count", "0"], ["--seed", "-1"], ["--count", "many"]])
+def test_numbers_that_cannot_be_are_refused(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert arguments[0] in capsys.readouterr().err
+
+
+# The tokenizer ------------------------------------------------------------------------------------
+
+
+@given(st.text())
+def test_any_text_survives_the_tokenizer(tokenizer, text):
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert tokenizer.decode(ids) == text
+    assert len(ids) <= len(text.encode())
+
+
+def test_a_saved_tokenizer_is_the_same(tokenizer, tmp_path):
+    tokenizer.save_pretrained(str(tmp_path))
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    messages = [{"role": "user", "content": CHAIN.question}]
+    asked = [
+        one.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        for one in (tokenizer, again)
+    ]
+    assert asked[0] == asked[1]
+    assert again.decode(asked[1]) == (
+        f"<|im_start|>user\n{CHAIN.question}<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert again.eos_token == END
+    assert again.pad_token == "<|endoftext|>"
+    # One token: what every prompt repeats costs next to nothing.
+    assert len(again.encode(SYSTEM_PROMPT, add_special_tokens=False)) == 1
+
+
+# Examples -----------------------------------------------------------------------------------------
+
+
+def test_the_reasoner_learns_the_solution_and_its_end(tokenizer):
+    examples = Examples("reasoner", tokenizer)
+    group = next(group for group in GROUPS if CHAIN.level in group)
+    batch = examples.batch([CHAIN], group)
+    learnt = batch.targets[0] != IGNORED
+    assert tokenizer.decode(batch.targets[0][learnt]) == CHAIN.solution + END
+    # Each target is the next token, the first of them after the prompt as it is sampled from.
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": CHAIN.question}], add_generation_prompt=True, return_dict=False
+    )
+    (first, *_), last = np.flatnonzero(learnt), np.flatnonzero(learnt)[-1]
+    assert batch.tokens[0][: first + 1].tolist() == prompt
+    assert (batch.tokens[0][first + 1 : last + 2] == batch.targets[0][first : last + 1]).all()
+
+
+def test_the_verifier_learns_the_labels_of_what_it_is_shown_in_use(tokenizer):
+    examples = Examples("verifier", tokenizer)
+    steps = [*STEPS[:2], "65-94=72", r"\boxed{72}"]
+    labels = check_steps(CHAIN, steps)
+    group = next(group for group in GROUPS if CHAIN.level in group)
+    batch = examples.batch([Judged(CHAIN, steps, labels)], group)
+    prompt = step_prompt(
+        tokenizer, FORMATS["qwen2.5-math-prm"], CHAIN.question, steps, max_len=1000
+    )
+    assert batch.tokens[0][: len(prompt.token_ids)].tolist() == prompt.token_ids
+    assert np.flatnonzero(batch.targets[0] != IGNORED).tolist() == prompt.positions
+    assert batch.targets[0][prompt.positions].tolist() == [1, 1, 0, 0]
+    assert tokenizer.convert_tokens_to_ids(STEP) in prompt.token_ids
+
+
+# Measurements -------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=2, max_size=30).filter(
+        lambda pairs: len({label for _, label in pairs}) == 2
+    )
+)
+def test_auc_is_the_share_of_pairs_in_order(pairs):
+    good = [score for score, label in pairs if label]
+    bad = [score for score, label in pairs if not label]
+    wins = [1.0 if g > b else 0.5 if g == b else 0.0 for g in good for b in bad]
+    scores, labels = map(np.array, zip(*pairs, strict=True))
+    assert auc(scores.astype(float), labels.astype(int)) == pytest.approx(np.mean(wins))
+
+
+def test_accuracy_is_the_mean_probability_of_the_right_solution():
+    probabilities = np.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]])
+    batch = Batch(
+        np.array([[0, 1, 2], [2, 0, 1]], np.int32),
+        np.array([[IGNORED, 1, 2], [0, 0, IGNORED]], np.int32),
+    )
+    found = reasoner_accuracy(lambda tokens: np.log(probabilities[tokens]), {2: batch, 3: batch})
+    expected = np.mean([0.8 * 0.6, 0.2 * 0.5])
+    assert found == {"accuracy": expected, "accuracy_by_level": {2: expected, 3: expected}}
+
+
+def test_step_auc_counts_only_the_ends_of_steps():
+    log_good = np.log(np.array([0.9, 0.2, 0.4, 0.99]))
+    batch = Batch(np.arange(4, dtype=np.int32)[None], np.array([[1, 0, 1, IGNORED]], np.int32))
+    found = verifier_quality(
+        lambda tokens: np.stack([np.zeros(tokens.shape), log_good[tokens]], axis=-1), {2: batch}
+    )
+    assert found == {"step_auc": 1.0, "good": 0.6667}
+
+
+# Training -----------------------------------------------------------------------------------------
+
+
+def test_training_lowers_the_loss_and_repeats_itself_exactly(tokenizer):
+    sizes = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+    )
+    config = TinyConfig(steps=40, batch_size=8, learning_rate=1e-2, warmup=5, log_every=20)
+    group = GROUPS[0]
+    examples = Examples("reasoner", tokenizer)
+
+    def draw(step):
+        return examples.batch(draw_chains([0, 1, step], config.batch_size, levels=group), group)
+
+    def trained():
+        model = nnx.jit(lambda: Qwen2(sizes, rngs=nnx.Rngs(0)))()
+        record = fit(model, draw, {2: draw(10_000)}, config)
+        for entry in record:
+            del entry["seconds"]
+        return record, nnx.state(model)
+
+    record, state = trained()
+    assert [entry["step"] for entry in record] == [20, 40]
+    assert record[0]["loss"] < np.log(len(tokenizer))
+    assert record[1]["loss"] < record[0]["loss"] - 1
+    again, state_again = trained()
+    assert again == record
+    leaves = zip(nnx.to_flat_state(state), nnx.to_flat_state(state_again), strict=True)
+    assert all((a.get_value() == b.get_value()).all() for (_, a), (_, b) in leaves)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "0"], "steps is 0; it must be at least 1"),
+        (["--learning_rate", "0"], "must be above 0"),
+        (["--task", "verifier"], "reasoner is not given"),
+        (["--task", "judge"], "task is 'judge'"),
+        (["--start", "nowhere"], "start: nowhere/config.json: No such file"),
+        (
+            ["--model.num_attention_heads", "3"],
+            "model: num_key_value_heads is 2; it must",
+        ),
+        (["--task", "verifier", "--reasoner", "nowhere"], "reasoner: nowhere is not a checkpoint"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message, tmp_path, capsys):
+    assert train([*arguments, "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
