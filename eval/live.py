@@ -202,11 +202,12 @@ def run_live(
     started, before = time.monotonic(), run.num_samples
     with run:
         try:
-            solutions = asyncio.run(
-                _until_terminated(
-                    _solve(config, stand_in, policy, run, problems, prior_of, predictor_tokens)
-                )
+            # Before the event loop, whose signals wait until it is idle: an engine takes a while.
+            sampler, verifier = _models(config, stand_in, run, problems)
+            work = _solve(
+                config, sampler, verifier, policy, run, problems, prior_of, predictor_tokens
             )
+            solutions = asyncio.run(_until_terminated(work))
             run.finish()
         except (BackendError, EngineError, PoolError, RunError, ImportError) as error:
             if not run.num_samples:
@@ -255,21 +256,14 @@ async def _until_terminated(work: Any) -> Any:
 
 async def _solve(
     config: LiveConfig,
-    stand_in: "_StandIn | None",
+    sampler: Sampler,
+    verifier: Verifier | None,
     policy: Policy,
     run: Run,
     problems: Sequence[Problem],
     priors: Mapping[str, Prior],
     predictor_tokens: Mapping[str, int],
 ) -> list[Solution]:
-    # A run that is finished needs no models.
-    finished = all(run.decision(problem.id) is not None for problem in problems)
-    if finished:
-        sampler, verifier = _Absent(), _Absent() if config.verify else None
-    elif stand_in is not None:
-        sampler, verifier = stand_in.models(config.verify)
-    else:
-        sampler, verifier = await _models(config)
     checker = EquivalenceChecker(seconds=config.equal_seconds, workers=os.cpu_count() or 1)
     try:
         with checker, progress() as bar:
@@ -299,7 +293,14 @@ async def _solve(
 # What is asked, and whom --------------------------------------------------------------------------
 
 
-async def _models(config: LiveConfig) -> tuple[Sampler, Verifier | None]:
+def _models(
+    config: LiveConfig, stand_in: "_StandIn | None", run: Run, problems: Sequence[Problem]
+) -> tuple[Sampler, Verifier | None]:
+    if all(run.decision(problem.id) is not None for problem in problems):
+        # A run that is finished asks neither.
+        return _Absent(), _Absent() if config.verify else None
+    if stand_in is not None:
+        return stand_in.models(config.verify)
     for name in ("sampler", "verifier"):
         wanted = name == "sampler" or config.verify
         if wanted and not getattr(config, name).model:
@@ -312,7 +313,7 @@ async def _models(config: LiveConfig) -> tuple[Sampler, Verifier | None]:
             bar.add_task("starting the verifier", total=None)
             verifier = make_verifier(config.verifier, seed=config.seed) if config.verify else None
     except BaseException:
-        await sampler.close()
+        asyncio.run(sampler.close())
         raise
     return sampler, verifier
 

@@ -30,7 +30,7 @@ from optscale_jax.backends.base import Completion
 from optscale_jax.metrics import TokenLedger
 from optscale_jax.problems import Problem
 
-__all__ = ["Decision", "Run", "RunError", "Sample"]
+__all__ = ["DECISIONS", "Decision", "Run", "RunError", "Sample"]
 
 CONFIG, VERSIONS, PROBLEMS, LOCK = "config.yaml", "versions.json", "problems.jsonl", "lock"
 DRAWN, SAMPLES, DECISIONS = "drawn.jsonl", "samples.jsonl", "decisions.jsonl"
