@@ -21,9 +21,11 @@ import platform
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,8 @@ import scipy.optimize
 import scipy.special
 import scipy.stats
 
-from eval.cli import command, output_folder
+from eval.cli import command, output_folder, parse
+from eval.outcomes import leave_out
 from eval.reference import (
     TOLERANCES,
     GivenLogCdf,
@@ -48,7 +51,9 @@ from eval.reference import (
     reference,
     relative_error,
 )
+from eval.replay import ReplayConfig, entries_of
 from optscale_jax import (
+    Policy,
     Pool,
     Prior,
     ScoreStats,
@@ -68,6 +73,7 @@ from optscale_jax.estimation import (
 )
 from optscale_jax.policies import PAPER_ALPHA, PAPER_S_MIN, Observation, optscale, run
 from optscale_jax.replay import permutations
+from optscale_jax.report.comparison import ORACLE
 from optscale_jax.report.tables import Table
 from optscale_jax.synthetic import synthetic_problems
 
@@ -75,6 +81,7 @@ PROBLEMS, SAMPLES, PERMUTATIONS = 500, 64, 20
 PREFIXES = (3, 5, 10, 20, 64)
 SETTINGS = tuple(itertools.product(PAPER_S_MIN, PAPER_ALPHA))
 CAP = 1024  # of the bound, for both sides; grid stepping without one would never end where F = 1
+COMPARISON = Path(__file__).resolve().parents[1] / "configs" / "replay" / "paper_table.yaml"
 PRECISIONS = (np.float32, np.float64)
 
 
@@ -502,6 +509,65 @@ def plain_loop(report: Report, pool: Pool) -> None:
     )
 
 
+def comparison(report: Report, quick: bool) -> None:
+    """The paper's whole comparison over a pool, as a command, beside a plain Python loop."""
+    problems, samples = 500, 80
+    pool = synthetic_pool(jax.random.key(5), num_problems=problems, num_samples=samples)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "pool.npz"
+        pool.save(file)
+        arguments = ["--config", str(COMPARISON), "--pool", str(file), "--out", f"{folder}/out"]
+        start = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "eval.replay", *arguments], check=True, capture_output=True
+        )
+        wall = time.perf_counter() - start
+        # Of the children, which were imports and this command.
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
+        config = parse(ReplayConfig, arguments, prog="", description="")
+    entries, _ = leave_out(entries_of(config), pool, config.permutations)
+    plain = settings = 0
+    for entry in entries:
+        for family in entry.families:
+            # Any law will do for the oracle, the one policy that cannot do without.
+            law = Prior(0.8, 0.2, 0.1, 0.1) if entry.name == ORACLE else None
+            per_run = seconds_a_run(family.policy(0), pool, 5 if quick else 20, law)
+            plain += per_run * len(family.settings) * config.permutations * problems
+            settings += len(family.settings)
+    report.add(
+        f"the paper's comparison, {len(entries)} policies with {settings} settings, {problems} x "
+        f"{samples} x {config.permutations} orders, from the command to its files",
+        f"{wall:.0f} s, peak memory {peak / 2**30:.2f} GiB; a plain Python loop over the same "
+        f"runs would take {plain / 3600:.1f} h: {plain / wall:,.0f} x",
+        "< 60 s and < 3 GB",
+        wall < 60 and peak < 3e9,
+        seconds=wall,
+        peak=peak,
+        plain=plain,
+    )
+
+
+def seconds_a_run(policy: Policy, pool: Pool, count: int, law: Prior | None) -> float:
+    """Mean time in which a plain Python loop runs a policy over one problem, compiled before."""
+    drawn = Observation(
+        *(np.asarray(f)[: count + 1] for f in (pool.scores, pool.answers, pool.tokens)),
+        np.broadcast_to(np.arange(pool.num_samples), (count + 1, pool.num_samples)),
+    )
+    planned = None if policy.plan is None else policy.plan(jax.tree.map(jnp.asarray, drawn))
+    start = 0.0
+    for p in range(count + 1):
+        if p == 1:
+            start = time.perf_counter()
+        observations = zip(*(field[p] for field in drawn), strict=True)
+        run(
+            policy,
+            map(Observation._make, observations),
+            prior=law if planned is None else jax.tree.map(itemgetter(p), planned),
+        )
+    return (time.perf_counter() - start) / count
+
+
 def imports(report: Report) -> None:
     """How long the numerical core takes to import, beside JAX and TFP alone."""
     tfp = "import jax, tensorflow_probability.substrates.jax"
@@ -573,6 +639,7 @@ def measure(quick: bool) -> Report:
     imports(report)
     replays(report, quick)
     plain_loop(report, pool)
+    comparison(report, quick)
     bounds(report, truth.loc.astype(np.float32), truth.scale.astype(np.float32), quick)
     exactness(report)
     coverage(report, truth.loc, truth.scale)

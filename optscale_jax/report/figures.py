@@ -136,7 +136,7 @@ def accuracy_against_tokens(
             labels.append("the policy's other settings")
         scale = " (log scale)" if _log_axis(axes, curves) else ""
         if y == "accuracy":
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:g}"))
+            _percent_y(axes)
         axes.set_xlabel(_X_LABELS[x] + scale)
         axes.set_ylabel(_Y_LABELS[y])
         _outside_legend(figure, handles, labels, columns)
@@ -227,7 +227,7 @@ def sensitivity_panels(
                 axes.grid(True)
                 axes.set_axisbelow(True)
             if y == "accuracy":
-                left.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:g}"))
+                _percent_y(left)
             left.set_ylabel("accuracy (%)" if y == "accuracy" else "mean score")
             _log_y(right, np.concatenate([spent for _, spent in curves]))
             right.set_ylabel(_X_LABELS[cost])
@@ -275,6 +275,14 @@ def _outside_legend(
         columnspacing=1.2,
         handler_map={tuple: HandlerTuple(ndivide=None)},
     )
+
+
+def _percent_y(axes: Axes) -> None:
+    """Labels shares as percentages, on an axis that does not reach for more than all of them."""
+    low, high = axes.get_ylim()
+    # A little above, so that no marker at 100% is cut in half.
+    axes.set_ylim(low, min(high, 1 + 0.03 * (1 - low)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:g}"))
 
 
 def _log_y(axes: Axes, values: np.ndarray) -> None:
