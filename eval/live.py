@@ -18,7 +18,7 @@ import signal
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -46,7 +46,7 @@ from optscale_jax.report.tables import Table, cells, write_csv
 from optscale_jax.runs import Run, RunError
 from optscale_jax.tiny.arithmetic import records
 
-__all__ = ["OUTPUTS", "LiveConfig", "RecordedConfig", "run_live"]
+__all__ = ["OUTPUTS", "Decider", "LiveConfig", "RecordedConfig", "priors_of", "run_live"]
 
 OUTPUTS = ("results.csv", "per_problem.csv", "pool.npz", "summary.md")
 # Nothing that is drawn, and nothing that is decided, depends on these.
@@ -152,29 +152,36 @@ class LiveConfig:
             raise ValueError(f"equal_seconds is {self.equal_seconds}; it must be above 0")
 
 
+class Decider(NamedTuple):
+    """A configured policy.
+
+    Attributes:
+        name: Its factory's name.
+        label: Its name in tables.
+        setting: All its arguments.
+    """
+
+    name: str
+    label: str
+    setting: Mapping[str, Any]
+
+
 def run_live(
-    config: LiveConfig,
-    policy: Policy,
-    *,
-    name: str,
-    label: str,
-    setting: Mapping[str, Any],
-    priors: str | None = None,
+    config: LiveConfig, decider: Decider, policy: Policy, *, priors: str | None = None
 ) -> None:
     """Runs the live loop, writes its files and shows its table.
 
     Args:
         config: The configuration, whole, as it is kept.
+        decider: What the policy is called.
         policy: Decides how many completions a problem gets.
-        name: Its factory's name.
-        label: Its name in the table.
-        setting: All its arguments.
         priors: File with a prior for each problem.
 
     Raises:
         BadInput: If something given cannot be used, a model fails or the disk does; what was drawn
             is kept.
     """
+    name, label, setting = decider
     # The models' accelerator is not for decisions of a few scalars.
     jax.config.update("jax_platforms", "cpu")
     if policy.plan is not None:
@@ -186,7 +193,7 @@ def run_live(
         raise BadInput(f"verify is false, but {name} reads scores")
     stand_in = _StandIn(config.recorded) if config.recorded.pool is not None else None
     problems = _problems(config, stand_in)
-    prior_of, predictor_tokens = _priors(priors, name, problems)
+    prior_of, predictor_tokens = priors_of(priors, name, problems)
     with bad_input("--out", (RunError,)):
         run = Run(
             config.out,
@@ -199,11 +206,12 @@ def run_live(
     console = Console(stderr=True)
     for note in run.notes:
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
-    started, before = time.monotonic(), run.num_samples
+    before = run.num_samples
     with run:
         try:
             # Before the event loop, whose signals wait until it is idle: an engine takes a while.
             sampler, verifier = _models(config, stand_in, run, problems)
+            started = time.monotonic()
             work = _solve(
                 config, sampler, verifier, policy, run, problems, prior_of, predictor_tokens
             )
@@ -360,9 +368,22 @@ def _problems(config: LiveConfig, stand_in: _StandIn | None) -> list[Problem]:
         return load_problems(config.problems, limit=config.limit)
 
 
-def _priors(
+def priors_of(
     path: str | None, name: str, problems: Sequence[Problem]
 ) -> tuple[dict[str, Prior], dict[str, int]]:
+    """Reads a file of priors.
+
+    Args:
+        path: JSON lines, as eval.predict writes them; None = no priors.
+        name: The policy's factory.
+        problems: The problems, each of which must have one.
+
+    Returns:
+        The priors, and the tokens that predicting each took, by problem.
+
+    Raises:
+        BadInput: If the policy takes none, a line cannot be used, or a problem has no prior.
+    """
     if path is None:
         return {}, {}
     if "prior" not in inspect.signature(FACTORIES[name]).parameters:

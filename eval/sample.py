@@ -13,9 +13,10 @@ from collections.abc import Sequence
 
 from eval.cli import command
 from eval.grid import PolicyConfig, expand
-from eval.live import LiveConfig, run_live
+from eval.live import Decider, LiveConfig, run_live
+from optscale_jax import Policy
 
-__all__ = ["SampleConfig", "main"]
+__all__ = ["SampleConfig", "main", "policy_of_sample"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,15 +51,28 @@ def run(config: SampleConfig) -> None:
         config: What to run.
 
     Raises:
-        BadInput: As `run_live`.
+        BadInput: As `run_live` and `policy_of_sample`.
+    """
+    run_live(config, *policy_of_sample(config))
+
+
+def policy_of_sample(config: SampleConfig) -> tuple[Decider, Policy]:
+    """Best-of-N, whose completions are the pool.
+
+    Args:
+        config: The configuration.
+
+    Returns:
+        What it is called, and the policy.
+
+    Raises:
+        BadInput: If n is less than 1.
     """
     # Without scores nothing says which of them is best, so the most frequent answer is returned.
     selection = "best_score" if config.verify else "majority"
-    ((entry),) = expand(PolicyConfig("best_of_n", n=config.n, selection=selection), "n")
+    (entry,) = expand(PolicyConfig("best_of_n", n=config.n, selection=selection), "n")
     (family,) = entry.families
-    run_live(
-        config, family.policy(0), name=entry.name, label=entry.label, setting=family.settings[0]
-    )
+    return Decider(entry.name, entry.label, family.settings[0]), family.policy(0)
 
 
 if __name__ == "__main__":

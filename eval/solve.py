@@ -21,9 +21,10 @@ from collections.abc import Sequence
 
 from eval.cli import BadInput, command
 from eval.grid import PolicyConfig, expand
-from eval.live import LiveConfig, run_live
+from eval.live import Decider, LiveConfig, run_live
+from optscale_jax import Policy
 
-__all__ = ["SolveConfig", "main"]
+__all__ = ["SolveConfig", "main", "policy_of_solve"]
 
 
 # Every field has a default, so that --help and overrides work without a file.
@@ -63,20 +64,29 @@ def run(config: SolveConfig) -> None:
         config: What to run.
 
     Raises:
-        BadInput: As `run_live`, or if the policy has several settings.
+        BadInput: As `run_live` and `policy_of_solve`.
+    """
+    run_live(config, *policy_of_solve(config), priors=config.priors)
+
+
+def policy_of_solve(config: SolveConfig) -> tuple[Decider, Policy]:
+    """The policy of a configuration.
+
+    Args:
+        config: The configuration.
+
+    Returns:
+        What it is called, and the policy.
+
+    Raises:
+        BadInput: If it cannot be made, or has several settings.
     """
     entries = expand(config.policy, "policy")
     if len(entries) > 1 or len(entries[0].settings) > 1:
         raise BadInput("policy: a list stands for several settings; a live run has one")
-    ((family,),) = (entry.families for entry in entries)
-    run_live(
-        config,
-        family.policy(0),
-        name=entries[0].name,
-        label=entries[0].label,
-        setting=family.settings[0],
-        priors=config.priors,
-    )
+    (entry,) = entries
+    (family,) = entry.families
+    return Decider(entry.name, entry.label, family.settings[0]), family.policy(0)
 
 
 if __name__ == "__main__":

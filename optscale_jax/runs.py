@@ -2,7 +2,7 @@
 
     config.yaml      the configuration, which a resumed run must share
     versions.json    packages and machine
-    problems.jsonl   the problems as they were asked
+    problems.jsonl   the problems as they were asked, as `read_problems` reads them
     drawn.jsonl      completions, the moment they are drawn; gone when the run has finished
     samples.jsonl    completions with their scores, in the project's own format (docs/formats.md)
     decisions.jsonl  one line a problem that is decided: what was returned and what it cost
@@ -30,7 +30,7 @@ from optscale_jax.backends.base import Completion
 from optscale_jax.metrics import TokenLedger
 from optscale_jax.problems import Problem
 
-__all__ = ["DECISIONS", "Decision", "Run", "RunError", "Sample"]
+__all__ = ["CONFIG", "DECISIONS", "PROBLEMS", "Decision", "Run", "RunError", "Sample"]
 
 CONFIG, VERSIONS, PROBLEMS, LOCK = "config.yaml", "versions.json", "problems.jsonl", "lock"
 DRAWN, SAMPLES, DECISIONS = "drawn.jsonl", "samples.jsonl", "decisions.jsonl"
@@ -300,7 +300,11 @@ class Run:
         versions: Mapping[str, Any],
     ) -> None:
         asked = "".join(
-            json.dumps(dataclasses.asdict(problem), ensure_ascii=False) + "\n"
+            json.dumps(
+                {"id": problem.id, "problem": problem.text, "answer": problem.answer},
+                ensure_ascii=False,
+            )
+            + "\n"
             for problem in problems
         )
         differences = {

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from eval import replay, sample, solve
+from eval import check_decisions, replay, sample, solve
 from eval.cli import parse
 from eval.grid import expand
 from eval.live import OUTPUTS
@@ -65,6 +65,17 @@ def test_per_problem_rows_are_those_of_replay(pool_file, tmp_path, capsys):
     assert error.count("\n") == 1
     assert solve.main([*command, "--max_in_flight=3"]) == 0
 
+    capsys.readouterr()
+    assert check_decisions.main([str(out)]) == 0
+    assert capsys.readouterr().out.endswith(": 40 of 40\n")
+    lines = (out / "decisions.jsonl").read_text().splitlines(keepends=True)
+    changed = json.loads(lines[3])
+    changed["selected_index"] += 1
+    lines[3] = json.dumps(changed) + "\n"
+    (out / "decisions.jsonl").write_text("".join(lines))
+    assert check_decisions.main([str(out)]) == 1
+    assert ": 39 of 40" in capsys.readouterr().out
+
 
 def test_a_fixed_pool_is_drawn_whole(pool_file, tmp_path):
     out = tmp_path / "pool"
@@ -74,6 +85,7 @@ def test_a_fixed_pool_is_drawn_whole(pool_file, tmp_path):
     assert (drawn.scores == expected.scores).all()
     assert (drawn.correct == expected.correct).all()
     assert (drawn.tokens == expected.tokens).all()
+    assert check_decisions.main([str(out)]) == 0
     in_order = read_pool(out).subset(expected.problem_ids)
     assert (in_order.scores == expected.scores).all()
 
@@ -104,6 +116,7 @@ def test_a_prior_for_each_problem_is_read_and_its_tokens_counted(pool_file, tmp_
     assert solved(*lines) == (0, "")
     (row,) = rows(tmp_path / "run" / "results.csv")
     assert float(row["mean_predictor_tokens"]) == 37
+    assert check_decisions.main([str(tmp_path / "run")]) == 0
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,114 @@
+"""Checks that a live run decided as replay does on what it recorded.
+
+    python -m eval.check_decisions RUN...
+
+For each directory of eval.solve or eval.sample: reads the completions that its decisions rest on,
+replays its policy over them in launch order, and compares how many were drawn and which one was
+returned, for every problem. Exit code 1 if one differs.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from eval.cli import BadInput, bad_input, parse
+from eval.live import priors_of
+from eval.sample import SampleConfig, policy_of_sample
+from eval.solve import SolveConfig, policy_of_solve
+from optscale_jax import Policy, Pool, PoolError, Prior, replay
+from optscale_jax.engine import FAILED
+from optscale_jax.problems import ProblemsError, read_problems
+from optscale_jax.readers import read_pool
+from optscale_jax.runs import CONFIG, DECISIONS, PROBLEMS
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m eval.check_decisions", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's directory")
+    try:
+        same = [_check(Path(run)) for run in parser.parse_args(argv).runs]
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return int(not all(same))
+
+
+def _check(directory: Path) -> bool:
+    with bad_input("", (PoolError, ProblemsError, OSError)):
+        pool = read_pool(directory, format="live")
+        problems = read_problems(directory / PROBLEMS)
+        with open(directory / DECISIONS, encoding="utf-8") as file:
+            decisions = {line["problem_id"]: line for line in map(json.loads, file)}
+        settings = yaml.safe_load((directory / CONFIG).read_text(encoding="utf-8"))
+    decided = [
+        problem
+        for problem in problems
+        if problem.id in decisions and decisions[problem.id]["stop_reason"] != FAILED
+    ]
+    if not decided:
+        raise BadInput(f"{directory}: no problem is decided yet")
+    config = parse(
+        SampleConfig if "n" in settings else SolveConfig,
+        ["--config", str(directory / CONFIG)],
+        prog="",
+        description="",
+    )
+    if isinstance(config, SolveConfig):
+        _, policy = policy_of_solve(config)
+        priors, _ = priors_of(config.priors, config.policy.name, decided)
+    else:
+        (_, policy), priors = policy_of_sample(config), {}
+    names = [problem.id for problem in decided]
+    prior = None
+    if priors:
+        parts = ("loc", "scale", "loc_sd", "scale_sd")
+        prior = Prior(*(np.array([getattr(priors[n], part) for n in names]) for part in parts))
+    result = replay(_deep(pool.subset(names), policy), policy, prior=prior)
+    replayed = zip(result.num_samples[0].tolist(), result.selected_index[0].tolist(), strict=True)
+    different = [
+        f"  {name}: live drew {live['num_samples']} and returned {live['selected_index']}, replay "
+        f"{count} and {selected}"
+        for name, (count, selected) in zip(names, replayed, strict=True)
+        if (count, selected) != ((live := decisions[name])["num_samples"], live["selected_index"])
+    ]
+    for line in different[:20]:
+        print(line)
+    print(f"{directory}: {len(names) - len(different)} of {len(names)}")
+    return not different
+
+
+def _deep(pool: Pool, policy: Policy) -> Pool:
+    """The pool with room for all that the policy may draw, which it does not on its own record.
+
+    What stands there was never drawn: were the policy to look at it, it would draw more than it did
+    live, and the difference would show.
+    """
+    depth = max(policy.max_samples, pool.num_samples)
+
+    def filled(array: Any, value: Any) -> Any:
+        if array is None:
+            return None
+        return np.pad(array, ((0, 0), (0, depth - array.shape[1])), constant_values=value)
+
+    return Pool.from_arrays(
+        scores=filled(pool.scores, 0.0),
+        tokens=filled(pool.tokens, 1),
+        answers=filled(pool.answers, 0),
+        gold=pool.gold,
+        problem_ids=pool.problem_ids,
+        kind=pool.kind,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
