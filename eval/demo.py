@@ -167,7 +167,7 @@ def comparison(live: Path, fixed: Path, *, level: float = 0.95) -> Table:
             row += ["", ""]
         else:
             saved = -spent.difference.mean / tokens["0"].value.mean
-            row += [_points(*right.difference), f"{100 * saved:.0f}"]
+            row += [_points(*map(float, right.difference)), f"{100 * saved:.0f}"]
         rows.append(row)
     return Table(
         title=f"{len(first.problem_ids)} problems, live",

@@ -310,16 +310,14 @@ class _Decider:
     def step(self, state: Any, sample: Sample) -> tuple[Any, int]:
         """The state with one more sample, and how many more to draw."""
         score = 0.0 if sample.score is None else sample.score
-        state, more = self._step(
-            state,
-            Observation(
-                # As a pool holds it, so that replay reads the same number.
-                score=np.asarray(np.float32(score), self._dtype),
-                answer=np.int32(sample.answer_id),
-                tokens=np.int32(sample.completion.tokens),
-                index=np.int32(sample.completion.index),
-            ),
+        # As a pool holds it, so that replay reads the same number.
+        scalars: Any = (
+            np.asarray(np.float32(score), self._dtype),
+            np.int32(sample.answer_id),
+            np.int32(sample.completion.tokens),
+            np.int32(sample.completion.index),
         )
+        state, more = self._step(state, Observation(*scalars))
         return state, int(more)
 
     def end(self, state: Any) -> tuple[int, Info]:
@@ -535,17 +533,24 @@ class _Work:
             return await asyncio.to_thread(self._ids.add, answer)
         return self._ids.add(answer)
 
-    def failure(self, error: str) -> Decision:
-        """That nothing comes of the problem, and what it cost."""
-        unknown = np.float32(math.nan)
-        info = Info(np.int32(-1), unknown, unknown, np.int32(StopReason.RUNNING))
-        decision = self.decision(-1, info)
-        return dataclasses.replace(decision, stop_reason=FAILED, error=error)
-
     def decision(self, selected: int, info: Info) -> Decision:
         """What the policy did, and what it cost."""
+        return self._decision(
+            selected,
+            StopReason(int(info.stop_reason)).name.lower(),
+            required=int(info.required),
+            loc=float(info.loc),
+            scale=float(info.scale),
+        )
+
+    def failure(self, error: str) -> Decision:
+        """That nothing comes of the problem, and what it cost."""
+        nan = math.nan
+        return self._decision(-1, FAILED, required=-1, loc=nan, scale=nan, error=error)
+
+    def _decision(self, selected: int, stop_reason: str, **fields: Any) -> Decision:
         samples = self.samples.values()
-        spent = [_known(self.samples[index].completion.tokens) for index in range(self.seen)]
+        spent = sum(_known(self.samples[index].completion.tokens) for index in range(self.seen))
         ledger = self._surplus + TokenLedger(
             completed=sum(_known(sample.completion.tokens) for sample in samples),
             verifier=sum(sample.verifier_tokens for sample in samples),
@@ -553,13 +558,11 @@ class _Work:
         return Decision(
             problem_id=self._problem.id,
             num_samples=self.seen,
-            tokens=-1 if math.isnan(sum(spent)) else int(sum(spent)),
+            tokens=-1 if math.isnan(spent) else int(spent),
             selected_index=selected,
-            stop_reason=StopReason(int(info.stop_reason)).name.lower(),
-            required=int(info.required),
-            loc=float(info.loc),
-            scale=float(info.scale),
+            stop_reason=stop_reason,
             ledger=ledger,
+            **fields,
         )
 
 

@@ -185,7 +185,8 @@ def _from_hub(name: str) -> list[Problem]:
     rows: list[dict[str, Any]] = []
     for subset in benchmark.subsets:
         try:
-            rows += list(datasets.load_dataset(benchmark.dataset, subset, split=benchmark.split))
+            part = datasets.load_dataset(benchmark.dataset, subset, split=benchmark.split)
+            rows += [dict(row) for row in part]  # type: ignore[arg-type] (a split has rows)
         # What it raises offline differs from one version and one way of being offline to another.
         except Exception as error:
             first_line = str(error).strip().split("\n")[0]
@@ -200,6 +201,6 @@ def _from_hub(name: str) -> list[Problem]:
         )
     source = benchmark.dataset
     try:
-        return _problems(Record(source, f"row {i}", dict(row)) for i, row in enumerate(rows))
+        return _problems(Record(source, f"row {i}", row) for i, row in enumerate(rows))
     except PoolError as error:
         raise ProblemsError(str(error)) from error

@@ -33,7 +33,7 @@ def main() -> None:
     @functools.lru_cache(maxsize=4096)
     def parsed(answer: str):
         # It looks for mathematics between anchors, as a completion has them.
-        return parse(f"${answer}$", parsing_timeout=None)
+        return parse(f"${answer}$", parsing_timeout=0)
 
     print(json.dumps("ready"), file=replies, flush=True)
     for line in sys.stdin:
