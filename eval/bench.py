@@ -550,11 +550,15 @@ def comparison(report: Report, quick: bool) -> None:
 
 def seconds_a_run(policy: Policy, pool: Pool, count: int, law: Prior | None) -> float:
     """Mean time in which a plain Python loop runs a policy over one problem, compiled before."""
-    drawn = Observation(
-        *(np.asarray(f)[: count + 1] for f in (pool.scores, pool.answers, pool.tokens)),
-        np.broadcast_to(np.arange(pool.num_samples), (count + 1, pool.num_samples)),
+    first = slice(count + 1)
+    scores, answers, tokens = (
+        jnp.asarray(field)[first] for field in (pool.scores, pool.answers, pool.tokens)
     )
-    planned = None if policy.plan is None else policy.plan(jax.tree.map(jnp.asarray, drawn))
+    drawn = Observation(
+        scores, answers, tokens, jnp.broadcast_to(jnp.arange(pool.num_samples), scores.shape)
+    )
+    planned = None if policy.plan is None else policy.plan(drawn)
+    drawn = jax.tree.map(np.asarray, drawn)
     start = 0.0
     for p in range(count + 1):
         if p == 1:

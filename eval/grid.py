@@ -301,7 +301,7 @@ def merge_caps(families: list[Family]) -> list[Family]:
         for name in families[0].traced
     }
     for name in sorted(varying):
-        traced[name] = np.repeat([arguments[name] for arguments in fixed], counts)
+        traced[name] = np.repeat(np.array([arguments[name] for arguments in fixed]), counts)
     constant = tuple(pair for pair in families[0].make.arguments if pair[0] not in varying)
     return [
         Family(

@@ -202,7 +202,7 @@ def write_outcomes(path: Path, replayed: Sequence[Replayed], pool: Pool) -> None
     def gathered(name: str) -> np.ndarray:
         return np.concatenate([getattr(result, name) for result in results])
 
-    arrays = {
+    arrays: dict[str, Any] = {
         "methods": np.array(json.dumps([_method(each) for each in replayed], ensure_ascii=False)),
         "problem_ids": pool.problem_ids,
         "num_samples": gathered("num_samples"),
@@ -216,7 +216,9 @@ def write_outcomes(path: Path, replayed: Sequence[Replayed], pool: Pool) -> None
 
 def _method(each: Replayed) -> dict[str, Any]:
     def plain(value: Any) -> Any:
-        return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return dataclasses.asdict(value)
+        return value
 
     return {
         "policy": each.entry.name,

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import yaml
 from rich.console import Console
@@ -270,7 +271,9 @@ def _replay(path: str, pool: Pool, comparison: replay.ReplayConfig, config: Repo
         for name in ("num_samples", "tokens", "score")
     }
     if pool.correct is not None:
-        outcomes["correct"] = np.concatenate([each.result.correct for each in replayed])
+        outcomes["correct"] = np.concatenate(
+            [each.result.correct for each in replayed if each.result.correct is not None]
+        )
     methods = [
         {
             "policy": each.entry.name,
@@ -532,7 +535,7 @@ def _model(pool: Pool, config: ReportConfig) -> tuple[list[tuple[str, Any, str, 
 
     assert pool.scores is not None
     found = calibrate(pool, key=jax.random.key(config.seed + 2))
-    params = Params(found.loc, found.scale)
+    params = Params(jnp.asarray(found.loc), jnp.asarray(found.scale))
     targets = np.unique(np.quantile(pool.scores[pool.mask], S_MIN_QUANTILES).round(3))
     realised = [
         (float(s), [realised_alpha(pool, float(s), alpha, params=params) for alpha in ALPHAS])

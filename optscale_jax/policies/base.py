@@ -253,6 +253,7 @@ def capped(
     Raises:
       ValueError: the cap (where its value is known) is outside its domain.
     """
+    gain = policy.gain
     known = not isinstance(cap, Tracer)
     if known:
         cap = check_count("cap", np.asarray(cap).item())
@@ -273,7 +274,7 @@ def capped(
         cut_off = (state.count >= cap) & (of_rule.stop_reason == StopReason.RUNNING)
         return of_rule._replace(
             # -1, where a rule does not know, stays.
-            required=jnp.minimum(of_rule.required, cap).astype(jnp.int32),
+            required=jnp.minimum(of_rule.required, jnp.asarray(cap)).astype(jnp.int32),
             stop_reason=jnp.where(cut_off, reason, of_rule.stop_reason).astype(jnp.int32),
         )
 
@@ -283,7 +284,7 @@ def capped(
         request=request,
         select=lambda state: policy.select(state.rule),
         info=info,
-        gain=None if policy.gain is None else lambda state: policy.gain(state.rule),
+        gain=None if gain is None else lambda state: gain(state.rule),
         max_samples=cap if known else policy.max_samples,
     )
 
