@@ -17,6 +17,7 @@ CORE = [
     "special",
     "distributions",
     "estimation",
+    "empirical_bayes",
     "bounds",
     "policies",
     "pool",

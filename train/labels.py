@@ -1,0 +1,117 @@
+"""Score statistics of each problem of a pool: the labels that a predictor is trained on.
+
+    python -m train.labels --pool runs/solve --problems problems.jsonl --out labels.jsonl
+
+Reads whatever `optscale_jax.readers.read_pool` does, one record at a time: a pool's file, a live
+run's directory, or another project's log. Also reads JSON lines that hold statistics already, with
+`score_mean`, `score_std` and n. The output is described in `optscale_jax/predictor/labels.py`.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.cli import BadInput, bad_input, command, output_file
+from optscale_jax.empirical_bayes import fit_pooled_prior
+from optscale_jax.estimation import ScoreStats
+from optscale_jax.pool import PoolError
+from optscale_jax.predictor.labels import Labels, labels_of_pool, lines, read_labels
+from optscale_jax.problems import ProblemsError, load_problems
+from optscale_jax.readers import read_pool
+from optscale_jax.readers.records import read_records
+
+__all__ = ["LabelsConfig", "main"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelsConfig:
+    """Where the scores are, and where their statistics go.
+
+    Attributes:
+        pool: A pool's file or a live run's directory, or JSON lines with score_mean, score_std and
+            n. Needed.
+        problems: JSON lines file with the problems' texts, or a benchmark's name; the ids are the
+            pool's. null: the labels get no texts but those of the file.
+        num_samples: n of JSON lines with score_mean and score_std but without n.
+        clip: Whether to move scores outside [0, 1] to the nearer end instead of refusing them.
+        out: The file to write.
+    """
+
+    pool: str | None = None
+    problems: str | None = None
+    num_samples: int | None = None
+    clip: bool = False
+    out: str = "labels.jsonl"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    return command(
+        LabelsConfig,
+        run,
+        argv,
+        prog="python -m train.labels",
+        description="Writes the statistics of each problem's scores, a predictor's labels.",
+    )
+
+
+def run(config: LabelsConfig) -> None:
+    """Reads the pool and writes the labels.
+
+    Raises:
+        BadInput: If the pool or the problems cannot be used.
+    """
+    if config.pool is None:
+        raise BadInput("pool is not given; use --pool PATH")
+    with bad_input():
+        labels = _labels(config)
+    if config.problems is not None:
+        with bad_input("problems", (ProblemsError,)):
+            problems = load_problems(config.problems)
+        with bad_input():
+            labels = labels.with_texts({p.id: p.text for p in problems}, config.problems)
+    with output_file(Path(config.out)) as file:
+        file.writelines(lines(labels))
+    spread = (labels.stats.n >= 2) & (labels.stats.m2 > 0)
+    n = labels.stats.n
+    print(
+        f"{config.out}: {len(labels)} problems, {int(n.min())} to {int(n.max())} scores each; mean "
+        f"{np.mean(labels.stats.mean):.4f} (sd over problems {np.std(labels.stats.mean):.4f}), sd "
+        f"{np.mean(labels.sd):.4f} ({np.std(labels.sd):.4f})"
+    )
+    if not spread.all():
+        print(f"{int((~spread).sum())} problems have one score, or equal ones: no spread to learn")
+    if spread.sum() >= 2:
+        kept = labels.take(spread).stats
+        stats = ScoreStats(*(np.float32(v) for v in (kept.n, kept.mean, kept.m2)))
+        prior = fit_pooled_prior(stats)
+        print(
+            f"pooled prior: loc {prior.loc:.4g}, scale {prior.scale:.4g}, loc_sd "
+            f"{prior.loc_sd:.4g}, scale_sd {prior.scale_sd:.4g}"
+        )
+
+
+def _labels(config: LabelsConfig) -> Labels:
+    assert config.pool is not None
+    path = Path(config.pool)
+    if path.suffix in (".jsonl", ".json") and _has_statistics(path):
+        return read_labels(path, num_samples=config.num_samples)
+    options: dict[str, Any] = {"clip": True} if config.clip else {}
+    return labels_of_pool(read_pool(path, **options), config.pool)
+
+
+def _has_statistics(path: Path) -> bool:
+    """Whether the first record of a file has statistics, not scores."""
+    try:
+        first = next(read_records(path), None)
+    except PoolError:
+        return False  # the pool's readers say what is wrong
+    return first is not None and bool({"score_mean", "mean"} & first.value.keys())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
