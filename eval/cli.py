@@ -18,7 +18,7 @@ import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TextIO, TypeVar
 
 import jsonargparse
 import yaml
@@ -30,6 +30,7 @@ __all__ = [
     "Terminated",
     "bad_input",
     "command",
+    "output_file",
     "output_folder",
     "parse",
     "progress",
@@ -385,6 +386,36 @@ def output_folder(out: Path, owned: Collection[str]) -> Iterator[Path]:
                         file.unlink()
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def output_file(out: Path) -> Iterator[TextIO]:
+    """A text file to write, which appears as `out` only when it is complete.
+
+    Args:
+        out: The file; its folder is made if it does not exist.
+
+    Yields:
+        A file beside `out`. On any error it is removed, and `out` is as it was.
+
+    Raises:
+        BadInput: If a file cannot be made there.
+    """
+    out = out.expanduser().resolve()
+    # A sibling, because os.replace is atomic only within one file system.
+    unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    with bad_input("--out", (OSError,)):
+        if out.is_dir():
+            raise BadInput(f"--out: {out} is a folder; give a file")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        file = open(unfinished, "w", encoding="utf-8")  # noqa: SIM115 - closed below
+    try:
+        with file:
+            yield file
+        with bad_input("--out", (OSError,)):
+            os.replace(unfinished, out)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def progress() -> Progress:
