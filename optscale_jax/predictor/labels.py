@@ -127,7 +127,7 @@ def read_labels(path: str | os.PathLike[str], *, num_samples: int | None = None)
     rows: list[tuple[float, float, float]] = []
     try:
         for record in read_records(Path(path)):
-            ids.append(record.label(_first(record, ID_FIELDS, "an id")))
+            ids.append(record.label(_first(record, ID_FIELDS, "id")))
             texts.append(_text(record))
             rows.append(_statistics(record, num_samples))
     except PoolError as error:
