@@ -78,3 +78,10 @@ def reward_head(width: int):
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return head
+
+
+def separator_id(folder: Path) -> int:
+    """Token id of the step separator."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids("<extra_0>")

@@ -16,7 +16,7 @@ from optscale_jax.backends.base import (
 )
 from optscale_jax.backends.concurrency import as_they_end, cancelled
 from optscale_jax.backends.config import PromptConfig, SamplerConfig
-from optscale_jax.backends.vllm_engine import one_line, start_engine
+from optscale_jax.backends.vllm_engine import one_line, start_engine, stop_engine
 from optscale_jax.problems import Problem
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class VllmSampler:
             # Now, so that a chat template that cannot be used is known before any problem is.
             prompt_token_ids(self._tokenizer, config.prompt, "1 + 1")
         except BaseException:
-            self._engine.shutdown()
+            stop_engine(self._engine)
             raise
 
     async def sample(
@@ -141,8 +141,7 @@ class VllmSampler:
 
     async def close(self) -> None:
         """Ends the engine's processes."""
-        with contextlib.suppress(Exception):
-            self._engine.shutdown()
+        stop_engine(self._engine)
 
 
 def _finish_reason(reason: str | None) -> FinishReason:

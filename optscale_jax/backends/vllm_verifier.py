@@ -1,6 +1,5 @@
 """Runs a process reward model on vLLM's pooling runner in this process."""
 
-import contextlib
 import itertools
 from typing import Any
 
@@ -9,7 +8,7 @@ import numpy as np
 from optscale_jax.backends.base import BackendError
 from optscale_jax.backends.config import VerifierConfig
 from optscale_jax.backends.prm import FORMATS, StepPrompt
-from optscale_jax.backends.vllm_engine import one_line, start_engine
+from optscale_jax.backends.vllm_engine import one_line, start_engine, stop_engine
 
 __all__ = ["VllmPooler"]
 
@@ -65,5 +64,4 @@ class VllmPooler:
 
     async def close(self) -> None:
         """Ends the engine's processes."""
-        with contextlib.suppress(Exception):
-            self._engine.shutdown()
+        stop_engine(self._engine)

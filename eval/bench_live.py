@@ -1,0 +1,297 @@
+"""Speed of the live backends against the straightforward way, as ratios within one run.
+
+    python -m eval.bench_live [--quick true] [--out DIR]
+
+The sampler, one asynchronous request a completion, is held to one blocking `LLM.generate` of the
+same requests: the same engine of vLLM, which returns only when all of them have ended. The verifier
+is held to transformers scoring one completion at a time, in speed and in step scores. The models
+are the two of the small world that ship with the package. The exit code is 1 where a figure
+demanded is missed.
+"""
+
+import asyncio
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.bench import Report, machine
+from eval.cli import BadInput, command, output_folder
+from optscale_jax.backends import BackendError, Completion, sample_seed
+from optscale_jax.backends.config import PromptConfig, SamplerConfig, VerifierConfig
+from optscale_jax.backends.prm import PrmVerifier, split_steps
+from optscale_jax.backends.vllm_engine import engine_arguments, engine_environment
+from optscale_jax.backends.vllm_sampler import VllmSampler, prompt_token_ids
+from optscale_jax.backends.vllm_verifier import VllmPooler
+from optscale_jax.problems import Problem
+from optscale_jax.tiny import SYSTEM_PROMPT, draw_chains, reasoner_path, verifier_path
+
+SAMPLER_SHARE = 0.9
+VERIFIER_SPEEDUP = 3.0
+SCORE_TOLERANCE = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchLiveConfig:
+    """What to measure.
+
+    Attributes:
+        reasoner: Folder of the model that is sampled. null: the one that ships with the package.
+        verifier: Folder of the process reward model. null: the one that ships with the package.
+        problems: Problems of the small world, at least 1.
+        samples: Completions of each, at least 1.
+        repeats: Times that sampling is measured, at least 1; the two ways take turns, and the
+            medians are compared.
+        scored_alone: Completions that transformers scores one at a time, at least 1.
+        max_tokens: Longest completion, at least 1.
+        quick: Whether to take a quarter of the problems.
+        out: Folder for bench_live.json and bench_live.md, made if it does not exist. null: none.
+    """
+
+    reasoner: str | None = None
+    verifier: str | None = None
+    problems: int = 64
+    samples: int = 8
+    repeats: int = 5
+    scored_alone: int = 64
+    max_tokens: int = 128
+    quick: bool = False
+    out: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses numbers outside their domain.
+
+        Raises:
+            ValueError: Naming the first such field.
+        """
+        for name in ("problems", "samples", "repeats", "scored_alone", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+class TransformersPrm:
+    """A checkpoint of Qwen2ForProcessRewardModel in transformers, as its model card uses it."""
+
+    def __init__(self, folder: str | Path):
+        import torch
+        from safetensors.torch import load_file
+        from transformers import AutoTokenizer, Qwen2Config, Qwen2Model
+
+        folder = Path(folder)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        state = load_file(folder / "model.safetensors")
+        # transformers has no such class; its card brings the code along.
+        config = Qwen2Config(**json.loads((folder / "config.json").read_text()))
+        self.model = Qwen2Model(config).eval()
+        self.model.load_state_dict(_below(state, "model."))
+        width = config.hidden_size
+        self.head = torch.nn.Sequential(
+            torch.nn.Linear(width, width), torch.nn.ReLU(), torch.nn.Linear(width, 2)
+        )
+        self.head.load_state_dict(_below(state, "score."))
+
+    def step_scores(self, problem: str, steps: Sequence[str]) -> list[float]:
+        """Probability that each step is good."""
+        import torch
+
+        messages = [
+            {"role": "system", "content": SYSTEM_PROMPT},
+            {"role": "user", "content": problem},
+            {"role": "assistant", "content": "<extra_0>".join(steps) + "<extra_0>"},
+        ]
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False)
+        ids = self.tokenizer.encode(text, return_tensors="pt", add_special_tokens=False)
+        (separator,) = self.tokenizer.encode("<extra_0>", add_special_tokens=False)
+        with torch.no_grad():
+            logits = self.head(self.model(input_ids=ids).last_hidden_state)[0]
+        return torch.softmax(logits, dim=-1)[ids[0] == separator, 1].tolist()
+
+
+def _below(state: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): v for name, v in state.items() if name.startswith(prefix)}
+
+
+async def sample_all(
+    sampler: VllmSampler, problems: Sequence[Problem], n: int
+) -> list[list[Completion]]:
+    """n completions of each problem, all problems at once."""
+
+    async def one(problem: Problem) -> list[Completion]:
+        drawn = sampler.sample(problem, n, 0, abort=asyncio.Event())
+        return sorted([item async for item in drawn], key=lambda item: item.index)
+
+    return await asyncio.gather(*(one(problem) for problem in problems))
+
+
+def bench_sampler(
+    report: Report, config: BenchLiveConfig, problems: Sequence[Problem], runner: asyncio.Runner
+) -> list[list[Completion]]:
+    """Tokens per second of the sampler against one blocking call.
+
+    Returns:
+        The completions of each problem.
+    """
+    sampling = SamplerConfig(
+        model=str(config.reasoner or reasoner_path()),
+        prompt=PromptConfig(system=SYSTEM_PROMPT),
+        temperature=1.0,
+        top_p=1.0,
+        max_tokens=config.max_tokens,
+    )
+    sampler = VllmSampler(sampling, seed=0)
+    with engine_environment(sampling.engine, model=sampling.model):
+        from vllm import LLM, SamplingParams, TokensPrompt
+
+        arguments = engine_arguments(sampling.engine, model=sampling.model, seeded=True)
+        blocking = LLM(**arguments, enable_prefix_caching=True)
+    tokenizer = blocking.get_tokenizer()
+    prompts, params = [], []
+    for problem in problems:
+        ids = prompt_token_ids(tokenizer, sampling.prompt, problem.text)
+        for index in range(config.samples):
+            prompts.append(TokensPrompt(prompt_token_ids=ids))
+            params.append(
+                SamplingParams(
+                    temperature=1.0,
+                    max_tokens=config.max_tokens,
+                    seed=sample_seed(0, problem.id, index),
+                )
+            )
+    rates: dict[str, list[float]] = {"sampler": [], "blocking": []}
+    completions: list[list[Completion]] = []
+    # One turn of each more, the first, which warms them up.
+    for turn in range(config.repeats + 1):
+        start = time.perf_counter()
+        outputs = blocking.generate(prompts, params, use_tqdm=False)
+        middle = time.perf_counter()
+        completions = runner.run(sample_all(sampler, problems, config.samples))
+        end = time.perf_counter()
+        if turn:
+            tokens = sum(len(one.outputs[0].token_ids) for one in outputs)
+            rates["blocking"].append(tokens / (middle - start))
+            tokens = sum(one.tokens for drawn in completions for one in drawn)
+            rates["sampler"].append(tokens / (end - middle))
+    texts = [one.text for drawn in completions for one in drawn]
+    same = np.mean([one.outputs[0].text == text for one, text in zip(outputs, texts, strict=True)])
+    runner.run(sampler.close())
+    del blocking
+    fast, base = (float(np.median(rates[name])) for name in ("sampler", "blocking"))
+    report.add(
+        f"sampler, {len(prompts)} requests: tokens/s against one blocking LLM.generate",
+        f"{fast:,.0f} against {base:,.0f}: {fast / base:.2f} ({same:.1%} of the texts the same)",
+        f">= {SAMPLER_SHARE}",
+        fast / base >= SAMPLER_SHARE,
+        sampler=fast,
+        blocking=base,
+        same_texts=float(same),
+    )
+    return completions
+
+
+def bench_verifier(
+    report: Report,
+    config: BenchLiveConfig,
+    problems: Sequence[Problem],
+    completions: Sequence[Sequence[Completion]],
+    runner: asyncio.Runner,
+) -> None:
+    """Speed and step scores of the verifier against transformers, one at a time."""
+    folder = str(config.verifier or verifier_path())
+    scoring = VerifierConfig(model=folder)
+    verifier = PrmVerifier(scoring, VllmPooler(scoring))
+
+    async def score_all():
+        pairs = zip(problems, completions, strict=True)
+        return await asyncio.gather(*(verifier.score(*pair) for pair in pairs))
+
+    runner.run(score_all())
+    start = time.perf_counter()
+    scores = runner.run(score_all())
+    batched = sum(map(len, completions)) / (time.perf_counter() - start)
+    reference = TransformersPrm(folder)
+    chosen = [
+        (problem, split_steps(one.text), score)
+        for problem, drawn, scored in zip(problems, completions, scores, strict=True)
+        for one, score in zip(drawn, scored, strict=True)
+        if score.note is None
+    ][:: max(1, sum(map(len, completions)) // config.scored_alone)][: config.scored_alone]
+    if not chosen:
+        raise BadInput("no completion has a step and an end; raise max_tokens")
+    reference.step_scores(chosen[0][0].text, chosen[0][1])
+    start = time.perf_counter()
+    alone = [reference.step_scores(problem.text, steps) for problem, steps, _ in chosen]
+    single = len(chosen) / (time.perf_counter() - start)
+    error = max(
+        float(np.max(np.abs(np.subtract(theirs, score.steps))))
+        for theirs, (_, _, score) in zip(alone, chosen, strict=True)
+    )
+    runner.run(verifier.close())
+    report.add(
+        "verifier: completions/s against transformers one at a time",
+        f"{batched:,.0f} against {single:,.0f}: {batched / single:.1f}",
+        f">= {VERIFIER_SPEEDUP:g}",
+        batched / single >= VERIFIER_SPEEDUP,
+        verifier=batched,
+        alone=single,
+    )
+    report.add(
+        f"verifier: step scores against transformers, {len(chosen)} completions",
+        f"{error:.1e} apart at most",
+        f"<= {SCORE_TOLERANCE:g}",
+        error <= SCORE_TOLERANCE,
+        error=error,
+    )
+
+
+def bench(config: BenchLiveConfig) -> None:
+    """Measures everything, shows and writes it; exits with 1 where a figure is missed."""
+    if config.out is None:
+        report = measure(config)
+    else:
+        names = ("bench_live.json", "bench_live.md")
+        with output_folder(Path(config.out), names) as folder:
+            report = measure(config)
+            (folder / names[0]).write_text(json.dumps(report.rows, indent=1) + "\n")
+            table = dataclasses.replace(report.table(), title=f"live backends, {machine()}")
+            (folder / names[1]).write_text(table.to_markdown())
+    if not report.met:
+        sys.exit(1)
+
+
+def measure(config: BenchLiveConfig) -> Report:
+    """All measurements.
+
+    Raises:
+        BadInput: If a model cannot be used.
+    """
+    report = Report()
+    count = max(1, config.problems // 4) if config.quick else config.problems
+    problems = [Problem(str(i), chain.question) for i, chain in enumerate(draw_chains(0, count))]
+    try:
+        # One loop for both engines, which cannot change theirs.
+        with asyncio.Runner() as runner:
+            completions = bench_sampler(report, config, problems, runner)
+            bench_verifier(report, config, problems, completions, runner)
+    except BackendError as error:
+        raise BadInput(str(error)) from error
+    return report
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    return command(
+        BenchLiveConfig,
+        bench,
+        argv,
+        prog="python -m eval.bench_live",
+        description="Measures the live backends against the straightforward way.",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
