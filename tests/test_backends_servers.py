@@ -185,6 +185,15 @@ def test_only_openais_fields_go_to_servers_that_are_not_vllms():
         make_sampler(given, seed=0)
 
 
+def test_only_newlines_end_an_event():
+    odd = "a\u2028b\x85c\x0bd\x1ce\r\nf"
+    data = json.dumps(chunk(odd, finish="stop", tokens=9), ensure_ascii=False)
+    (only,) = run(
+        Scripted(events().replace(b"data: [DONE]", f"data: {data}\r\n\r\ndata: [DONE]".encode()))
+    )
+    assert only.text == odd
+
+
 def test_thinking_that_a_server_parts_from_the_answer_is_put_back():
     thought = {"choices": [{"delta": {"reasoning_content": "hm"}, "finish_reason": None}]}
     (only,) = run(Scripted(events(thought, chunk("2", finish="stop"))))

@@ -225,7 +225,7 @@ class Servers:
                     yield _parsed(server, (await response.aread()).decode(errors="replace"))
                     return
                 ended = False
-                async for line in response.aiter_lines():
+                async for line in _lines(response):
                     if not line.startswith("data:"):
                         # Between events there are blank lines, and comments that keep a
                         # connection alive; anything else is not a stream of events.
@@ -319,6 +319,21 @@ class Servers:
     def _all_gone(self) -> BackendError:
         troubles = "; ".join(f"{one.name} {one.trouble or 'rests'}" for one in self._servers)
         return BackendError(f"no server answers: {troubles}")
+
+
+async def _lines(response: httpx.Response) -> AsyncGenerator[str, None]:
+    """The lines of an answer as it comes.
+
+    Not httpx's own, which end a line at every character that Unicode counts as the end of one, such
+    as U+2028: those stand unescaped in the JSON of a completion that has them.
+    """
+    rest = b""
+    async for piece in response.aiter_bytes():
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            yield line.rstrip(b"\r").decode(errors="replace")
+    if rest:
+        yield rest.decode(errors="replace")
 
 
 def _key(config: ServerConfig) -> str | None:
