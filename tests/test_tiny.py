@@ -14,7 +14,8 @@ from transformers import AutoTokenizer
 from optscale_jax.backends.prm import FORMATS, split_steps, step_prompt
 from optscale_jax.models import Qwen2, Qwen2Config
 from optscale_jax.tiny import SYSTEM_PROMPT, Chain, check_steps, draw_chains
-from optscale_jax.tiny.arithmetic import LEVELS, main, share_of_products
+from optscale_jax.tiny.__main__ import main
+from optscale_jax.tiny.arithmetic import LEVELS, share_of_products
 from optscale_jax.tiny.tokenizer import END, STEP, build_tokenizer
 from train.tiny import (
     GROUPS,
@@ -30,8 +31,8 @@ from train.tiny import (
 )
 from train.tiny import main as train
 
-CHAIN = Chain(37, (("+", 58), ("*", 7), ("-", 94)))
-STEPS = CHAIN.steps
+CHAIN = Chain(37, (("+", 8), ("*", 7), ("-", 9)))
+STEPS = ["37+8=15:45", "45*7=35:15", "15-9=16:06", r"\boxed{6}"]
 
 numbers = st.integers(0, 99)
 operations = st.lists(st.tuples(st.sampled_from("+-*"), numbers), min_size=1, max_size=8)
@@ -46,12 +47,9 @@ def tokenizer():
 
 
 def test_an_example_by_hand():
-    assert CHAIN.question == "Compute 37+58*7-94 from left to right, modulo 100."
-    assert [step.partition("=")[0] for step in STEPS[:-1]] == ["37+58", "95*7", "65-94"]
-    assert [re.findall(r"\d+", step)[-1] for step in STEPS] == ["95", "65", "71", "71"]
-    assert STEPS[-1] == r"\boxed{71}"
+    assert CHAIN.question == "Compute 37+8*7-9 from left to right, modulo 100."
     assert CHAIN.solution == "\n\n".join(STEPS)
-    assert CHAIN.answer == "71"
+    assert CHAIN.answer == "6"
     assert CHAIN.level == 3
 
 
@@ -71,8 +69,10 @@ def test_draws_are_a_function_of_the_seed_and_all_different():
     # A longer draw begins with the shorter one.
     assert drawn[:50] == draw_chains(3, 50)
     assert len(set(drawn)) == 700
-    assert not set(drawn) & set(draw_chains(4, 700))
-    assert not set(drawn) & set(draw_chains([3, 1], 700))
+    # Of the shortest problems there are only some ten thousand.
+    longer = {chain for chain in drawn if chain.level > 3}
+    assert not longer & set(draw_chains(4, 700))
+    assert not longer & set(draw_chains([3, 1], 700))
 
 
 def test_levels_are_equally_frequent_and_products_as_frequent_as_stated():
@@ -115,13 +115,13 @@ def test_all_is_good_before_the_first_wrong_step_and_bad_from_there(start, opera
         ([STEPS[0], *STEPS], [True, False, False, False, False]),
         ([*STEPS, STEPS[-1]], [True, True, True, True, False]),
         # The right answer too early, and right steps after it.
-        ([r"\boxed{71}", *STEPS], [False] * 5),
+        ([r"\boxed{6}", *STEPS], [False] * 5),
         # A true equation that is not the problem's.
-        (Chain(37, (("+", 59),)).steps, [False, False]),
+        (["37+9=16:46", r"\boxed{46}"], [False, False]),
         # One error that the next one undoes.
-        (["37+58=96", "96*7=65", *STEPS[2:]], [False] * 4),
-        # Without the modulus.
-        ([STEPS[0].replace("95", "195")], [False]),
+        (["37+8=15:55", "55*7=35:15", *STEPS[2:]], [False] * 4),
+        # A wrong carry before a right result.
+        (["37+8=05:45"], [False]),
         (["thirty-seven"], [False]),
     ],
 )
@@ -197,7 +197,7 @@ def test_the_reasoner_learns_the_solution_and_its_end(tokenizer):
 
 def test_the_verifier_learns_the_labels_of_what_it_is_shown_in_use(tokenizer):
     examples = Examples("verifier", tokenizer)
-    steps = [*STEPS[:2], "65-94=72", r"\boxed{72}"]
+    steps = [*STEPS[:2], "15-9=16:07", r"\boxed{7}"]
     labels = check_steps(CHAIN, steps)
     group = next(group for group in GROUPS if CHAIN.level in group)
     batch = examples.batch([Judged(CHAIN, steps, labels)], group)

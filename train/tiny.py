@@ -27,6 +27,7 @@ import optax
 from flax import nnx
 
 from eval.cli import BadInput, bad_input, command, output_folder, progress
+from optscale_jax.backends.prm import split_steps
 from optscale_jax.models import Qwen2, Qwen2Config
 from optscale_jax.tiny import SYSTEM_PROMPT, check_steps, draw_chains
 from optscale_jax.tiny.arithmetic import LEVELS, Chain
@@ -70,6 +71,8 @@ class TinyConfig:
         start: Checkpoint whose weights the model starts from. null: random ones.
         model: Sizes, where there is no start.
         steps: Training steps, at least 1.
+        stop_at: Validation accuracy of the reasoner, in (0, 1], at which training ends before its
+            last step, so that the reasoner still makes mistakes. null: train to the end.
         batch_size: Solutions in a step, at least 1.
         learning_rate: Peak, after the warm-up and before the cosine's fall to nothing.
         warmup: Steps of linear warm-up.
@@ -86,15 +89,16 @@ class TinyConfig:
     reasoner: str | None = None
     start: str | None = None
     model: ModelConfig = ModelConfig()
-    steps: int = 2000
-    batch_size: int = 96
+    steps: int = 1500
+    stop_at: float | None = None
+    batch_size: int = 64
     learning_rate: float = 2e-3
     warmup: int = 100
     weight_decay: float = 0.01
     solutions: int = 20000
     temperature: float = 0.8
     seed: int = 0
-    log_every: int = 250
+    log_every: int = 50
     out: str = "runs/tiny"
 
     def __post_init__(self) -> None:
@@ -144,7 +148,7 @@ class Examples:
         self.end = tokenizer.convert_tokens_to_ids(END)
         # Length of a group's longest sequence, whatever its numbers; one compilation for each.
         self.lengths = {
-            group: max(len(self._encode([c])[0]) for c in draw_chains(0, 400, levels=group)) + 8
+            group: max(map(len, self._encode(draw_chains(0, 400, levels=group)))) + 1
             for group in GROUPS
         }
 
@@ -317,18 +321,19 @@ def sample_solutions(config: TinyConfig, chains: list[Chain]) -> list[Judged]:
         max_num_seqs=256,
         seed=config.seed,
     )
-    written = engine.chat(
-        [[{"role": "user", "content": chain.question}] for chain in chains],
-        [
-            SamplingParams(temperature=config.temperature, max_tokens=128, seed=config.seed + index)
-            for index in range(len(chains))
-        ],
-        use_tqdm=False,
-    )
+    conversations = [[{"role": "user", "content": chain.question}] for chain in chains]
+    sampling = [
+        SamplingParams(temperature=config.temperature, max_tokens=128, seed=config.seed + index)
+        for index in range(len(chains))
+    ]
+    try:
+        written = engine.chat(conversations, sampling)
+    finally:
+        # Training wants its cores and memory back.
+        engine.llm_engine.engine_core.shutdown()
     judged = []
     for chain, completion in zip(chains, written, strict=True):
-        paragraphs = completion.outputs[0].text.split("\n\n")
-        steps = [step for step in paragraphs if step.strip()]
+        steps = split_steps(completion.outputs[0].text)
         judged.append(Judged(chain, steps, check_steps(chain, steps)))
     return judged
 
@@ -399,6 +404,8 @@ def fit(
                 record.append(entry)
                 losses = []
                 print(json.dumps(entry), file=sys.stderr, flush=True)
+                if config.stop_at is not None and entry.get("accuracy", 0.0) >= config.stop_at:
+                    break
     nnx.update(model, params)
     return record
 

@@ -1,44 +1,41 @@
 r"""Chained arithmetic modulo 100: problems whose every step can be checked exactly.
 
-    Compute 37+58*7-94 from left to right, modulo 100.
+    Compute 37+8*7-9 from left to right, modulo 100.
 
 A solution is one step a paragraph, and the answer in a box:
 
-    37+58=95
+    37+8=15:45
 
-    95*7=65
+    45*7=35:15
 
-    65-94=71
+    15-9=16:06
 
-    \boxed{71}
+    \boxed{6}
 
-Products are the hard part, and longer chains have more of them, so that the number of operations is
-a problem's difficulty. As a command this module writes problems as MATH-500 is written, one JSON
-object a line with `unique_id`, `problem`, `answer` and `level`:
+A step's result has two digits, so that everything has a fixed place; before it stands what the last
+digits carry (or borrow) and give, since a small model takes far longer to learn a first digit
+whose carry it has not yet written. Products are the hard part, and longer chains have more of
+them, so that the number of operations is a problem's difficulty.
 
-    python -m optscale_jax.tiny.arithmetic --count 400 --seed 1 > problems.jsonl
+`python -m optscale_jax.tiny` writes problems to a file.
 """
 
-import argparse
 import dataclasses
-import json
-import re
-import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-__all__ = ["LEVELS", "MODULUS", "SYSTEM_PROMPT", "Chain", "check_steps", "draw_chains"]
+__all__ = ["LEVELS", "MODULUS", "SYSTEM_PROMPT", "Chain", "check_steps", "draw_chains", "records"]
 
 MODULUS = 100
 LEVELS = (2, 3, 4, 5, 6, 7, 8)
 """Numbers of operations."""
 
+# Not 2 and 5: a few factors of both, and all further products are 0.
+_FACTORS = (3, 4, 6, 7, 8, 9)
+
 SYSTEM_PROMPT = "Please reason step by step, and put your final answer within \\boxed{}."
 """What Qwen2.5-Math-PRM's chat template is given as the system's message."""
-
-_STEP = re.compile(r"(\d{1,2})([-+*])(\d{1,2})=(\d{1,2})")
-_BOX = re.compile(r"\\boxed\{(\d{1,2})\}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +44,8 @@ class Chain:
 
     Attributes:
         start: First number, in [0, 99].
-        operations: (sign, operand) in the order in which they apply.
+        operations: (sign, operand) in the order in which they apply; operands are in [0, 99], and
+            of one digit in problems that are drawn.
     """
 
     start: int
@@ -86,7 +84,7 @@ class Chain:
         """The paragraphs of the right solution."""
         values = self.values
         lines = [
-            f"{before}{sign}{operand}={after}"
+            f"{before:02}{sign}{operand}={_carry(before, sign, operand)}{after % 10}:{after:02}"
             for before, (sign, operand), after in zip(
                 values, self.operations, values[1:], strict=False
             )
@@ -105,6 +103,16 @@ def _apply(value: int, sign: str, operand: int) -> int:
     if sign == "-":
         return (value - operand) % MODULUS
     return value * operand % MODULUS
+
+
+def _carry(value: int, sign: str, operand: int) -> int:
+    """What the last digits carry to the first ones, or borrow from them."""
+    last, other = value % 10, operand % 10
+    if sign == "+":
+        return (last + other) // 10
+    if sign == "-":
+        return int(last < other)
+    return last * other // 10
 
 
 def share_of_products(level: int) -> float:
@@ -131,9 +139,11 @@ def draw_chains(
         level = int(generator.choice(levels))
         products = generator.random(level) < share_of_products(level)
         signs = np.where(products, "*", np.where(generator.random(level) < 0.5, "+", "-"))
-        numbers = generator.integers(2, MODULUS, size=level + 1).tolist()
-        operations = tuple(zip(signs.tolist(), numbers[1:], strict=True))
-        chains[Chain(numbers[0], operations)] = None
+        operands = np.where(
+            products, generator.choice(_FACTORS, level), generator.integers(1, 10, level)
+        )
+        operations = tuple(zip(signs.tolist(), operands.tolist(), strict=True))
+        chains[Chain(int(generator.integers(10, MODULUS)), operations)] = None
     return list(chains)
 
 
@@ -177,22 +187,3 @@ def records(seed: int, count: int) -> Iterator[dict[str, object]]:
             "answer": chain.answer,
             "level": chain.level,
         }
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Writes problems to standard output."""
-    parser = argparse.ArgumentParser(
-        prog="python -m optscale_jax.tiny.arithmetic",
-        description="Writes problems of chained arithmetic, one JSON object a line.",
-    )
-    parser.add_argument("--count", type=int, default=400, help="number of problems (default: 400)")
-    parser.add_argument("--seed", type=int, default=1, help="of the draw, at least 0 (default: 1)")
-    arguments = parser.parse_args(argv)
-    if arguments.count < 1 or arguments.seed < 0:
-        parser.error("--count must be at least 1 and --seed at least 0")
-    for record in records(arguments.seed, arguments.count):
-        print(json.dumps(record))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
