@@ -263,7 +263,8 @@ def read_outcomes(
 
 def _read_npz(file: Path) -> tuple[list[dict[str, Any]], dict[str, np.ndarray], np.ndarray]:
     try:
-        with np.load(file, allow_pickle=False) as archive:
+        # Opened here, because np.load leaves a file open that it finds damaged.
+        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as archive:
             arrays = dict(archive)
         methods = json.loads(str(arrays.pop("methods")))
         problem_ids = arrays.pop("problem_ids")

@@ -270,10 +270,11 @@ def test_comparison_and_curves_hold_the_numbers_of_the_table(written):
 def test_runs_of_one_name_share_their_columns(tmp_path, capsys):
     both = write_run(tmp_path / "a")
     other = write_run(tmp_path / "b", seed=1)
-    methods = json.loads(str(np.load(other / "outcomes.npz")["methods"]))
+    with np.load(other / "outcomes.npz") as archive:
+        arrays = dict(archive)
+    methods = json.loads(str(arrays["methods"]))
     for method in methods:
         method["label"] += ", again"
-    arrays = dict(np.load(other / "outcomes.npz"))
     np.savez(other / "outcomes.npz", **(arrays | {"methods": json.dumps(methods)}))
     out = tmp_path / "out"
     arguments = ["--runs", str(both), str(other), "--names", "x", "x", "--out", str(out)]
