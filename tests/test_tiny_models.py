@@ -1,0 +1,87 @@
+"""The two models that are shipped: what they can do, and that every library reads them alike."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from flax import nnx
+
+from optscale_jax.models import Qwen2
+from optscale_jax.tiny import Chain, draw_chains, reasoner_path
+from optscale_jax.tiny.tokenizer import build_tokenizer
+from train.tiny import GROUPS, IGNORED, Examples, TinyConfig
+
+FOLDERS = {"reasoner": reasoner_path()}
+# Apart from the seeds of training, of the shipped pool and of the predictor's labels.
+SEED = 271_828
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer()
+
+
+@functools.cache
+def model(name: str) -> Qwen2:
+    return Qwen2.from_pretrained(FOLDERS[name])
+
+
+@nnx.jit
+def run(model: Qwen2, tokens: jax.Array) -> jax.Array:
+    return model(tokens)
+
+
+def log_probabilities(name: str, items: list, tokenizer) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Log-probabilities and targets of each item, at the positions that have a target."""
+    examples = Examples(name, tokenizer)
+    level_of = {id(item): (item if isinstance(item, Chain) else item.chain).level for item in items}
+    found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    for group in GROUPS:
+        members = [item for item in items if level_of[id(item)] in group]
+        if not members:
+            continue
+        batch = examples.batch(members, group)
+        logs = np.asarray(jax.nn.log_softmax(run(model(name), jnp.asarray(batch.tokens))))
+        for row, item in enumerate(members):
+            counted = batch.targets[row] != IGNORED
+            found[id(item)] = logs[row][counted], batch.targets[row][counted]
+    return [found[id(item)] for item in items]
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_what_is_shipped_is_small_and_complete(name, tokenizer):
+    folder = FOLDERS[name]
+    files = {file.name: file.stat().st_size for file in folder.iterdir()}
+    assert files.keys() >= {"config.json", "model.safetensors", "tokenizer.json", "training.json"}
+    assert max(files.values()) <= 4e6
+    shipped = transformers.AutoTokenizer.from_pretrained(folder)
+    assert shipped.get_vocab() == tokenizer.get_vocab()
+    assert shipped.chat_template == tokenizer.chat_template
+    assert len(shipped) == model(name).config.vocab_size
+    record = json.loads((folder / "training.json").read_text())
+    assert TinyConfig(**{**record["config"], "model": None, "out": ""}).task == name
+
+
+def test_transformers_computes_the_same_from_the_shipped_reasoner(tokenizer):
+    theirs = transformers.Qwen2ForCausalLM.from_pretrained(FOLDERS["reasoner"]).eval()
+    chains = draw_chains(SEED, 4, levels=GROUPS[0])
+    tokens = Examples("reasoner", tokenizer).batch(chains, GROUPS[0]).tokens
+    with torch.no_grad():
+        expected = theirs(torch.tensor(tokens)).logits.numpy()
+    ours = run(model("reasoner"), jnp.asarray(tokens))
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4)
+
+
+def test_greedy_decoding_solves_the_easiest_problems(tokenizer):
+    chains = draw_chains(SEED, 100, levels=[2])
+    # Greedy decoding writes the right solution if and only if every token of it is the likeliest.
+    solved = [
+        bool((logs.argmax(-1) == targets).all())
+        for logs, targets in log_probabilities("reasoner", chains, tokenizer)
+    ]
+    assert np.mean(solved) > 0.9
