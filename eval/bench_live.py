@@ -4,15 +4,17 @@
 
 The sampler, one asynchronous request a completion, is held to one blocking `LLM.generate` of the
 same requests: the same engine of vLLM, which returns only when all of them have ended. The verifier
-is held to transformers scoring one completion at a time, in speed and in step scores. The models
-are the two of the small world that ship with the package. The exit code is 1 where a figure
-demanded is missed.
+is held to transformers scoring one completion at a time, in speed and in step scores. The live loop
+is held to the same blocking call where the number of completions is known beforehand, and where a
+policy decides it to the loop that knows it. The models are the two of the small world that ship
+with the package. The exit code is 1 where a figure demanded is missed.
 """
 
 import asyncio
 import dataclasses
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,16 +24,21 @@ import numpy as np
 
 from eval.bench import Report, machine
 from eval.cli import BadInput, command, output_folder
+from optscale_jax import Policy, policies
 from optscale_jax.backends import BackendError, Completion, sample_seed
 from optscale_jax.backends.config import PromptConfig, SamplerConfig, VerifierConfig
 from optscale_jax.backends.prm import PrmVerifier, split_steps
 from optscale_jax.backends.vllm_engine import engine_arguments, engine_environment
 from optscale_jax.backends.vllm_sampler import VllmSampler, prompt_token_ids
 from optscale_jax.backends.vllm_verifier import VllmPooler
+from optscale_jax.engine import Solution, solve_async
 from optscale_jax.problems import Problem
+from optscale_jax.runs import Run
 from optscale_jax.tiny import SYSTEM_PROMPT, draw_chains, reasoner_path, verifier_path
 
 SAMPLER_SHARE = 0.9
+ENGINE_SHARE = 0.9
+ADAPTIVE_SHARE = 0.8
 VERIFIER_SPEEDUP = 3.0
 SCORE_TOLERANCE = 1e-4
 
@@ -49,6 +56,8 @@ class BenchLiveConfig:
             medians are compared.
         scored_alone: Completions that transformers scores one at a time, at least 1.
         max_tokens: Longest completion, at least 1.
+        in_flight: Problems at work at once where a policy decides, at least 1; twice as many are
+            solved.
         quick: Whether to take a quarter of the problems.
         out: Folder for bench_live.json and bench_live.md, made if it does not exist. null: none.
     """
@@ -60,6 +69,7 @@ class BenchLiveConfig:
     repeats: int = 5
     scored_alone: int = 64
     max_tokens: int = 128
+    in_flight: int = 200
     quick: bool = False
     out: str | None = None
 
@@ -69,7 +79,7 @@ class BenchLiveConfig:
         Raises:
             ValueError: Naming the first such field.
         """
-        for name in ("problems", "samples", "repeats", "scored_alone", "max_tokens"):
+        for name in ("problems", "samples", "repeats", "scored_alone", "max_tokens", "in_flight"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
@@ -128,6 +138,64 @@ async def sample_all(
     return await asyncio.gather(*(one(problem) for problem in problems))
 
 
+async def solve_in_a_run(
+    problems: Sequence[Problem],
+    sampler: VllmSampler,
+    verifier: PrmVerifier | None,
+    policy: Policy,
+    **options: Any,
+) -> list[Solution]:
+    """The live loop as the commands run it, with everything it draws synced to disk."""
+    with tempfile.TemporaryDirectory() as folder, Run(folder, config="", problems=problems) as run:
+        return await solve_async(problems, sampler, verifier, policy, run=run, **options)
+
+
+def sampled_tokens(solutions: Sequence[Solution]) -> int:
+    """Tokens in completions that ended and in those aborted."""
+    ledgers = [solution.decision.ledger for solution in solutions]
+    return sum(ledger.completed + ledger.aborted for ledger in ledgers)
+
+
+def bench_adaptive(
+    report: Report, config: BenchLiveConfig, sampler: VllmSampler, runner: asyncio.Runner
+) -> None:
+    """Tokens per second where a policy decides, against the loop that knows how many to draw."""
+    scoring = VerifierConfig(model=str(config.verifier or verifier_path()))
+    verifier = PrmVerifier(scoring, VllmPooler(scoring))
+    count = 2 * (max(1, config.in_flight // 4) if config.quick else config.in_flight)
+    problems = [Problem(str(i), chain.question) for i, chain in enumerate(draw_chains(1, count))]
+    cap = 2 * config.samples
+    rules = {
+        "fixed": policies.best_of_n(config.samples),
+        "adaptive": policies.optscale(0.95, 0.95, cap, min(4, cap)),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in rules}
+    drawn: dict[str, float] = {}
+    # The first turn compiles the rules and warms up the engines.
+    for turn in range(max(2, config.repeats // 2) + 1):
+        for name, rule in rules.items():
+            chosen = problems if turn else problems[: max(1, count // 8)]
+            start = time.perf_counter()
+            solutions = runner.run(
+                solve_in_a_run(chosen, sampler, verifier, rule, max_in_flight=config.in_flight)
+            )
+            seconds = time.perf_counter() - start
+            if turn:
+                rates[name].append(sampled_tokens(solutions) / seconds)
+                drawn[name] = float(np.mean([s.decision.num_samples for s in solutions]))
+    runner.run(verifier.close())
+    adaptive, fixed = (float(np.median(rates[name])) for name in ("adaptive", "fixed"))
+    report.add(
+        f"adaptive, {count} problems, {config.in_flight} in flight: tokens/s against a fixed pool",
+        f"{adaptive:,.0f} against {fixed:,.0f}: {adaptive / fixed:.2f} ({drawn['adaptive']:.1f} "
+        f"samples a problem against {drawn['fixed']:.0f})",
+        f">= {ADAPTIVE_SHARE}",
+        adaptive / fixed >= ADAPTIVE_SHARE,
+        adaptive=adaptive,
+        fixed=fixed,
+    )
+
+
 def bench_sampler(
     report: Report, config: BenchLiveConfig, problems: Sequence[Problem], runner: asyncio.Runner
 ) -> list[list[Completion]]:
@@ -138,7 +206,7 @@ def bench_sampler(
     """
     sampling = SamplerConfig(
         model=str(config.reasoner or reasoner_path()),
-        prompt=PromptConfig(system=SYSTEM_PROMPT),
+        prompt=PromptConfig(),  # the reasoner is taught without a system message
         temperature=1.0,
         top_p=1.0,
         max_tokens=config.max_tokens,
@@ -162,7 +230,9 @@ def bench_sampler(
                     seed=sample_seed(0, problem.id, index),
                 )
             )
-    rates: dict[str, list[float]] = {"sampler": [], "blocking": []}
+    rates: dict[str, list[float]] = {"sampler": [], "blocking": [], "engine": []}
+    # Votes, because no verifier belongs to what is compared here.
+    rule = policies.best_of_n(config.samples, selection="majority")
     completions: list[list[Completion]] = []
     # One turn of each more, the first, which warms them up.
     for turn in range(config.repeats + 1):
@@ -171,16 +241,24 @@ def bench_sampler(
         middle = time.perf_counter()
         completions = runner.run(sample_all(sampler, problems, config.samples))
         end = time.perf_counter()
+        pool = runner.run(
+            solve_in_a_run(problems, sampler, None, rule, max_in_flight=len(problems))
+        )
+        last = time.perf_counter()
         if turn:
+            rates["engine"].append(sampled_tokens(pool) / (last - end))
             tokens = sum(len(one.outputs[0].token_ids) for one in outputs)
             rates["blocking"].append(tokens / (middle - start))
             tokens = sum(one.tokens for drawn in completions for one in drawn)
             rates["sampler"].append(tokens / (end - middle))
     texts = [one.text for drawn in completions for one in drawn]
     same = np.mean([one.outputs[0].text == text for one, text in zip(outputs, texts, strict=True)])
-    runner.run(sampler.close())
     del blocking
-    fast, base = (float(np.median(rates[name])) for name in ("sampler", "blocking"))
+    bench_adaptive(report, config, sampler, runner)
+    runner.run(sampler.close())
+    fast, base, whole = (
+        float(np.median(rates[name])) for name in ("sampler", "blocking", "engine")
+    )
     report.add(
         f"sampler, {len(prompts)} requests: tokens/s against one blocking LLM.generate",
         f"{fast:,.0f} against {base:,.0f}: {fast / base:.2f} ({same:.1%} of the texts the same)",
@@ -189,6 +267,14 @@ def bench_sampler(
         sampler=fast,
         blocking=base,
         same_texts=float(same),
+    )
+    report.add(
+        f"live loop, {len(prompts)} requests: tokens/s against one blocking LLM.generate",
+        f"{whole:,.0f} against {base:,.0f}: {whole / base:.2f}",
+        f">= {ENGINE_SHARE}",
+        whole / base >= ENGINE_SHARE,
+        engine=whole,
+        blocking=base,
     )
     return completions
 

@@ -70,6 +70,18 @@ def kill(process):
     process.wait()
 
 
+def wait_for(server, log):
+    process, url = server
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.get(f"{url}/health").status_code == 200:
+                return
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.5)
+
+
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory):
     """Name to (process, URL), and the checkpoints' folders."""
@@ -93,17 +105,9 @@ def servers(tmp_path_factory):
         ):
             with open(base / f"{name}.log", "w") as log:
                 started[name] = start(folder, log, *arguments)
-        deadline = time.monotonic() + START_SECONDS
-        for name, (process, url) in started.items():
-            while True:
-                with contextlib.suppress(httpx.HTTPError):
-                    if httpx.get(f"{url}/health").status_code == 200:
-                        break
-                log = (base / f"{name}.log").read_text()
-                assert process.poll() is None, log
-                assert time.monotonic() < deadline, log
-                time.sleep(0.5)
-        yield {**started, "folder": verifier}
+        for name, server in started.items():
+            wait_for(server, base / f"{name}.log")
+        yield {**started, "folder": verifier, "reasoner": reasoner}
     finally:
         for process, _ in started.values():
             kill(process)
@@ -298,3 +302,53 @@ def test_a_run_goes_on_without_a_server_that_dies_and_ends_without_any(servers):
     assert message.count("cannot be reached") == 2
     assert "\n" not in message
     assert KEY not in message
+
+
+def test_a_command_whose_last_server_dies_says_so_keeps_what_was_drawn_and_goes_on(
+    servers, tmp_path
+):
+    out = tmp_path / "run"
+    problems = tmp_path / "problems.jsonl"
+    problems.write_text("".join(f'{{"problem": "{n} + 1?", "answer": "1"}}\n' for n in range(20)))
+    log = out / "samples.jsonl"
+
+    def solved(url, *, kill_at=None, server=None):
+        command = [sys.executable, "-m", "eval.sample", f"--problems={problems}", f"--out={out}"]
+        for part, address in (("sampler", url), ("verifier", servers["verifier"][1])):
+            command += [f"--{part}.server.base_urls=[{address}]"]
+            command += [f"--{part}.server.api_key_env=THE_KEY", f"--{part}.server.attempts=2"]
+        command += ["--n=16", f"--sampler.max_tokens={MAX_TOKENS}", "--sampler.temperature=1"]
+        command += ["--sampler.kind=server", "--sampler.model=reasoner"]
+        command += ["--verifier.backend=server", "--verifier.model=verifier"]
+        command += [f"--verifier.tokenizer={servers['folder']}"]
+        process = subprocess.Popen(command, stdout=-1, stderr=-1, text=True)
+        try:
+            while kill_at and process.poll() is None:
+                if log.exists() and log.read_bytes().count(b"\n") >= kill_at:
+                    kill(server)
+                    break
+                time.sleep(0.01)
+            return process.wait(), *process.communicate()
+        finally:
+            process.kill()
+
+    kept = b""
+    for code in (2, 0):
+        with open(tmp_path / f"{code}.log", "w") as output:
+            arguments = ("--no-enable-chunked-prefill", "--max-num-seqs", "16")
+            server = start(servers["reasoner"], output, *arguments)
+        try:
+            wait_for(server, tmp_path / f"{code}.log")
+            found, _, error = solved(server[1], kill_at=20 if code else None, server=server[0])
+        finally:
+            kill(server[0])
+        assert found == code, error
+        assert log.read_bytes().startswith(kept)
+        kept = log.read_bytes()
+        if code:
+            assert "no server answers" in error
+            assert "completions are kept" in error
+            assert error.count("\n") == 1
+            assert 20 <= kept.count(b"\n") < 320
+    assert kept.count(b"\n") == 320
+    assert KEY not in kept.decode() + error
