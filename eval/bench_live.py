@@ -162,7 +162,8 @@ def bench_adaptive(
     """Tokens per second where a policy decides, against the loop that knows how many to draw."""
     scoring = VerifierConfig(model=str(config.verifier or verifier_path()))
     verifier = PrmVerifier(scoring, VllmPooler(scoring))
-    count = 2 * (max(1, config.in_flight // 4) if config.quick else config.in_flight)
+    in_flight = max(1, config.in_flight // 4) if config.quick else config.in_flight
+    count = 2 * in_flight
     problems = [Problem(str(i), chain.question) for i, chain in enumerate(draw_chains(1, count))]
     cap = 2 * config.samples
     rules = {
@@ -177,7 +178,7 @@ def bench_adaptive(
             chosen = problems if turn else problems[: max(1, count // 8)]
             start = time.perf_counter()
             solutions = runner.run(
-                solve_in_a_run(chosen, sampler, verifier, rule, max_in_flight=config.in_flight)
+                solve_in_a_run(chosen, sampler, verifier, rule, max_in_flight=in_flight)
             )
             seconds = time.perf_counter() - start
             if turn:
@@ -186,7 +187,7 @@ def bench_adaptive(
     runner.run(verifier.close())
     adaptive, fixed = (float(np.median(rates[name])) for name in ("adaptive", "fixed"))
     report.add(
-        f"adaptive, {count} problems, {config.in_flight} in flight: tokens/s against a fixed pool",
+        f"adaptive, {count} problems, {in_flight} in flight: tokens/s against a fixed pool",
         f"{adaptive:,.0f} against {fixed:,.0f}: {adaptive / fixed:.2f} ({drawn['adaptive']:.1f} "
         f"samples a problem against {drawn['fixed']:.0f})",
         f">= {ADAPTIVE_SHARE}",

@@ -135,6 +135,9 @@ def stop_engine(engine: "AsyncLLM") -> None:
     """Ends an engine's processes; it may have died before."""
     with contextlib.suppress(Exception):
         engine.shutdown()
+    # Its destructor does so again, at the interpreter's end with a traceback about modules that are
+    # gone by then.
+    engine.shutdown = lambda *_, **__: None
 
 
 def local_model(model: str) -> Path | None:
