@@ -71,7 +71,8 @@ class Outcomes(NamedTuple):
     """A run, arrays over its problems in one order.
 
     Attributes:
-        label: Policy and setting.
+        policy: Its name.
+        setting: Its arguments.
         problem_ids: The problems.
         correct: Whether the completion returned is correct.
         samples: Completions that the decision rests on.
@@ -79,7 +80,8 @@ class Outcomes(NamedTuple):
         verifier_tokens: Read by the verifier.
     """
 
-    label: str
+    policy: str
+    setting: str
     problem_ids: list[str]
     correct: np.ndarray
     samples: np.ndarray
@@ -160,20 +162,21 @@ def comparison(live: Path, fixed: Path, *, level: float = 0.95) -> Table:
     rows = []
     for place, run in (("0", second), ("1", first)):
         right, spent = accuracy[place], tokens[place]
-        row = [run.label, "", f"{100 * right.value.mean:.1f}"]
+        row = [run.policy, run.setting, f"{100 * right.value.mean:.1f}"]
         row += [f"{run.samples.mean():.1f}", f"{run.tokens.mean():,.0f}"]
         row += [f"{run.verifier_tokens.mean():,.0f}"]
         if place == "0":
             row += ["", ""]
         else:
             saved = -spent.difference.mean / tokens["0"].value.mean
-            row += [_points(*map(float, right.difference)), f"{100 * saved:.0f}"]
+            # Adding 0 makes a rounded -0.0 positive.
+            row += [_points(*map(float, right.difference)), str(round(100 * float(saved)) + 0)]
         rows.append(row)
     return Table(
         title=f"{len(first.problem_ids)} problems, live",
         columns=[
             "policy",
-            "",
+            "setting",
             "accuracy, %",
             "samples",
             "tokens",
@@ -201,7 +204,8 @@ def _outcomes(directory: Path) -> Outcomes:
         decisions = {line["problem_id"]: line for line in map(json.loads, file)}
     ledgers = [decisions[row["problem_id"]]["ledger"] for row in rows]
     return Outcomes(
-        label=f"{rows[0]['policy']} {rows[0]['setting']}",
+        policy=rows[0]["policy"],
+        setting=rows[0]["setting"],
         problem_ids=[row["problem_id"] for row in rows],
         correct=np.array([float(row["correct"] or "nan") for row in rows]),
         samples=np.array([float(row["n_samples"]) for row in rows]),
