@@ -83,7 +83,7 @@ class Predictive(NamedTuple):
     sd: Array
 
 
-def log_prior(loc: Array, scale: Array, prior: Prior) -> Array:
+def log_prior(loc: ArrayLike, scale: ArrayLike, prior: Prior) -> Array:
     """Log density of a prior: independent normals, the scale's restricted to > 0.
 
     Args:
@@ -94,8 +94,8 @@ def log_prior(loc: Array, scale: Array, prior: Prior) -> Array:
     Returns:
       Shape [...].
     """
-    z_loc = (loc - prior.loc) / prior.loc_sd
-    z_scale = (scale - prior.scale) / prior.scale_sd
+    z_loc = (jnp.asarray(loc) - prior.loc) / prior.loc_sd
+    z_scale = (jnp.asarray(scale) - prior.scale) / prior.scale_sd
     constant = jnp.log(2 * np.pi * jnp.asarray(prior.loc_sd) * prior.scale_sd)
     return -0.5 * (z_loc**2 + z_scale**2) - constant - log_ndtr(prior.scale / prior.scale_sd)
 

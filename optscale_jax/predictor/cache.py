@@ -113,7 +113,7 @@ class FeatureCache:
             "dtype": rows.dtype.name,
             "width": rows.shape[1],
             "bytes": data.size,
-            "crc32": zlib.crc32(memoryview(data)),
+            "crc32": _checksum(data),
             "texts": [
                 [key, len(item.rows), item.tokens] for key, item in zip(keys, items, strict=True)
             ],
@@ -128,7 +128,7 @@ class FeatureCache:
             index = json.loads(path.read_bytes())
             dtype = _dtype(index["dtype"])
             raw = np.memmap(data_path, np.uint8, "r")
-            if raw.size != index["bytes"] or zlib.crc32(memoryview(raw)) != index["crc32"]:
+            if raw.size != index["bytes"] or _checksum(raw) != index["crc32"]:
                 raise ValueError("damaged")
             rows = raw.view(dtype).reshape(-1, index["width"])
             if len(rows) != sum(count for _, count, _ in index["texts"]):
@@ -162,6 +162,10 @@ def _write(path: Path, data: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def _checksum(data: Any) -> int:
+    return zlib.crc32(data)
 
 
 def _dtype(name: str) -> np.dtype:

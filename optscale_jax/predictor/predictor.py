@@ -69,8 +69,8 @@ class Predictor:
     Attributes:
         features: Which features, and how to get them.
         recipe: What they have to be.
-        head: Shape of the head.
-        params: Its parameters, by path.
+        head: Shape of each head.
+        params: The heads' parameters, by path, [members, ...] each; their outputs are averaged.
         normalisation: Of the features.
         reference: The pooled prior of the training problems, scalar fields.
         record: How it was trained and how good it is, as JSON.
@@ -177,8 +177,9 @@ class Predictor:
             ".".join(map(str, path)): leaf.shape
             for path, leaf in nnx.to_flat_state(predictor._abstract()[1])
         }
-        found = {name: value.shape for name, value in predictor.params.items()}
-        if expected != found:
+        found = {name: value.shape[1:] for name, value in predictor.params.items()}
+        members = {value.shape[0] for value in predictor.params.values()}
+        if expected != found or len(members) != 1:
             raise PredictorError(f"{folder}: the weights are not those of the head described")
         return predictor
 
@@ -253,7 +254,8 @@ class Predictor:
 
         @jax.jit
         def outputs(state, x, mask):
-            return nnx.merge(graph, state)(x, mask)
+            each = jax.vmap(lambda member: nnx.merge(graph, member)(x, mask))(state)
+            return jnp.mean(each, axis=0)
 
         # In order of length, so that batches have little padding; lengths are powers of two.
         lengths = np.array([len(rows) for rows in found.rows])

@@ -92,24 +92,24 @@ class SplitConfig:
     """How problems are kept from training, at random; those with the same text stay together.
 
     Attributes:
-        validation: Share for early stopping and for calibrating the widths, in (0, 1).
+        folds: Parts of equal size, at least 2. Member m of the ensemble is not trained on part m,
+            which serves its early stopping and the calibration of the widths.
         test: Share that only the report at the end sees, in [0, 1).
     """
 
-    validation: float = 0.1
+    folds: int = 5
     test: float = 0.1
 
     def __post_init__(self) -> None:
-        """Refuses shares outside their domain.
+        """Refuses numbers outside their domain.
 
         Raises:
-            ValueError: Naming the shares.
+            ValueError: Naming the field.
         """
-        if not (0 < self.validation < 1 and 0 <= self.test < 1 - self.validation):
-            raise ValueError(
-                f"split is {self.validation} for validation and {self.test} for test; each share "
-                "is in (0, 1), test may be 0, and something must be left to train on"
-            )
+        if self.folds < 2:
+            raise ValueError(f"split.folds is {self.folds}; it must be at least 2")
+        if not 0 <= self.test < 1:
+            raise ValueError(f"split.test is {self.test}; it must be in [0, 1)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +121,8 @@ class TrainingConfig:
         loss: What is minimised.
         optimizer: How.
         split: What is kept from training.
+        members: Heads whose outputs are averaged, each trained without a fold of its own; from 1
+            to split.folds.
         epochs: Most passes over the training problems, at least 1.
         patience: Epochs without a better validation likelihood before stopping, at least 1.
         batch_size: Problems in a step, at least 1.
@@ -132,6 +134,7 @@ class TrainingConfig:
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     optimizer: OptimizerConfig = OptimizerConfig()
     split: SplitConfig = SplitConfig()
+    members: int = 5
     epochs: int = 12
     patience: int = 6
     batch_size: int = 128
@@ -147,14 +150,18 @@ class TrainingConfig:
         for name, least in (("epochs", 1), ("patience", 1), ("batch_size", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        if not 1 <= self.members <= self.split.folds:
+            raise ValueError(
+                f"members is {self.members}; it must be from 1 to split.folds, {self.split.folds}"
+            )
 
 
 class Splits(NamedTuple):
-    """Rows of the training, validation and test problems."""
+    """Rows of the problems that are trained on and of those that are not, and everyone's fold."""
 
     train: Int[np.ndarray, " train"]
-    validation: Int[np.ndarray, " validation"]
     test: Int[np.ndarray, " test"]
+    fold: Int[np.ndarray, " problems"]
 
 
 class Normalisation(NamedTuple):
@@ -194,11 +201,12 @@ class Fitted(NamedTuple):
     """A trained head.
 
     Attributes:
-        params: The head's parameters, by path.
+        params: The members' parameters, by path, [members, ...] each.
         normalisation: Of the features.
         reference: The pooled prior of the training problems, which the outputs deviate from.
         splits: Who was trained on.
-        quality: Split's name to the head's quality, and the pooled prior's under "pooled".
+        quality: The quality of the "head" and of the "pooled" prior, for "held_out", where each
+            problem has the prior of the one member that was not trained on it, and for "test".
         epochs: Epochs trained, and the one whose weights these are.
     """
 
@@ -219,13 +227,13 @@ class State(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Problems of a step; `weight` is 0 for those that only fill it up."""
+    """Problems of a step; `weight` is 0 for those that only fill it up or are a member's fold."""
 
     features: Float[Array, "batch length width"]
     mask: Bool[Array, "batch length"]
     stats: ScoreStats
     posterior: Posterior
-    weight: Float[Array, " batch"]
+    weight: Float[Array, "batch members"]
 
 
 def split(labels: Labels, config: SplitConfig, seed: int) -> Splits:
@@ -239,22 +247,20 @@ def split(labels: Labels, config: SplitConfig, seed: int) -> Splits:
         groups.setdefault(text or labels.problem_ids[row], []).append(row)
     order = np.random.default_rng([seed, 0]).permutation(len(groups))
     members = list(groups.values())
-    rows = [row for index in order for row in members[index]]
-    validation, test = (round(share * len(rows)) for share in (config.validation, config.test))
-    parts = Splits(
-        train=np.sort(rows[validation + test :]).astype(int),
-        validation=np.sort(rows[:validation]).astype(int),
-        test=np.sort(rows[validation : validation + test]).astype(int),
-    )
-    for name, part, share in zip(
-        parts._fields, parts, (1.0, config.validation, config.test), strict=True
-    ):
-        if share and len(part) < 2:
+    count = round(config.test * len(groups))
+    test = sorted(row for index in order[:count] for row in members[index])
+    fold = np.full(len(labels), -1)
+    for place, index in enumerate(order[count:]):
+        fold[members[index]] = place % config.folds
+    train = np.flatnonzero(fold >= 0)
+    fewest = int(np.min(np.bincount(fold[train], minlength=config.folds))) if len(train) else 0
+    for name, size in (("a fold", fewest), ("test", len(test) if config.test else 2)):
+        if size < 2:
             raise PredictorError(
-                f"{labels.source}: {len(part)} of {len(labels)} problems for {name}; it needs two: "
-                "give more problems, or other shares (split.validation, split.test)"
+                f"{labels.source}: {size} of {len(labels)} problems for {name}; it needs two: give "
+                "more problems, or other shares (split.folds, split.test)"
             )
-    return parts
+    return Splits(train, np.array(test, int), fold)
 
 
 # The step -----------------------------------------------------------------------------------------
@@ -288,21 +294,27 @@ def make_step(
     reference: Prior,
     seed: int,
 ) -> Callable[[State, Batch], tuple[State, Array]]:
-    """The training step: (state, batch) to (state, loss), pure and jitted."""
+    """The step of all members: (state, batch) to (state, mean loss), pure and jitted."""
 
-    def batch_loss(params, batch, key):
+    def batch_loss(params, weight, key, batch):
         outputs = nnx.merge(graph, params)(batch.features, batch.mask, key=key)
         prior = to_prior(outputs, reference)
         each = per_problem(prior, batch.stats, batch.posterior, spread, loss)
-        return jnp.sum(batch.weight * each) / jnp.sum(batch.weight)
+        return jnp.sum(weight * each) / jnp.maximum(jnp.sum(weight), 1)
+
+    def member_step(params, optimizer_state, weight, key, batch):
+        value, gradient = jax.value_and_grad(batch_loss)(params, weight, key, batch)
+        updates, optimizer_state = optimizer.update(gradient, optimizer_state, params)
+        return optax.apply_updates(params, updates), optimizer_state, value
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state: State, batch: Batch) -> tuple[State, Array]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        value, gradient = jax.value_and_grad(batch_loss)(state.params, batch, key)
-        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return State(state.step + 1, params, optimizer_state), value
+        keys = jax.random.split(key, batch.weight.shape[1])
+        params, optimizer_state, values = jax.vmap(member_step, in_axes=(0, 0, 1, 0, None))(
+            state.params, state.optimizer, batch.weight, keys, batch
+        )
+        return State(state.step + 1, params, optimizer_state), jnp.mean(values)
 
     return step
 
@@ -319,8 +331,10 @@ class Problems:
         normalisation: Normalisation,
         stats: ScoreStats,
         posterior: Posterior,
+        trains: np.ndarray,
         mesh: Mesh,
     ):
+        self.trains = trains.astype(np.float32)  # [P, members] who is trained on whom
         self.rows = features.rows
         self.normalisation = normalisation
         self.stats = jax.tree.map(lambda v: np.asarray(v, np.float32), stats)
@@ -333,8 +347,8 @@ class Problems:
         """A batch of `size` for the devices to share, filled up with the last row if short."""
         devices = self.mesh.devices.size
         size = -(-size // devices) * devices
-        weight = np.zeros(size, np.float32)
-        weight[: len(rows)] = 1
+        weight = np.zeros((size, self.trains.shape[1]), np.float32)
+        weight[: len(rows)] = self.trains[rows]
         rows = np.concatenate([rows, np.full(size - len(rows), rows[-1])])
         if self.pooled is not None:
             features = self.pooled[rows][:, None]
@@ -425,14 +439,20 @@ def train(
         mean=float(np.std(labels.stats.mean[splits.train])) or 1.0, sd=float(np.std(sd)) or 1.0
     )
     normalisation = _normalise([features.rows[row] for row in splits.train])
-    problems = Problems(features, normalisation, stats, relative, mesh)
+    folds = np.arange(config.members)
+    trains = splits.fold[:, None] != folds
+    problems = Problems(features, normalisation, stats, relative, trains, mesh)
+    held_out = np.flatnonzero(np.isin(splits.fold, folds))
 
-    head = Head(config.head, features.width, rngs=nnx.Rngs(config.seed))
-    graph, params = nnx.split(head, nnx.Param)
+    def initial(key):
+        return nnx.split(Head(config.head, features.width, rngs=nnx.Rngs(key)), nnx.Param)[1]
+
+    graph = nnx.split(Head(config.head, features.width, rngs=nnx.Rngs(0)), nnx.Param)[0]
+    params = jax.vmap(initial)(jax.random.split(jax.random.key(config.seed), config.members))
     steps_per_epoch = -(-len(splits.train) // config.batch_size)
     optimizer = make_optimizer(config.optimizer, steps_per_epoch * config.epochs)
     schedule = make_schedule(config.optimizer, steps_per_epoch * config.epochs)
-    state = State(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    state = State(jnp.zeros((), jnp.int32), params, jax.vmap(optimizer.init)(params))
     progress = _Progress(0, 0, math.inf, params)
     if checkpoints is not None:
         with _Checkpoints(checkpoints) as store:
@@ -443,6 +463,9 @@ def train(
 
     step = make_step(graph, optimizer, config.loss, spread, reference, config.seed)
     outputs_of = _make_outputs(graph, mesh)
+
+    # The member that was not trained on a held-out problem.
+    unseen_by = splits.fold[held_out]
 
     def outputs(params, rows):
         return _predict(outputs_of, params, problems, rows, config.batch_size)
@@ -467,7 +490,8 @@ def train(
                     f"{labels.source}: the loss of epoch {progress.epoch + 1} is {loss}; lower "
                     "--optimizer.learning_rate"
                 )
-            validation = gain(outputs(state.params, splits.validation), splits.validation)
+            unseen = outputs(state.params, held_out)[np.arange(len(held_out)), unseen_by]
+            validation = gain(unseen, held_out)
             better = -validation < progress.best
             progress = _Progress(
                 epoch=progress.epoch + 1,
@@ -490,19 +514,21 @@ def train(
 
     best = _replicate(progress.params, mesh)
     flat = _flatten(progress.params)
-    every = outputs(best, np.arange(len(labels)))
+    unseen = outputs(best, held_out)[np.arange(len(held_out)), unseen_by]
+    offset = np.zeros(OUTPUTS, np.float32)
     if config.calibrate:
-        offset = _calibrate(every[splits.validation], splits.validation, problems, reference)
-        every = every + offset
+        offset = _calibrate(unseen, held_out, problems, reference)
         _shift_output(flat, offset, config.head)
+    parts = {"held_out": (unseen, held_out)}
+    if len(splits.test):
+        parts["test"] = outputs(best, splits.test).mean(axis=1), splits.test
     found = {}
-    for name, rows in zip(splits._fields, splits, strict=True):
-        if len(rows):
-            part, nodes = jax.tree.map(lambda v, rows=rows: v[rows], (stats, posterior))
-            found[name] = {
-                "head": quality(to_prior(jnp.asarray(every[rows]), reference), part, nodes),
-                "pooled": quality(reference, part, nodes),
-            }
+    for name, (values, rows) in parts.items():
+        part, nodes = jax.tree.map(lambda v, rows=rows: v[rows], (stats, posterior))
+        found[name] = {
+            "head": quality(to_prior(jnp.asarray(values + offset), reference), part, nodes),
+            "pooled": quality(reference, part, nodes),
+        }
     return Fitted(
         params=flat,
         normalisation=normalisation,
@@ -540,7 +566,10 @@ def _replicate(tree: Any, mesh: Mesh) -> Any:
 def _make_outputs(graph: Any, mesh: Mesh) -> Callable[[Any, Batch], Array]:
     @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec()))
     def outputs(params, batch):
-        return nnx.merge(graph, params)(batch.features, batch.mask)
+        def member(params):
+            return nnx.merge(graph, params)(batch.features, batch.mask)
+
+        return jax.vmap(member, out_axes=1)(params)
 
     return outputs
 
@@ -551,7 +580,7 @@ def _predict(
     problems: Problems,
     rows: np.ndarray,
     size: int,
-) -> Float[np.ndarray, "rows outputs"]:
+) -> Float[np.ndarray, "rows members outputs"]:
     parts = []
     for start in range(0, len(rows), size):
         some = rows[start : start + size]
@@ -573,10 +602,10 @@ def _calibrate(
     problem's law is no truncated normal exactly.
     """
     posterior, stats = jax.tree.map(lambda v: v[rows], (problems.posterior, problems.stats))
-    outputs = jnp.asarray(outputs)
+    start = jnp.asarray(outputs)
 
     def prior(widths):
-        return to_prior(outputs + jnp.concatenate([jnp.zeros(OUTPUTS - 2), widths]), reference)
+        return to_prior(start + jnp.concatenate([jnp.zeros(OUTPUTS - 2), widths]), reference)
 
     @jax.jit
     def fit():

@@ -1,0 +1,174 @@
+"""Training: what it learns, that it goes on bit for bit, and that devices do not change it."""
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from optscale_jax.predictor.errors import PredictorError
+from optscale_jax.predictor.features import FeatureConfig, Recipe
+from optscale_jax.predictor.head import HeadConfig
+from optscale_jax.predictor.losses import LossConfig
+from optscale_jax.predictor.predictor import FILES, Predictor
+from optscale_jax.predictor.training import SplitConfig, split, train
+from tests.predictor_problems import CONFIG, problems
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = Recipe("model", "fingerprint", (1,), "mean", 8, "float32")
+
+
+@pytest.fixture(scope="module")
+def trained():
+    losses = []
+    fitted = train(*problems(), CONFIG, log=lambda numbers: losses.append(numbers["loss"]))
+    return fitted, losses
+
+
+def test_head_beats_the_pooled_prior_on_problems_not_trained_on(trained):
+    fitted, losses = trained
+    assert losses[-1] < losses[0]
+    for name in ("held_out", "test"):
+        head, pooled = fitted.quality[name]["head"], fitted.quality[name]["pooled"]
+        assert head.nll < pooled.nll - 0.2
+        assert head.mean_error < 0.6 * pooled.mean_error
+        assert head.mean_rank > 0.6
+        assert np.isnan(pooled.mean_rank)
+    # Calibrated on these problems themselves, to the nearest of them.
+    held_out = fitted.quality["held_out"]["head"]
+    assert abs(held_out.coverage - 0.8) <= 2 / held_out.problems
+
+
+class Crash(Exception):
+    pass
+
+
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_training_that_was_cut_off_ends_with_the_same_weights(trained, tmp_path, epoch):
+    def crash(numbers):
+        if numbers["epoch"] == epoch:
+            raise Crash
+
+    with pytest.raises(Crash):
+        train(*problems(), CONFIG, checkpoints=tmp_path / "checkpoints", log=crash)
+    resumed, losses = [], []
+    again = train(
+        *problems(),
+        CONFIG,
+        checkpoints=tmp_path / "checkpoints",
+        log=lambda numbers: losses.append(numbers["loss"]),
+        resumed=resumed.append,
+    )
+    assert resumed == [epoch]
+    assert losses == trained[1][epoch:]
+    assert again.epochs == trained[0].epochs
+    for name, value in trained[0].params.items():
+        np.testing.assert_array_equal(again.params[name], value, err_msg=name)
+
+
+def start(*arguments: str, devices: int = 1) -> subprocess.Popen:
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.predictor_problems", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def result(process: subprocess.Popen) -> dict:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err[-2000:]
+    return json.loads(out.splitlines()[-1])
+
+
+def test_eight_devices_have_the_loss_curve_of_one(trained):
+    found = result(start(devices=8))
+    assert found["devices"] == 8
+    np.testing.assert_allclose(found["losses"], trained[1], atol=1e-5)
+
+
+def test_two_processes_have_the_loss_curve_of_one(trained):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    both = [start(address, "2", str(index)) for index in range(2)]
+    for process in both:
+        found = result(process)
+        assert found["devices"] == 2
+        np.testing.assert_allclose(found["losses"], trained[1], atol=1e-5)
+
+
+def test_attention_learns_from_tokens():
+    config = dataclasses.replace(
+        CONFIG,
+        head=HeadConfig(pooling="attention", hidden=[16], dropout=[0.0], towers=2),
+        loss=LossConfig(marginal=1.0, squared_error=0.0),
+    )
+    quality = train(*problems(160, tokens=True), config).quality
+    assert quality["test"]["head"].nll < quality["test"]["pooled"].nll
+
+
+def test_exported_predictor_comes_back(trained, tmp_path):
+    head = CONFIG.head
+    made = Predictor.of(trained[0], FeatureConfig(), RECIPE, head, {"seed": 0})
+    made.save(tmp_path)
+    again = Predictor.load(tmp_path)
+    assert (again.recipe, again.head, again.features) == (RECIPE, head, FeatureConfig())
+    assert again.record["quality"]["test"]["pooled"]["mean_rank"] is None
+    for name, value in made.params.items():
+        np.testing.assert_array_equal(again.params[name], value)
+    pooled = again.predict(["any", "text"], kind="pooled")
+    np.testing.assert_allclose(pooled.prior.loc, trained[0].reference.loc)
+    assert pooled.tokens.tolist() == [0, 0]
+
+
+def test_damaged_predictors_are_refused(trained, tmp_path):
+    with pytest.raises(PredictorError, match=r"no predictor\.json"):
+        Predictor.load(tmp_path)
+    Predictor.of(trained[0], FeatureConfig(), RECIPE, CONFIG.head, {}).save(tmp_path)
+    weights, described = (tmp_path / name for name in FILES)
+    text = described.read_text()
+    described.write_text(text.replace('"version": 1', '"version": 9'))
+    with pytest.raises(PredictorError, match="version 9"):
+        Predictor.load(tmp_path)
+    other = json.loads(text)
+    other["head"]["hidden"] = [17]
+    described.write_text(json.dumps(other))
+    with pytest.raises(PredictorError, match="not those of the head"):
+        Predictor.load(tmp_path)
+    described.write_text(text)
+    weights.write_bytes(weights.read_bytes()[:50])
+    with pytest.raises(PredictorError, match="damaged"):
+        Predictor.load(tmp_path)
+
+
+def test_problems_with_one_text_stay_together():
+    _, labels = problems(60)
+    twice = dataclasses.replace(labels, texts=labels.texts[:30] * 2)
+    parts = split(twice, SplitConfig(), 0)
+    assert sorted(np.concatenate([parts.train, parts.test])) == list(range(60))
+    assert set(parts.fold[parts.train]) == set(range(5))
+    np.testing.assert_array_equal(parts.fold[:30], parts.fold[30:])
+    assert set(parts.fold[parts.test]) == {-1}
+
+
+def test_what_cannot_be_trained_on_is_refused(monkeypatch):
+    features, labels = problems(60)
+    with pytest.raises(PredictorError, match="1 of 8 problems for a fold"):
+        train(features, labels.take(slice(8)), CONFIG)
+    monkeypatch.setattr(jax, "devices", lambda: [jax.local_devices()[0]] * 64)
+    with pytest.raises(PredictorError, match="54 problems to train on for 64 devices"):
+        train(features, labels, CONFIG)
+    monkeypatch.undo()
+    features.rows[7][0, 0] = np.nan
+    with pytest.raises(PredictorError, match="features of problem 'synthetic/7' are not finite"):
+        train(features, labels, CONFIG)
