@@ -2,7 +2,9 @@
 
 import asyncio
 import dataclasses
+import shutil
 
+import psutil
 import pytest
 
 from eval.bench_live import TransformersPrm
@@ -125,7 +127,7 @@ def test_aborted_completions_come_back_with_what_they_have_cost(run, sampler):
         # A token is a byte, and a character one or more; the last may be there in part.
         assert len(one.text) <= one.tokens
         assert whole[one.index].text.startswith(one.text.rstrip("\ufffd"))
-    assert sampler._engine.get_num_unfinished_requests() == 0
+    assert sampler._engine.llm.get_num_unfinished_requests() == 0
 
 
 def test_leaving_the_iteration_ends_the_requests(run, sampler):
@@ -134,7 +136,7 @@ def test_leaving_the_iteration_ends_the_requests(run, sampler):
         async for _ in stream:
             break
         await stream.aclose()
-        return sampler._engine.get_num_unfinished_requests()
+        return sampler._engine.llm.get_num_unfinished_requests()
 
     assert run(only_one()) == 0
 
@@ -218,10 +220,32 @@ def test_seeds_are_many_and_apart():
             SamplerConfig(model="{model}", engine=EngineConfig(max_model_len=10**6)),
             r"vLLM cannot start it: .*max_model_len",
         ),
+        # What goes wrong in the engine's own processes.
+        (SamplerConfig(model="{hollow}"), r"vLLM cannot start it: .*[Cc]annot find any model wei"),
     ],
 )
 def test_what_cannot_be_made_is_one_clear_line(folders, tmp_path, config, message):
-    model = config.model.format(empty=tmp_path, model=folders["reasoner"])
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    hollow = shutil.copytree(folders["reasoner"], tmp_path / "hollow")
+    (hollow / "model.safetensors").unlink()
+    model = config.model.format(empty=empty, hollow=hollow, model=folders["reasoner"])
     with pytest.raises(BackendError, match=message) as caught:
         make_sampler(dataclasses.replace(config, model=model), seed=0)
     assert "\n" not in str(caught.value)
+
+
+# Last, because it leaves the sampler dead.
+def test_a_dead_engine_is_one_clear_line(run, sampler):
+    engine = next(p for p in psutil.Process().children() if "EngineCore" in " ".join(p.cmdline()))
+
+    async def kill_while_sampling():
+        asyncio.get_running_loop().call_later(0.05, engine.kill)
+        for _ in range(100):
+            await drawn(sampler, 64)
+
+    with pytest.raises(BackendError, match=r"the engine of .*reasoner has died.*log") as caught:
+        run(kill_while_sampling())
+    assert "\n" not in str(caught.value)
+    with pytest.raises(BackendError, match="has died"):
+        run(drawn(sampler, 1))

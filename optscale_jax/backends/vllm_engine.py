@@ -1,31 +1,78 @@
 """An asynchronous engine of vLLM in this process, for a sampler or a verifier.
 
 vLLM is told most things through the environment, which the engine's own processes inherit when
-they start; it is set for that moment only, so that two engines can differ.
+they start; it is set for that moment only, so that two engines can differ. What these processes
+print goes to a log of their own, unless the user has set VLLM_LOGGING_LEVEL to read it as it comes.
 """
 
+import asyncio
 import contextlib
 import dataclasses
 import logging
 import os
+import re
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optscale_jax.backends.base import BackendError
+from optscale_jax.backends.concurrency import cancelled
 from optscale_jax.backends.config import EngineConfig
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 __all__ = [
+    "Engine",
     "engine_arguments",
     "engine_environment",
     "local_model",
     "one_line",
     "start_engine",
-    "stop_engine",
 ]
+
+# How long an engine's processes may take to end by themselves. Of that, their own workers get a
+# second: they tidy up memory that the system takes back anyway.
+_STOP_SECONDS = 20.0
+_WORKER_STOP_SECONDS = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+    """An engine that runs.
+
+    Attributes:
+        llm: The engine.
+        model: The model's folder or name.
+        log: What its processes print; None where the user reads that as it comes.
+    """
+
+    llm: "AsyncLLM"
+    model: str
+    log: Path | None
+
+    def died(self) -> BackendError:
+        """What to raise once it has died."""
+        return BackendError(f"the engine of {self.model} has died{_why(self.log)}")
+
+    async def close(self) -> None:
+        """Ends its processes without holding up the loop."""
+        if self.llm.output_handler is not None:
+            # It would report the end of the processes as a failure.
+            await cancelled(self.llm.output_handler)
+        await asyncio.to_thread(self.shutdown)
+
+    def shutdown(self) -> None:
+        """Ends its processes; it may have died before."""
+        with contextlib.suppress(Exception):
+            self.llm.shutdown(timeout=_STOP_SECONDS)
+        # Its destructor does so again, at the interpreter's end with a traceback about modules that
+        # are gone by then.
+        self.llm.shutdown = lambda *_, **__: None
+        if self.log is not None:
+            self.log.unlink(missing_ok=True)
 
 
 def start_engine(
@@ -36,7 +83,7 @@ def start_engine(
     tokenizer: str | None = None,
     seeded: bool = False,
     **arguments: Any,
-) -> "AsyncLLM":
+) -> Engine:
     """Starts an engine and waits until it is ready.
 
     Args:
@@ -48,26 +95,34 @@ def start_engine(
         **arguments: Further arguments of `AsyncEngineArgs`, which `config.extra` overrides.
 
     Returns:
-        The engine; `shutdown()` ends its processes.
+        The engine.
 
     Raises:
         BackendError: If it cannot be started.
     """
-    with engine_environment(config, model=model, tokenizer=tokenizer):
-        values = engine_arguments(
-            config, model=model, revision=revision, tokenizer=tokenizer, seeded=seeded
-        )
-        from vllm import AsyncEngineArgs
-        from vllm.v1.engine.async_llm import AsyncLLM
-
+    log = None if "VLLM_LOGGING_LEVEL" in os.environ else _new_log()
+    printed = contextlib.nullcontext() if log is None else _printed_to(log)
+    with engine_environment(config, model=model, tokenizer=tokenizer), printed:
         try:
-            return AsyncLLM.from_engine_args(
-                AsyncEngineArgs(**{**values, **arguments, **config.extra})
+            values = engine_arguments(
+                config, model=model, revision=revision, tokenizer=tokenizer, seeded=seeded
             )
+            from vllm import AsyncEngineArgs
+            from vllm.v1.engine.async_llm import AsyncLLM
+
+            values = {**values, **arguments, **config.extra}
+            return Engine(AsyncLLM.from_engine_args(AsyncEngineArgs(**values)), model, log)
         # vLLM has no type of its own for what can go wrong here: memory, files, the network, an
         # architecture that it does not know.
         except Exception as error:
-            raise BackendError(f"{model}: vLLM cannot start it: {one_line(error)}") from error
+            elsewhere = _ELSEWHERE.search(str(error)) is not None
+            # An error in one of its processes is told by the log alone.
+            why = _why(log) if elsewhere else f": {one_line(error)}"
+            if log is not None and not elsewhere:
+                log.unlink(missing_ok=True)
+            if isinstance(error, BackendError):
+                raise
+            raise BackendError(f"{model}: vLLM cannot start it{why}") from error
 
 
 def engine_arguments(
@@ -78,7 +133,7 @@ def engine_arguments(
     tokenizer: str | None = None,
     seeded: bool = False,
 ) -> dict[str, Any]:
-    """What an engine is started with; imports vLLM, so call it in its environment.
+    """What an engine is started with; call it in its environment.
 
     Args:
         config: The engine's configuration.
@@ -91,16 +146,11 @@ def engine_arguments(
         Arguments of vLLM's `EngineArgs`, without `config.extra`.
 
     Raises:
-        BackendError: If vLLM is not there, or not for the device that the configuration wants.
+        BackendError: If vLLM is not for the device that the configuration wants.
     """
-    try:
-        from vllm import AsyncEngineArgs
-        from vllm.platforms import current_platform
-    except ImportError as error:
-        raise BackendError(
-            f"vLLM cannot be imported ({one_line(error)}); install it as the README says, or "
-            "name servers that run"
-        ) from error
+    from vllm import AsyncEngineArgs
+    from vllm.platforms import current_platform
+
     on_cpu = current_platform.is_cpu()
     _check_device(config, on_cpu=on_cpu)
     known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
@@ -131,13 +181,19 @@ def engine_arguments(
     return arguments
 
 
-def stop_engine(engine: "AsyncLLM") -> None:
-    """Ends an engine's processes; it may have died before."""
-    with contextlib.suppress(Exception):
-        engine.shutdown()
-    # Its destructor does so again, at the interpreter's end with a traceback about modules that are
-    # gone by then.
-    engine.shutdown = lambda *_, **__: None
+def _import_vllm() -> None:
+    """Imports vLLM.
+
+    Raises:
+        BackendError: If it is not installed, or something that it needs is not.
+    """
+    try:
+        import vllm  # noqa: F401
+    except ImportError as error:
+        raise BackendError(
+            f"vLLM cannot be imported ({one_line(error)}); install it as the README says, or "
+            "name servers that run"
+        ) from error
 
 
 def local_model(model: str) -> Path | None:
@@ -186,11 +242,63 @@ def _check_device(config: EngineConfig, *, on_cpu: bool) -> None:
         )
 
 
+# How vLLM's errors say that the error proper is another process's.
+_ELSEWHERE = re.compile(r"(initialization failed|See (stack trace|root cause))")
+_ERROR = re.compile(r"\b((?:\w+\.)*\w*(?:Error|Exception): .+)")
+
+
+def _why(log: Path | None) -> str:
+    """The end of a sentence that says why an engine has failed, by its log."""
+    if log is None:
+        return "; vLLM's log above says why"
+    with contextlib.suppress(OSError):
+        text = log.read_text(encoding="utf-8", errors="replace")
+        errors = [one for one in _ERROR.findall(text) if not _ELSEWHERE.search(one)]
+        if errors:
+            return f": {one_line(Exception(errors[-1]))} (all of it: {log})"
+    return f"; its log says why: {log}"
+
+
+def _new_log() -> Path:
+    with tempfile.NamedTemporaryFile(prefix="optscale-vllm-", suffix=".log", delete=False) as log:
+        return Path(log.name)
+
+
+@contextlib.contextmanager
+def _printed_to(path: Path) -> Iterator[None]:
+    """Sends what this process and those that it starts print to a file.
+
+    Processes keep the outputs that they were started with, so those of an engine go on printing
+    there; this process has its own again afterwards.
+    """
+    with open(path, "ab") as log:
+        kept = {number: os.dup(number) for number in (1, 2)}
+        _flush()
+        try:
+            for number in kept:
+                os.dup2(log.fileno(), number)
+            yield
+        finally:
+            _flush()
+            for number, copy in kept.items():
+                os.dup2(copy, number)
+                os.close(copy)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        # Either may be closed, or none where there is no terminal.
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            stream.flush()
+
+
 @contextlib.contextmanager
 def engine_environment(
     config: EngineConfig, *, model: str, tokenizer: str | None = None
 ) -> Iterator[None]:
-    """The environment that an engine starts in; what the user has set himself is left alone.
+    """The environment that vLLM is imported and an engine started in.
+
+    What the user has set himself is left alone.
 
     Args:
         config: The engine's configuration.
@@ -201,11 +309,12 @@ def engine_environment(
         Nothing.
 
     Raises:
-        BackendError: If `model` or `tokenizer` is neither a folder nor a name.
+        BackendError: If `model` or `tokenizer` is neither a folder nor a name, or vLLM is missing.
     """
     values = {
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS": str(_WORKER_STOP_SECONDS),
         "TORCH_CPP_LOG_LEVEL": "ERROR",
         "PYTHONWARNINGS": "ignore::FutureWarning",
         "VLLM_CPU_KVCACHE_SPACE": str(config.cpu_kv_cache_gib),
@@ -220,6 +329,7 @@ def engine_environment(
     # Before vLLM has set up its loggers, their warnings are printed whatever the level above says.
     logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"].upper())
     try:
+        _import_vllm()
         yield
     finally:
         # Only ours: vLLM's own additions (which libraries to preload) are meant to stay.

@@ -5,7 +5,7 @@ import contextlib
 import itertools
 from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from optscale_jax.backends.base import (
     BackendError,
@@ -16,11 +16,8 @@ from optscale_jax.backends.base import (
 )
 from optscale_jax.backends.concurrency import as_they_end, cancelled
 from optscale_jax.backends.config import PromptConfig, SamplerConfig
-from optscale_jax.backends.vllm_engine import one_line, start_engine, stop_engine
+from optscale_jax.backends.vllm_engine import engine_environment, one_line, start_engine
 from optscale_jax.problems import Problem
-
-if TYPE_CHECKING:
-    from vllm.v1.engine.async_llm import AsyncLLM
 
 __all__ = ["VllmSampler", "prompt_token_ids"]
 
@@ -39,8 +36,10 @@ class VllmSampler:
     """
 
     def __init__(self, config: SamplerConfig, *, seed: int):
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        model, tokenizer = config.model, config.tokenizer
+        with engine_environment(config.engine, model=model, tokenizer=tokenizer):
+            from vllm import SamplingParams
+            from vllm.sampling_params import RequestOutputKind
 
         self._config = config
         self._seed = seed
@@ -60,21 +59,21 @@ class VllmSampler:
             SamplingParams(**self._params)
         except (TypeError, ValueError) as error:
             raise BackendError(f"the sampler's parameters: {one_line(error)}") from error
-        self._engine: AsyncLLM = start_engine(
+        self._engine = start_engine(
             config.engine,
-            model=config.model,
+            model=model,
             revision=config.revision,
-            tokenizer=config.tokenizer,
+            tokenizer=tokenizer,
             seeded=True,
             enable_prefix_caching=True,
         )
         try:
-            self._tokenizer = self._engine.get_tokenizer()
-            self._max_len = self._engine.model_config.max_model_len
+            self._tokenizer = self._engine.llm.get_tokenizer()
+            self._max_len = self._engine.llm.model_config.max_model_len
             # Now, so that a chat template that cannot be used is known before any problem is.
             prompt_token_ids(self._tokenizer, config.prompt, "1 + 1")
         except BaseException:
-            stop_engine(self._engine)
+            self._engine.shutdown()
             raise
 
     async def sample(
@@ -114,15 +113,13 @@ class VllmSampler:
             seed=sample_seed(self._seed, problem.id, index), skip_clone=True, **self._params
         )
         try:
-            async for output in self._engine.generate(tokens_input(prompt), params, name):
+            async for output in self._engine.llm.generate(tokens_input(prompt), params, name):
                 if output.finished:
                     only = output.outputs[0]
                     reason = _finish_reason(only.finish_reason)
                     return Completion(index, only.text, len(only.token_ids), reason, len(prompt))
         except EngineDeadError as error:
-            raise BackendError(
-                f"the engine of {self._config.model} has died; vLLM's log above says why"
-            ) from error
+            raise self._engine.died() from error
         except (EngineGenerateError, ValueError) as error:
             cause = error.__cause__ or error
             raise ProblemError(f"problem {problem.id}: vLLM: {one_line(cause)}") from error
@@ -134,21 +131,21 @@ class VllmSampler:
         await abort.wait()
         # Again and again, because a request that is still being added is not known to vLLM yet.
         while any(not task.done() for task in tasks):
-            await self._engine.abort(
+            await self._engine.llm.abort(
                 [name for name, task in zip(names, tasks, strict=True) if not task.done()]
             )
             await asyncio.wait(tasks, timeout=_ABORT_AGAIN_SECONDS)
 
     async def close(self) -> None:
         """Ends the engine's processes."""
-        stop_engine(self._engine)
+        await self._engine.close()
 
 
 def _finish_reason(reason: str | None) -> FinishReason:
     if reason in ("length", "abort"):
         return reason
     if reason == "error":
-        raise BackendError("vLLM ended a request with an error; its log above says why")
+        raise BackendError("vLLM ended a request with an error")
     return "stop"
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from optscale_jax.backends.base import BackendError
 from optscale_jax.backends.config import VerifierConfig
 from optscale_jax.backends.prm import FORMATS, StepPrompt
-from optscale_jax.backends.vllm_engine import one_line, start_engine, stop_engine
+from optscale_jax.backends.vllm_engine import one_line, start_engine
 
 __all__ = ["VllmPooler"]
 
@@ -30,8 +30,8 @@ class VllmPooler:
             tokenizer=config.tokenizer,
             runner="pooling",
         )
-        self.tokenizer: Any = self._engine.get_tokenizer()
-        self.max_len: int = self._engine.model_config.max_model_len
+        self.tokenizer: Any = self._engine.llm.get_tokenizer()
+        self.max_len: int = self._engine.llm.model_config.max_model_len
         separator = FORMATS[config.family].separator
         self._separator: int = self.tokenizer.convert_tokens_to_ids(separator)
 
@@ -45,12 +45,12 @@ class VllmPooler:
         name = f"score-{next(self._requests)}"
         rows = None
         try:
-            async for output in self._engine.encode(tokens_input(prompt.token_ids), params, name):
+            async for output in self._engine.llm.encode(
+                tokens_input(prompt.token_ids), params, name
+            ):
                 rows = output.outputs.data
         except EngineDeadError as error:
-            raise BackendError(
-                f"the engine of {self._model} has died; vLLM's log above says why"
-            ) from error
+            raise self._engine.died() from error
         except (EngineGenerateError, ValueError) as error:
             raise BackendError(
                 f"{self._model}: vLLM: {one_line(error.__cause__ or error)}"
@@ -64,4 +64,4 @@ class VllmPooler:
 
     async def close(self) -> None:
         """Ends the engine's processes."""
-        stop_engine(self._engine)
+        await self._engine.close()
