@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from optscale_jax.backends import BackendError, Completion
 from optscale_jax.backends.config import VerifierConfig
+from optscale_jax.backends.families import FORMATS, StepFormat
 from optscale_jax.backends.prm import (
     AGGREGATES,
-    FORMATS,
     PrmVerifier,
     aggregate,
     split_steps,
@@ -165,6 +165,32 @@ def test_only_what_follows_the_thinking_is_scored_on_request(tokenizer):
     thought, plain = score(pooler, "a\n\nb\n\n</think>\n\nc", "d\n\ne", config=config)
     assert len(thought.steps) == 1
     assert len(plain.steps) == 2
+
+
+def test_another_family_is_one_class(tokenizer, monkeypatch):
+    class Scorer:
+        """A logit in the first column, and problem and steps in one message."""
+
+        separator = "<|endoftext|>"
+
+        def messages(self, problem, steps):
+            text = problem + "".join(step + self.separator for step in steps)
+            return [{"role": "user", "content": text}]
+
+        def scores(self, rows):
+            return 1 / (1 + np.exp(-rows[:, 0]))
+
+    assert isinstance(Scorer(), StepFormat)
+    monkeypatch.setitem(FORMATS, "mine", Scorer())
+    pooler = FakePooler(tokenizer)
+    (only,) = score(pooler, "one\n\ntwo", config=VerifierConfig(model="m", family="mine"))
+    # The stand-in's first column is 1 - 1/2 and 1 - 1/4.
+    assert only.steps == pytest.approx([1 / (1 + math.exp(-0.5)), 1 / (1 + math.exp(-0.75))])
+    assert tokenizer.decode(pooler.prompts[0].token_ids) == (
+        "<|im_start|>user\nWhat is 1 + 1?one<|endoftext|>two<|endoftext|><|im_end|>\n"
+    )
+    with pytest.raises(ValueError, match=r"family is 'yours'; there are qwen2\.5-math-prm"):
+        VerifierConfig(family="yours")
 
 
 def test_a_tokenizer_of_another_family_is_refused(tokenizer):

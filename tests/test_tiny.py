@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from optscale_jax.backends.prm import FORMATS, split_steps, step_prompt
+from optscale_jax.backends.families import FORMATS
+from optscale_jax.backends.prm import split_steps, step_prompt
 from optscale_jax.models import Qwen2, Qwen2Config
 from optscale_jax.tiny import SYSTEM_PROMPT, Chain, check_steps, draw_chains
 from optscale_jax.tiny.__main__ import main

@@ -9,6 +9,7 @@ import math
 from typing import Any, Literal
 
 from optscale_jax.backends.base import Sampler, Verifier
+from optscale_jax.backends.families import FORMATS
 
 __all__ = [
     "EngineConfig",
@@ -285,7 +286,8 @@ class VerifierConfig:
             that they serve it by. Needed.
         revision: Branch, tag or commit on the hub; null: the main branch.
         tokenizer: Folder or hub name of the tokenizer; null: the model's.
-        family: How the process reward model wants problem and steps written.
+        family: How the process reward model wants problem and steps written, a name of
+            optscale_jax/backends/families.py.
         aggregate: What of the step scores is the completion's score: their mean (the paper's), the
             last, the least, or their product.
         after_think: Whether to score only what follows a completion's last </think>, for models
@@ -300,12 +302,21 @@ class VerifierConfig:
     model: str = ""
     revision: str | None = None
     tokenizer: str | None = None
-    family: Literal["qwen2.5-math-prm"] = "qwen2.5-math-prm"
+    family: str = "qwen2.5-math-prm"
     aggregate: Literal["mean", "last", "min", "product"] = "mean"
     after_think: bool = False
     judge: JudgeConfig = JudgeConfig()
     engine: EngineConfig = EngineConfig()
     server: ServerConfig = ServerConfig()
+
+    def __post_init__(self) -> None:
+        """Refuses a family that there is not.
+
+        Raises:
+            ValueError: Naming those that there are.
+        """
+        if self.family not in FORMATS:
+            raise ValueError(f"family is {self.family!r}; there are {', '.join(FORMATS)}")
 
 
 def make_sampler(config: SamplerConfig, *, seed: int) -> Sampler:

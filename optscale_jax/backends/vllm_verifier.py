@@ -7,7 +7,8 @@ import numpy as np
 
 from optscale_jax.backends.base import BackendError
 from optscale_jax.backends.config import VerifierConfig
-from optscale_jax.backends.prm import FORMATS, StepPrompt
+from optscale_jax.backends.families import FORMATS
+from optscale_jax.backends.prm import StepPrompt
 from optscale_jax.backends.vllm_engine import one_line, start_engine
 
 __all__ = ["VllmPooler"]
