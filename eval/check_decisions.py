@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 
 from eval.cli import BadInput, bad_input, parse
-from eval.live import priors_of
+from eval.priors import priors_of
 from eval.sample import SampleConfig, policy_of_sample
 from eval.solve import SolveConfig, policy_of_solve
 from optscale_jax import Policy, Pool, PoolError, Prior, replay
@@ -65,7 +65,9 @@ def _check(directory: Path) -> bool:
     )
     if isinstance(config, SolveConfig):
         _, policy = policy_of_solve(config)
-        priors, _ = priors_of(config.priors, config.policy.name, decided)
+        priors, _ = priors_of(
+            config.priors, config.policy.name, [problem.id for problem in decided]
+        )
     else:
         (_, policy), priors = policy_of_sample(config), {}
     names = [problem.id for problem in decided]

@@ -47,26 +47,32 @@ _Selection = Literal["best_score", "majority", "weighted_vote"]
 
 @dataclasses.dataclass(frozen=True)
 class PriorConfig:
-    """One prior on the law of scores for all problems.
+    """The prior on the law of scores: one for all problems, or a file with one for each.
 
     Attributes:
         loc: Mean of the prior on the law's loc, in units of score. null: no prior.
         scale: Mean of the prior on the law's scale, in units of score, above 0.
         loc_sd: Standard deviation of the prior on loc, above 0.
         scale_sd: Standard deviation of the prior on scale, above 0.
+        file: JSON lines file with a prior for each problem, as eval.predict writes it, instead of
+            the numbers; the tokens that predicting took are counted. null: the numbers hold.
     """
 
     loc: float | None = None
     scale: float | None = None
     loc_sd: float = 0.1
     scale_sd: float = 0.1
+    file: str | None = None
 
     def build(self) -> Prior | None:
-        """The library's prior, or None.
+        """The library's prior; None without one, or if it is in a file (`eval.priors` reads it).
 
         Raises:
-            ValueError: If only one of loc and scale is given, or a number is outside its domain.
+            ValueError: If only one of loc and scale is given, a file beside them, or a number is
+                outside its domain.
         """
+        if self.file is not None and self != PriorConfig(file=self.file):
+            raise ValueError("prior: give a file or numbers, not both")
         if self.loc is None and self.scale is None:
             return None
         if self.loc is None or self.scale is None:
@@ -329,10 +335,16 @@ def describe(setting: Mapping[str, Any], name: str) -> str:
         if isinstance(value, PriorConfig):
             value = dataclasses.asdict(value)
         if isinstance(value, Mapping):
-            words += [f"prior.{k}={v:g}" for k, v in value.items()]
+            words += _prior_in_words(value)
         elif value != parameter.default:
             words.append(f"{argument}={_in_words(value)}")
     return " ".join(words)
+
+
+def _prior_in_words(prior: Mapping[str, Any]) -> list[str]:
+    if prior.get("file") is not None:
+        return [f"prior.file={prior['file']}"]
+    return [f"prior.{k}={v:g}" for k, v in prior.items() if v is not None]
 
 
 def _in_words(value: Any) -> str:

@@ -9,7 +9,6 @@ import asyncio
 import dataclasses
 import hashlib
 import importlib.metadata
-import inspect
 import math
 import os
 import platform
@@ -25,7 +24,8 @@ import numpy as np
 from rich.console import Console
 
 from eval.cli import BadInput, Terminated, bad_input, output_folder, progress, to_yaml
-from eval.grid import FACTORIES, PriorConfig, describe
+from eval.grid import describe
+from eval.priors import priors_of
 from optscale_jax import Policy, PoolError, Prior
 from optscale_jax.answers import answers_equal
 from optscale_jax.backends.base import BackendError, Sampler, Verifier
@@ -41,12 +41,11 @@ from optscale_jax.equivalence import EquivalenceChecker
 from optscale_jax.metrics import TokenLedger
 from optscale_jax.problems import Problem, ProblemsError, load_problems
 from optscale_jax.readers import read_pool
-from optscale_jax.readers.records import read_records
 from optscale_jax.report.tables import Table, cells, write_csv
 from optscale_jax.runs import Run, RunError
 from optscale_jax.tiny.arithmetic import records
 
-__all__ = ["OUTPUTS", "Decider", "LiveConfig", "RecordedConfig", "priors_of", "run_live"]
+__all__ = ["OUTPUTS", "Decider", "LiveConfig", "RecordedConfig", "run_live"]
 
 OUTPUTS = ("results.csv", "per_problem.csv", "pool.npz", "summary.md")
 # Nothing that is drawn, and nothing that is decided, depends on these.
@@ -193,7 +192,7 @@ def run_live(
         raise BadInput(f"verify is false, but {name} reads scores")
     stand_in = _StandIn(config.recorded) if config.recorded.pool is not None else None
     problems = _problems(config, stand_in)
-    prior_of, predictor_tokens = priors_of(priors, name, problems)
+    prior_of, predictor_tokens = priors_of(priors, name, [problem.id for problem in problems])
     with bad_input("--out", (RunError,)):
         run = Run(
             config.out,
@@ -366,50 +365,6 @@ def _problems(config: LiveConfig, stand_in: _StandIn | None) -> list[Problem]:
         return [Problem(str(r["unique_id"]), str(r["problem"]), str(r["answer"])) for r in drawn]
     with bad_input("problems", (ProblemsError,)):
         return load_problems(config.problems, limit=config.limit)
-
-
-def priors_of(
-    path: str | None, name: str, problems: Sequence[Problem]
-) -> tuple[dict[str, Prior], dict[str, int]]:
-    """Reads a file of priors.
-
-    Args:
-        path: JSON lines, as eval.predict writes them; None = no priors.
-        name: The policy's factory.
-        problems: The problems, each of which must have one.
-
-    Returns:
-        The priors, and the tokens that predicting each took, by problem.
-
-    Raises:
-        BadInput: If the policy takes none, a line cannot be used, or a problem has no prior.
-    """
-    if path is None:
-        return {}, {}
-    if "prior" not in inspect.signature(FACTORIES[name]).parameters:
-        raise BadInput(f"priors: {name} takes no prior; use optscale, or leave priors out")
-    priors, tokens = {}, {}
-    with bad_input("priors", (PoolError,)):
-        for record in read_records(Path(path)):
-            numbers = {field: record.get(field) for field in ("loc", "scale", "loc_sd", "scale_sd")}
-            for field, value in numbers.items():
-                if isinstance(value, bool) or not isinstance(value, int | float):
-                    raise record.error(field, says=f"is {value!r}; it must be a number")
-            problem_id = record.label("problem_id")
-            try:
-                prior = PriorConfig(**numbers).build()
-            except ValueError as error:
-                raise record.error(says=str(error)) from error
-            assert prior is not None  # loc and scale are numbers
-            priors[problem_id] = prior
-            tokens[problem_id] = max(record.length("tokens"), 0) if "tokens" in record.value else 0
-    missing = next((problem.id for problem in problems if problem.id not in priors), None)
-    if missing is not None:
-        raise BadInput(
-            f"{path}: no prior for problem {missing!r}; predict them for these problems (python -m "
-            "eval.predict)"
-        )
-    return priors, tokens
 
 
 def _versions(priors: str | None) -> dict[str, Any]:

@@ -118,6 +118,7 @@ def replay_entries(
     seed: int,
     num_permutations: int,
     priors: Mapping[str, Prior] | None = None,
+    extra_tokens: Mapping[str, np.ndarray] | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> list[Replayed]:
     """Replays a comparison over a pool, all policies in the same orders.
@@ -129,6 +130,8 @@ def replay_entries(
         seed: Of the orders.
         num_permutations: K, or 0 for the stored order.
         priors: Label of an entry to the prior of each problem, fields [P].
+        extra_tokens: Label of an entry to what it spends on each problem beside completions, [P],
+            such as the tokens that a predictor reads.
         advance: Called after each entry.
 
     Returns:
@@ -152,6 +155,12 @@ def replay_entries(
                 key=jax.random.key(seed),
                 num_permutations=num_permutations,
                 prior=priors.get(entry.label),
+            )
+        extra = (extra_tokens or {}).get(entry.label)
+        if extra is not None:
+            known = result.tokens >= 0
+            result = result._replace(
+                tokens=np.where(known, result.tokens + extra, -1).astype(np.int32)
             )
         return result if family.traced else jax.tree.map(lambda field: field[None], result)
 

@@ -66,7 +66,7 @@ def run(config: SolveConfig) -> None:
     Raises:
         BadInput: As `run_live` and `policy_of_solve`.
     """
-    run_live(config, *policy_of_solve(config), priors=config.priors)
+    run_live(config, *policy_of_solve(config), priors=config.priors or config.policy.prior.file)
 
 
 def policy_of_solve(config: SolveConfig) -> tuple[Decider, Policy]:

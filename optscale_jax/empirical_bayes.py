@@ -188,6 +188,7 @@ def posterior_nodes(stats: ScoreStats, prior: Prior) -> Posterior:
     return jax.vmap(_nodes_of_one)(stats, prior)
 
 
+@jax.jit
 def log_marginal(posterior: Posterior, prior: Prior) -> Array:
     """Log marginal likelihood of each problem's scores under a prior, in nats.
 
@@ -337,4 +338,5 @@ def predictive_interval(prior: Prior, coverage: ArrayLike = 0.8, n: ArrayLike = 
         low, high = jax.lax.fori_loop(0, 22, halve, (zero, zero + 1))
         return 0.5 * (low + high)
 
-    return jnp.stack([quantile(0.5 - coverage / 2), quantile(0.5 + coverage / 2)], axis=-1)
+    half = jnp.asarray(coverage) / 2
+    return jnp.stack([quantile(0.5 - half), quantile(0.5 + half)], axis=-1)

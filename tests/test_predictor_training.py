@@ -1,5 +1,6 @@
 """Training: what it learns, that it goes on bit for bit, and that devices do not change it."""
 
+import csv
 import dataclasses
 import json
 import os
@@ -12,13 +13,18 @@ import jax
 import numpy as np
 import pytest
 
+from eval import predict, replay
+from optscale_jax import TruncatedNormal, synthetic_pool
 from optscale_jax.predictor.errors import PredictorError
 from optscale_jax.predictor.features import FeatureConfig, Recipe
 from optscale_jax.predictor.head import HeadConfig
 from optscale_jax.predictor.losses import LossConfig
 from optscale_jax.predictor.predictor import FILES, Predictor
 from optscale_jax.predictor.training import SplitConfig, split, train
+from tests.checkpoints import save_model
 from tests.predictor_problems import CONFIG, problems
+from train import labels as train_labels
+from train import predictor as train_predictor
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = Recipe("model", "fingerprint", (1,), "mean", 8, "float32")
@@ -49,8 +55,9 @@ class Crash(Exception):
     pass
 
 
-@pytest.mark.parametrize("epoch", [1, 3])
-def test_training_that_was_cut_off_ends_with_the_same_weights(trained, tmp_path, epoch):
+def test_training_that_was_cut_off_ends_with_the_same_weights(trained, tmp_path):
+    epoch = 2
+
     def crash(numbers):
         if numbers["epoch"] == epoch:
             raise Crash
@@ -172,3 +179,129 @@ def test_what_cannot_be_trained_on_is_refused(monkeypatch):
     features.rows[7][0, 0] = np.nan
     with pytest.raises(PredictorError, match="features of problem 'synthetic/7' are not finite"):
         train(features, labels, CONFIG)
+
+
+# Commands -----------------------------------------------------------------------------------------
+
+
+def lines_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    """A predictor that the command trained, on texts whose numbers are the difficulty."""
+    folder = tmp_path_factory.mktemp("command")
+    model = save_model(folder / "model")
+    pool = synthetic_pool(jax.random.key(1), num_problems=60, num_samples=16)
+    pool.save(folder / "pool.npz")
+    texts = [{"id": str(name), "problem": f"problem {name}"} for name in pool.problem_ids]
+    (folder / "problems.jsonl").write_text("".join(json.dumps(t) + "\n" for t in texts))
+    assert not train_labels.main(
+        [
+            *("--pool", str(folder / "pool.npz"), "--out", str(folder / "labels.jsonl")),
+            *("--problems", str(folder / "problems.jsonl")),
+        ]
+    )
+    arguments = [
+        *("--labels", str(folder / "labels.jsonl"), "--cache", str(folder / "cache")),
+        *("--features.model", str(model), "--out", str(folder / "out")),
+        *("--training.head.hidden", "[8]", "--training.head.dropout", "[0]"),
+        *("--training.epochs", "2", "--training.members", "1", "--training.batch_size", "20"),
+    ]
+    assert train_predictor.main(arguments) == 0
+    return folder, arguments
+
+
+def test_commands_lead_from_a_pool_to_priors(command):
+    folder, _ = command
+    out = folder / "priors.jsonl"
+    common = [
+        *("--checkpoint", str(folder / "out"), "--problems", str(folder / "problems.jsonl")),
+        *("--cache", str(folder / "cache"), "--out", str(out)),
+    ]
+    assert predict.main(common) == 0
+    records = lines_of(out)
+    problems = lines_of(folder / "problems.jsonl")
+    assert [r["problem_id"] for r in records] == [p["id"] for p in problems]
+    for record, problem in zip(records, problems, strict=True):
+        assert record["tokens"] == len(problem["problem"])  # bytes are the tokens
+        assert record["mean_low"] < record["mean"] < record["mean_high"]
+        law = TruncatedNormal(record["loc"], record["scale"])
+        assert 0 < law.mean() < 1
+    assert [m["epoch"] for m in lines_of(folder / "out" / "metrics.jsonl")] == [1, 2]
+    assert list((folder / "out" / "tensorboard").iterdir())
+
+    assert predict.main([*common, "--kind", "paper"]) == 0
+    for paper, learned in zip(lines_of(out), records, strict=True):
+        assert (paper["loc"], paper["scale"]) == (learned["mean"], learned["sd"])
+        np.testing.assert_allclose([paper["loc_sd"], paper["scale_sd"]], 0.1)
+
+
+def test_a_finished_training_is_not_done_again(command, capsys):
+    folder, arguments = command
+    weights = (folder / "out" / FILES[0]).read_bytes()
+    assert train_predictor.main(arguments) == 0
+    assert "going on after epoch 2" in capsys.readouterr().err
+    assert (folder / "out" / FILES[0]).read_bytes() == weights
+    assert len(lines_of(folder / "out" / "metrics.jsonl")) == 2
+
+
+def test_replay_reads_priors_and_counts_their_tokens(command, tmp_path):
+    folder, _ = command
+    names = [record["id"] for record in lines_of(folder / "problems.jsonl")]
+    record = {"loc": 0.8, "scale": 0.1, "loc_sd": 0.1, "scale_sd": 0.1, "tokens": 7}
+    priors = tmp_path / "priors.jsonl"
+    priors.write_text(
+        "".join(json.dumps({"problem_id": name, **record}) + "\n" for name in reversed(names))
+    )
+    config = tmp_path / "config.yaml"
+    policy = "{name: optscale, s_min: 0.9, alpha: 0.9, max_samples: 8, prior: {%s}}"
+    numbers = "loc: 0.8, scale: 0.1"
+    config.write_text(
+        f"policy: {policy % f'file: {priors}'}\n"
+        f"compare: [{policy % numbers}]\n"
+        f"permutations: 1\nresamples: 1\npool: {folder / 'pool.npz'}\n"
+    )
+    config.write_text(config.read_text().replace("compare: [{", "compare: [{label: fixed, "))
+    assert replay.main(["--config", str(config), "--out", str(tmp_path / "out")]) == 0
+    with open(tmp_path / "out" / "per_problem.csv") as file:
+        rows = list(csv.DictReader(file))
+    own, fixed = rows[:60], rows[60:]
+    for one, other in zip(own, fixed, strict=True):
+        assert one["n_samples"] == other["n_samples"]
+        assert int(one["tokens"]) == int(other["tokens"]) + 7
+
+    priors.write_text(json.dumps({"problem_id": names[0], **record}) + "\n")
+    assert replay.main(["--config", str(config), "--out", str(tmp_path / "other")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (["--training.epochs", "3"], "holds a run with other training (epochs is 2 there, 3 here)"),
+        (["--features.layers", "[1]"], "holds a run with other features (layers is"),
+        (["--labels", "no.jsonl"], "no.jsonl"),
+        (["--problems", "no.jsonl"], "no such file"),
+        (["--training.split.folds", "50"], "problems for a fold"),
+        (["--training.members", "6"], "members is 6; it must be from 1 to split.folds, 5"),
+        (["--training.head.hidden", "[8,8]"], "head.dropout has 1 numbers"),
+        (["--distributed.processes", "2"], "distributed.coordinator is not given"),
+    ],
+)
+def test_training_says_in_one_line_what_is_wrong(command, capsys, change, says):
+    _, arguments = command
+    assert train_predictor.main([*arguments, *change]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_a_predictor_of_another_model_is_refused(command, tmp_path, capsys):
+    folder, _ = command
+    other = save_model(tmp_path / "model", seed=3)
+    arguments = ["--checkpoint", str(folder / "out"), "--problems", str(folder / "problems.jsonl")]
+    out = tmp_path / "priors.jsonl"
+    assert predict.main([*arguments, "--model", str(other), "--out", str(out)]) == 2
+    assert "trained on other features: fingerprint" in capsys.readouterr().err
+    assert not out.exists()

@@ -472,7 +472,7 @@ def train(
 
     def gain(outputs, rows):
         each = jax.tree.map(lambda v: v[rows], problems.posterior)
-        return float(np.mean(log_marginal(each, to_prior(jnp.asarray(outputs), reference))))
+        return float(np.mean(log_marginal(each, _to_prior(jnp.asarray(outputs), reference))))
 
     with _Checkpoints(checkpoints) as store:
         while progress.epoch < config.epochs and progress.stale < config.patience:
@@ -526,7 +526,7 @@ def train(
     for name, (values, rows) in parts.items():
         part, nodes = jax.tree.map(lambda v, rows=rows: v[rows], (stats, posterior))
         found[name] = {
-            "head": quality(to_prior(jnp.asarray(values + offset), reference), part, nodes),
+            "head": quality(_to_prior(jnp.asarray(values + offset), reference), part, nodes),
             "pooled": quality(reference, part, nodes),
         }
     return Fitted(
@@ -537,6 +537,9 @@ def train(
         quality=found,
         epochs={"trained": progress.epoch, "best": progress.epoch - progress.stale},
     )
+
+
+_to_prior = jax.jit(to_prior)
 
 
 def _normalise(rows: list[np.ndarray]) -> Normalisation:

@@ -1,0 +1,96 @@
+"""Files of priors, one for each problem: eval.predict writes them, live runs and replays read them.
+
+JSON lines, each with `problem_id`, `loc`, `scale`, `loc_sd`, `scale_sd` and, for the token ledger,
+`tokens`, what the predictor read; other fields are left alone.
+"""
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from eval.cli import BadInput, bad_input
+from eval.grid import FACTORIES, Entry, PriorConfig
+from optscale_jax import Pool, PoolError, Prior
+from optscale_jax.readers.records import read_records
+
+__all__ = ["priors_of", "priors_of_entries"]
+
+
+def priors_of(
+    path: str | None, name: str, problem_ids: Sequence[str]
+) -> tuple[dict[str, Prior], dict[str, int]]:
+    """Reads a file of priors.
+
+    Args:
+        path: JSON lines, as eval.predict writes them; None = no priors.
+        name: The policy's factory.
+        problem_ids: The problems, each of which must have one.
+
+    Returns:
+        The priors, and the tokens that predicting each took, by problem.
+
+    Raises:
+        BadInput: If the policy takes none, a line cannot be used, or a problem has no prior.
+    """
+    if path is None:
+        return {}, {}
+    if "prior" not in inspect.signature(FACTORIES[name]).parameters:
+        raise BadInput(f"priors: {name} takes no prior; use optscale, or leave priors out")
+    priors, tokens = {}, {}
+    with bad_input("priors", (PoolError,)):
+        for record in read_records(Path(path)):
+            numbers = {field: record.get(field) for field in ("loc", "scale", "loc_sd", "scale_sd")}
+            for field, value in numbers.items():
+                if isinstance(value, bool) or not isinstance(value, int | float):
+                    raise record.error(field, says=f"is {value!r}; it must be a number")
+            problem_id = record.label("problem_id")
+            try:
+                prior = PriorConfig(**numbers).build()
+            except ValueError as error:
+                raise record.error(says=str(error)) from error
+            assert prior is not None  # loc and scale are numbers
+            priors[problem_id] = prior
+            tokens[problem_id] = max(record.length("tokens"), 0) if "tokens" in record.value else 0
+    missing = next((each for each in problem_ids if each not in priors), None)
+    if missing is not None:
+        raise BadInput(
+            f"{path}: no prior for problem {missing!r}; predict them for these problems (python -m "
+            "eval.predict)"
+        )
+    return priors, tokens
+
+
+def priors_of_entries(
+    entries: Sequence[Entry], pool: Pool
+) -> tuple[dict[str, Prior], dict[str, np.ndarray]]:
+    """Reads the priors of the entries that have a file of them.
+
+    Args:
+        entries: The comparison.
+        pool: The pool, each problem of which must have a prior.
+
+    Returns:
+        Label of an entry to its priors, fields [P], and to the tokens that predicting them took,
+        [P].
+
+    Raises:
+        BadInput: As `priors_of`.
+    """
+    priors, tokens = {}, {}
+    ids = [str(each) for each in pool.problem_ids]
+    for entry in entries:
+        config = entry.settings[0].get("prior")
+        if not isinstance(config, PriorConfig) or config.file is None:
+            continue
+        with bad_input(entry.where, (BadInput,)):
+            found, spent = priors_of(config.file, entry.name, ids)
+        priors[entry.label] = Prior(
+            *(
+                np.array([getattr(found[each], field) for each in ids])
+                for field in ("loc", "scale", "loc_sd", "scale_sd")
+            )
+        )
+        tokens[entry.label] = np.array([spent[each] for each in ids])
+    return priors, tokens
