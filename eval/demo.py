@@ -2,11 +2,13 @@
 
     python -m eval.demo [--out runs/demo]
 
-1. eval.solve samples the small reasoner on vLLM, scores with the small verifier, and stops each
-   problem as OptScale says;
-2. eval.sample draws best-of-N of the same problems with the same cap, and the two are compared,
+1. train.predictor trains a head on the small reasoner's features, and eval.predict reads a prior
+   off each problem;
+2. eval.solve samples the small reasoner on vLLM, scores with the small verifier, and stops each
+   problem as OptScale says: OptScale^0 without the priors, OptScale^t with them;
+3. eval.sample draws best-of-N of the same problems with the same cap, and they are compared,
    problem by problem;
-3. eval.report replays every method on the shipped pool and writes its page.
+4. eval.report replays every method on the shipped pool and writes its page.
 
 A demonstration that was cut off goes on where it was, as its runs do.
 """
@@ -16,7 +18,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,15 +26,19 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from eval import report, sample, solve
-from eval.cli import BadInput, command
+from eval import predict, report, sample, solve
+from eval.cli import BadInput, command, parse
 from optscale_jax.metrics import compare
 from optscale_jax.report.tables import Table
 from optscale_jax.runs import DECISIONS
+from train import predictor
 
 __all__ = ["DemoConfig", "comparison", "main"]
 
 ROOT = Path(__file__).resolve().parents[1]
+TINY = ROOT / "optscale_jax" / "tiny"
+SPENT = ("completed", "aborted", "predictor")
+"""What of the token ledger counts in the comparison; the verifier's tokens stand apart."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,17 +46,23 @@ class DemoConfig:
     """What to show.
 
     Attributes:
+        predictor: Configuration of train.predictor.
+        labels: Labels that the predictor is trained on.
         solve: Configuration of eval.solve.
         sample: Configuration of eval.sample, for the same problems with the same cap.
         pool: Pool to replay every method on.
+        pool_problems: Its problems, as for eval.predict.
         permutations: Random orders to replay it in, at least 1.
         level: Coverage of the confidence intervals, in (0, 1).
         out: Folder for the two runs and the report.
     """
 
+    predictor: str = str(ROOT / "configs" / "predictor" / "tiny.yaml")
+    labels: str = str(TINY / "labels.jsonl")
     solve: str = str(ROOT / "configs" / "solve" / "tiny.yaml")
     sample: str = str(ROOT / "configs" / "sample" / "tiny.yaml")
-    pool: str = str(ROOT / "optscale_jax" / "tiny" / "pool.npz")
+    pool: str = str(TINY / "pool.npz")
+    pool_problems: str = "arithmetic-5"
     permutations: int = 5
     level: float = 0.95
     out: str = "runs/demo"
@@ -71,16 +83,15 @@ class Outcomes(NamedTuple):
     """A run, arrays over its problems in one order.
 
     Attributes:
-        policy: Its name.
-        setting: Its arguments.
+        setting: The policy's arguments.
         problem_ids: The problems.
         correct: Whether the completion returned is correct.
         samples: Completions that the decision rests on.
-        tokens: Sampled for it, in completions that ended and in those aborted.
+        tokens: Sampled for it, in completions that ended and in those aborted, and read by the
+            predictor.
         verifier_tokens: Read by the verifier.
     """
 
-    policy: str
     setting: str
     problem_ids: list[str]
     correct: np.ndarray
@@ -96,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run,
         argv,
         prog="python -m eval.demo",
-        description="Live sampling against best-of-N, and every method on the shipped pool.",
+        description="A predictor, live sampling against best-of-N, and every method on a pool.",
         interrupted="what was drawn is kept; run the same command to go on",
     )
 
@@ -111,17 +122,39 @@ def run(config: DemoConfig) -> None:
         BadInput: If a part fails, which has said why.
     """
     out = Path(config.out)
-    live, fixed, page = out / "live", out / "best_of_n", out / "report"
-    _part("adaptive sampling", solve.main, ["--config", config.solve, "--out", str(live)])
-    _part("best-of-N", sample.main, ["--config", config.sample, "--out", str(fixed)])
-    table = comparison(live, fixed, level=config.level)
+    trained, fixed, page = out / "predictor", out / "best_of_n", out / "report"
+    runs = {"OptScale⁰": out / "optscale_0", "OptScaleᵗ": out / "optscale_t", "best-of-N": fixed}
+    _part(
+        "training the predictor",
+        predictor.main,
+        ["--config", config.predictor, "--labels", config.labels, "--out", str(trained)],
+    )
+    # The problems that eval.solve takes, by its own configuration.
+    asked = parse(solve.SolveConfig, ["--config", config.solve], prog="", description="")
+    wanted = {
+        "live": [f"--problems={asked.problems}"],
+        "pool": [f"--problems={config.pool_problems}"],
+    }
+    if asked.limit is not None:
+        wanted["live"] += [f"--limit={asked.limit}"]
+    for name, problems in wanted.items():
+        priors = ["--checkpoint", str(trained), "--out", str(out / f"{name}_priors.jsonl")]
+        _part(f"priors of the problems: {name}", predict.main, [*priors, *problems])
+    live = ["--config", config.solve, "--out"]
+    _part("OptScale⁰, live", solve.main, [*live, str(runs["OptScale⁰"])])
+    priors = ["--priors", str(out / "live_priors.jsonl")]
+    _part("OptScaleᵗ, live", solve.main, [*live, str(runs["OptScaleᵗ"]), *priors])
+    _part("best-of-N, live", sample.main, ["--config", config.sample, "--out", str(fixed)])
+    table = comparison(runs, "best-of-N", level=config.level)
     (out / "comparison.md").write_text(table.to_markdown(), encoding="utf-8")
+    options = ["--permutations", str(config.permutations), "--out", str(page)]
+    options += ["--priors", str(out / "pool_priors.jsonl")]
+    _part("every method", report.main, ["--pools", f"[{json.dumps(config.pool)}]", *options])
+    # Last, where it is seen.
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)
     console.print(table.to_rich())
-    options = ["--permutations", str(config.permutations), "--out", str(page)]
-    _part("every method", report.main, ["--pools", f"[{json.dumps(config.pool)}]", *options])
     print(f"comparison: {out / 'comparison.md'}")
     print(f"report: {page / 'index.html'}")
 
@@ -135,45 +168,52 @@ def _part(name: str, command: Callable[[Sequence[str]], int], arguments: Sequenc
     print(f"({time.monotonic() - started:.0f} s)\n", flush=True)
 
 
-def comparison(live: Path, fixed: Path, *, level: float = 0.95) -> Table:
-    """Compares two runs of the same problems, problem by problem.
+def comparison(runs: Mapping[str, Path], baseline: str, *, level: float = 0.95) -> Table:
+    """Compares runs of the same problems, problem by problem.
 
     Args:
-        live: Directory of the run in question.
-        fixed: Directory of the run to compare it with.
+        runs: Name to the run's directory.
+        baseline: The name of the run that the others are compared with.
         level: Coverage of the intervals, in (0, 1).
 
     Returns:
-        The table.
+        The table, a row for each run in order.
 
     Raises:
         BadInput: If the runs' problems differ.
     """
-    first, second = _outcomes(live), _outcomes(fixed)
-    if first.problem_ids != second.problem_ids:
-        raise BadInput(f"{live} and {fixed}: not the same problems, so they cannot be compared")
-    key = jax.random.key(0)
-
-    def paired(name: str):
-        values = {str(i): getattr(run, name)[None] for i, run in enumerate((second, first))}
-        return compare(values, baseline="0", key=key, level=level)
-
-    accuracy, tokens = paired("correct"), paired("tokens")
+    found = {name: _outcomes(directory) for name, directory in runs.items()}
+    base = found[baseline]
+    for name, run in found.items():
+        if run.problem_ids != base.problem_ids:
+            raise BadInput(
+                f"{runs[name]} and {runs[baseline]}: not the same problems, so they cannot be "
+                "compared"
+            )
+    accuracy, tokens = (
+        compare(
+            {name: getattr(run, field)[None] for name, run in found.items()},
+            baseline=baseline,
+            key=jax.random.key(0),
+            level=level,
+        )
+        for field in ("correct", "tokens")
+    )
     rows = []
-    for place, run in (("0", second), ("1", first)):
-        right, spent = accuracy[place], tokens[place]
-        row = [run.policy, run.setting, f"{100 * right.value.mean:.1f}"]
+    for name, run in found.items():
+        row = [name, run.setting, f"{100 * accuracy[name].value.mean:.1f}"]
         row += [f"{run.samples.mean():.1f}", f"{run.tokens.mean():,.0f}"]
         row += [f"{run.verifier_tokens.mean():,.0f}"]
-        if place == "0":
+        if run is base:
             row += ["", ""]
         else:
-            saved = -spent.difference.mean / tokens["0"].value.mean
+            saved = -tokens[name].difference.mean / tokens[baseline].value.mean
+            difference = _points(*map(float, accuracy[name].difference))
             # Adding 0 makes a rounded -0.0 positive.
-            row += [_points(*map(float, right.difference)), str(round(100 * float(saved)) + 0)]
+            row += [difference, str(round(100 * float(saved)) + 0)]
         rows.append(row)
     return Table(
-        title=f"{len(first.problem_ids)} problems, live",
+        title=f"{len(base.problem_ids)} problems, live",
         columns=[
             "policy",
             "setting",
@@ -186,9 +226,10 @@ def comparison(live: Path, fixed: Path, *, level: float = 0.95) -> Table:
         ],
         rows=rows,
         notes=[
-            "samples and tokens: of a problem, aborted completions included",
+            "samples and tokens: of a problem; aborted completions and what the predictor reads "
+            "included",
             f"difference in accuracy with its {level:.0%} interval, and tokens saved: against "
-            "best-of-N",
+            f"{baseline}",
         ],
     )
 
@@ -204,12 +245,17 @@ def _outcomes(directory: Path) -> Outcomes:
         decisions = {line["problem_id"]: line for line in map(json.loads, file)}
     ledgers = [decisions[row["problem_id"]]["ledger"] for row in rows]
     return Outcomes(
-        policy=rows[0]["policy"],
         setting=rows[0]["setting"],
         problem_ids=[row["problem_id"] for row in rows],
         correct=np.array([float(row["correct"] or "nan") for row in rows]),
         samples=np.array([float(row["n_samples"]) for row in rows]),
-        tokens=np.array([ledger["completed"] + ledger["aborted"] for ledger in ledgers], float),
+        tokens=np.array(
+            [
+                sum(ledger[part] for part in ("completed", "aborted", "predictor"))
+                for ledger in ledgers
+            ],
+            float,
+        ),
         verifier_tokens=np.array([ledger["verifier"] for ledger in ledgers], float),
     )
 

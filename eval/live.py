@@ -12,7 +12,6 @@ import importlib.metadata
 import math
 import os
 import platform
-import re
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -43,7 +42,6 @@ from optscale_jax.problems import Problem, ProblemsError, load_problems
 from optscale_jax.readers import read_pool
 from optscale_jax.report.tables import Table, cells, write_csv
 from optscale_jax.runs import Run, RunError
-from optscale_jax.tiny.arithmetic import records
 
 __all__ = ["OUTPUTS", "Decider", "LiveConfig", "RecordedConfig", "run_live"]
 
@@ -72,9 +70,6 @@ VOLATILE = (
         )
     ),
 )
-# Problems of the small world, made on the spot; another seed gives other ones.
-ARITHMETIC = re.compile(r"arithmetic-(?P<seed>[0-9]{1,9})")
-ARITHMETIC_COUNT = 400
 LEDGER = tuple(field.name for field in dataclasses.fields(TokenLedger))
 
 
@@ -359,10 +354,6 @@ def _problems(config: LiveConfig, stand_in: _StandIn | None) -> list[Problem]:
         return recorded_problems(stand_in.pool)[: config.limit]
     if config.problems is None:
         raise BadInput("problems is not given; use --problems NAME or PATH")
-    made = ARITHMETIC.fullmatch(config.problems)
-    if made:
-        drawn = records(int(made["seed"]), config.limit or ARITHMETIC_COUNT)
-        return [Problem(str(r["unique_id"]), str(r["problem"]), str(r["answer"])) for r in drawn]
     with bad_input("problems", (ProblemsError,)):
         return load_problems(config.problems, limit=config.limit)
 

@@ -9,7 +9,7 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,8 @@ import numpy as np
 
 from eval.cli import BadInput, bad_input
 from eval.grid import Entry, Family, merge_caps
-from optscale_jax import Pool, PoolError, Prior, ReplayResult, replay_settings
+from eval.priors import priors_of_entries
+from optscale_jax import Pool, PoolError, ReplayResult, replay_settings
 from optscale_jax.calibration import fitted_law
 from optscale_jax.metrics import known_tokens
 from optscale_jax.replay import check_pool
@@ -117,8 +118,6 @@ def replay_entries(
     source: str,
     seed: int,
     num_permutations: int,
-    priors: Mapping[str, Prior] | None = None,
-    extra_tokens: Mapping[str, np.ndarray] | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> list[Replayed]:
     """Replays a comparison over a pool, all policies in the same orders.
@@ -129,18 +128,15 @@ def replay_entries(
         source: What messages call the pool.
         seed: Of the orders.
         num_permutations: K, or 0 for the stored order.
-        priors: Label of an entry to the prior of each problem, fields [P].
-        extra_tokens: Label of an entry to what it spends on each problem beside completions, [P],
-            such as the tokens that a predictor reads.
         advance: Called after each entry.
 
     Returns:
         The outcomes, in the entries' order.
 
     Raises:
-        BadInput: If the pool cannot serve a policy.
+        BadInput: If the pool cannot serve a policy, or a policy's file of priors cannot be used.
     """
-    priors = dict(priors or {})
+    priors, predictor_tokens = priors_of_entries(entries, pool)
     for entry in entries:
         told = entry.label in priors or any(s.get("prior") is not None for s in entry.settings)
         if entry.name == ORACLE and pool.has_scores and not told:
@@ -156,11 +152,11 @@ def replay_entries(
                 num_permutations=num_permutations,
                 prior=priors.get(entry.label),
             )
-        extra = (extra_tokens or {}).get(entry.label)
-        if extra is not None:
+        read = predictor_tokens.get(entry.label)
+        if read is not None:
             known = result.tokens >= 0
             result = result._replace(
-                tokens=np.where(known, result.tokens + extra, -1).astype(np.int32)
+                tokens=np.where(known, result.tokens + read, -1).astype(np.int32)
             )
         return result if family.traced else jax.tree.map(lambda field: field[None], result)
 

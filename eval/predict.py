@@ -22,10 +22,10 @@ from pathlib import Path
 
 from eval.cli import BadInput, bad_input, command, output_file, progress
 from optscale_jax.predictor.errors import PredictorError
-from optscale_jax.predictor.predictor import Kind, Predictor
+from optscale_jax.predictor.predictor import Kind, Prediction, Predictor
 from optscale_jax.problems import ProblemsError, load_problems
 
-__all__ = ["PredictConfig", "main"]
+__all__ = ["PredictConfig", "main", "write_priors"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(config: PredictConfig) -> None:
+    """Predicts, writes the file and says so.
+
+    Raises:
+        BadInput: As `write_priors`.
+    """
+    found = write_priors(config)
+    tokens = int(found.tokens.sum())
+    print(f"{config.out}: {len(found.tokens)} priors, {tokens} tokens read")
+
+
+def write_priors(config: PredictConfig) -> Prediction:
     """Predicts and writes the file.
+
+    Args:
+        config: Which problems, and by which predictor.
+
+    Returns:
+        What was predicted, in the problems' order.
 
     Raises:
         BadInput: If the predictor, its model or the problems cannot be used.
@@ -105,7 +122,7 @@ def run(config: PredictConfig) -> None:
         for problem, *values in zip(problems, *(v.tolist() for v in columns.values()), strict=True):
             record = {"problem_id": problem.id, **dict(zip(columns, values, strict=True))}
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    print(f"{config.out}: {len(problems)} priors, {int(found.tokens.sum())} tokens read")
+    return found
 
 
 if __name__ == "__main__":

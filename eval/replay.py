@@ -37,7 +37,6 @@ from eval.cli import BadInput, bad_input, command, output_folder, progress, to_y
 from eval.grid import Entry, PolicyConfig, PriorConfig, describe, expand
 from eval.outcomes import Replayed, caps_of, leave_out, replay_entries, write_outcomes
 from eval.pools import ReadConfig, checksum, load_pool
-from eval.priors import priors_of_entries
 from optscale_jax import Pool, synthetic_pool
 from optscale_jax.metrics import Comparison, Interval, bootstrap, compare, summarise
 from optscale_jax.policies import StopReason
@@ -212,7 +211,6 @@ def run(config: ReplayConfig) -> None:
             raise BadInput(f"{config.pool}: no policy is left: {notes[0]}")
         if config.baseline not in [entry.label for entry in entries]:
             config = dataclasses.replace(config, baseline=None)
-    priors, extra_tokens = priors_of_entries(entries, pool)
     with output_folder(out, OUTPUTS) as folder, progress() as bar:
         steps = 2 * len(entries) + 1
         task = bar.add_task("", total=steps)
@@ -223,8 +221,6 @@ def run(config: ReplayConfig) -> None:
             source=str(config.pool),
             seed=config.seed,
             num_permutations=config.permutations,
-            priors=priors,
-            extra_tokens=extra_tokens,
             advance=lambda: bar.advance(task),
         )
         summaries = []

@@ -35,8 +35,8 @@ from rich.table import Table as RichTable
 
 from eval import replay
 from eval.cli import BadInput, bad_input, command, output_folder, parse, progress, to_yaml
-from eval.grid import describe
-from eval.outcomes import leave_out, read_outcomes, replay_entries, write_outcomes
+from eval.grid import PriorConfig, describe
+from eval.outcomes import Replayed, leave_out, read_outcomes, replay_entries, write_outcomes
 from eval.pools import ReadConfig, checksum, load_pool
 from optscale_jax import Pool
 from optscale_jax.calibration import calibrate, realised_alpha, verdict
@@ -57,7 +57,7 @@ from optscale_jax.report.tables import write_csv
 from optscale_jax.statistics import best_at_k, majority_at_k, pass_at_k
 from optscale_jax.tuning import Aim
 
-__all__ = ["AimConfig", "ReportConfig", "main", "run_of"]
+__all__ = ["AimConfig", "ReportConfig", "main", "run_of", "run_of_replayed"]
 
 COMPARISON = Path(__file__).resolve().parents[1] / "configs" / "replay" / "paper_table.yaml"
 PAPER_N = (8, 16, 32, 64)
@@ -118,6 +118,8 @@ class ReportConfig(ReadConfig):
             share their columns in the table. null: the pools' names.
         comparison: Configuration of eval.replay, whose policies are replayed over the pools. null:
             configs/replay/paper_table.yaml, every method of the paper.
+        priors: File of priors of the pools' problems (eval.predict writes it); OptScale^t, with
+            these and otherwise as OptScale^0, joins the comparison. null: it does not.
         permutations: Random orders to replay pools in, at least 1, or 0 for the stored order. A
             sequential pool has one order only.
         n: The table's N. null: those of 8, 16, 32 and 64 that there are, or else all there are.
@@ -133,6 +135,7 @@ class ReportConfig(ReadConfig):
     pools: list[str] = dataclasses.field(default_factory=list)
     names: list[str] | None = None
     comparison: str | None = None
+    priors: str | None = None
     permutations: int = 20
     n: list[int] | None = None
     aim: AimConfig = AimConfig()
@@ -247,9 +250,16 @@ def run(config: ReportConfig) -> None:
 
 def _comparison(config: ReportConfig) -> replay.ReplayConfig:
     file = config.comparison or str(COMPARISON)
-    return parse(
+    comparison = parse(
         replay.ReplayConfig, ["--config", file], prog="python -m eval.replay", description=""
     )
+    if config.priors is None:
+        return comparison
+    plain = comparison.policy
+    if plain.name != "optscale" or plain.prior != PriorConfig():
+        raise BadInput(f"{file}: policy must be optscale without a prior for priors to join it")
+    learned = dataclasses.replace(plain, label="OptScaleᵗ", prior=PriorConfig(file=config.priors))
+    return dataclasses.replace(comparison, compare=[learned, *comparison.compare])
 
 
 def _replay(path: str, pool: Pool, comparison: replay.ReplayConfig, config: ReportConfig) -> Source:
@@ -266,26 +276,9 @@ def _replay(path: str, pool: Pool, comparison: replay.ReplayConfig, config: Repo
     replayed = replay_entries(
         pool, entries, source=path, seed=config.seed, num_permutations=permutations
     )
-    outcomes = {
-        name: np.concatenate([getattr(each.result, name) for each in replayed])
-        for name in ("num_samples", "tokens", "score")
-    }
-    if pool.correct is not None:
-        outcomes["correct"] = np.concatenate(
-            [each.result.correct for each in replayed if each.result.correct is not None]
-        )
-    methods = [
-        {
-            "policy": each.entry.name,
-            "label": each.entry.label,
-            "caps": each.caps.tolist(),
-            "settings": each.settings,
-        }
-        for each in replayed
-    ]
     name = _name_of(path)
     return Source(
-        run=run_of(name, methods, outcomes),
+        run=run_of_replayed(name, replayed),
         pool=pool,
         folder=name,
         about=_about(pool.num_problems, pool.num_samples, max(permutations, 1), permutations == 0),
@@ -358,6 +351,27 @@ def _name_of(path: str) -> str:
 def _about(problems: int, completions: int, orders: int, stored: bool) -> str:
     order = "in their stored order" if stored else f"in {orders} random orders"
     return f"{problems} problems x {completions} completions, {order}"
+
+
+def run_of_replayed(name: str, replayed: Sequence[Replayed]) -> Run:
+    """A run from what `replay_entries` gives."""
+    outcomes = {
+        field: np.concatenate([getattr(each.result, field) for each in replayed])
+        for field in ("num_samples", "tokens", "score")
+    }
+    correct = [each.result.correct for each in replayed if each.result.correct is not None]
+    if correct:
+        outcomes["correct"] = np.concatenate(correct)
+    methods = [
+        {
+            "policy": each.entry.name,
+            "label": each.entry.label,
+            "caps": each.caps.tolist(),
+            "settings": each.settings,
+        }
+        for each in replayed
+    ]
+    return run_of(name, methods, outcomes)
 
 
 def run_of(name: str, methods: list[dict[str, Any]], outcomes: dict[str, np.ndarray]) -> Run:

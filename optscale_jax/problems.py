@@ -1,11 +1,13 @@
 """Problems: what a sampler is asked, with the gold answer where it is known.
 
 `load_problems` reads the benchmarks of the paper by name, from the Hugging Face hub, and the same
-or any other problems from a JSON lines file. The `datasets` library is imported only for the hub.
+or any other problems from a JSON lines file; it makes those of the small world. The `datasets`
+library is imported only for the hub.
 """
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,15 @@ from typing import Any
 from optscale_jax.answers import extract_gold
 from optscale_jax.pool import PoolError
 from optscale_jax.readers.records import Record, read_records
+from optscale_jax.tiny.arithmetic import records
 
 __all__ = ["BENCHMARKS", "Benchmark", "Problem", "ProblemsError", "load_problems", "read_problems"]
 
 TEXT_FIELDS = ("problem", "question")
 ID_FIELDS = ("unique_id", "problem_id", "id")
 ANSWER_FIELDS = ("answer", "gold")
+_ARITHMETIC = re.compile(r"arithmetic-(?P<seed>[0-9]{1,9})")
+_ARITHMETIC_COUNT = 400
 
 
 class ProblemsError(ValueError):
@@ -71,9 +76,11 @@ def load_problems(source: str | os.PathLike[str], *, limit: int | None = None) -
     """Loads problems by a benchmark's name or from a file.
 
     Args:
-        source: One of `BENCHMARKS`, or the path of a JSON lines file as for `read_problems`. A name
-            that is also a file in the working directory is the benchmark.
-        limit: How many to take from the beginning, at least 1; None = all.
+        source: One of `BENCHMARKS`; arithmetic-SEED for problems of the small world
+            (`optscale_jax.tiny`), which another seed makes others; or the path of a JSON lines file
+            as for `read_problems`. A name that is also a file in the working directory is the name.
+        limit: How many to take from the beginning, at least 1; None = all, and 400 of the small
+            world, which has no end.
 
     Returns:
         The problems, in order.
@@ -84,7 +91,13 @@ def load_problems(source: str | os.PathLike[str], *, limit: int | None = None) -
     if limit is not None and limit < 1:
         raise ProblemsError(f"limit is {limit}; it must be at least 1")
     name = os.fspath(source)
-    if name in BENCHMARKS:
+    made = _ARITHMETIC.fullmatch(name)
+    if made:
+        drawn = records(int(made["seed"]), limit or _ARITHMETIC_COUNT)
+        problems = [
+            Problem(str(r["unique_id"]), str(r["problem"]), str(r["answer"])) for r in drawn
+        ]
+    elif name in BENCHMARKS:
         problems = _from_hub(name)
     elif Path(name).exists():
         problems = read_problems(name)

@@ -17,15 +17,16 @@ def test_two_runs_are_compared_problem_by_problem(tmp_path):
     assert solve.main([*recorded, *policy, "--out", str(live)]) == 0
     assert sample.main([*recorded, "--n=8", "--out", str(fixed)]) == 0
 
-    table = demo.comparison(live, fixed)
-    baseline, adaptive = table.rows
+    table = demo.comparison({"first hit": live, "best-of-N": fixed}, "best-of-N")
+    adaptive, baseline = table.rows
     assert len({len(table.columns), len(baseline), len(adaptive)}) == 1
-    assert baseline[:2] == ["best_of_n", "n=8"]
+    assert baseline[:2] == ["best-of-N", "n=8"]
+    assert baseline[-2:] == ["", ""]
     assert baseline[3] == "8.0"
     assert float(adaptive[3]) < 8
     # What is saved is what the two columns say, to the rounding.
     spent = [float(row[4].replace(",", "")) for row in table.rows]
-    assert float(adaptive[-1]) == pytest.approx(100 * (1 - spent[1] / spent[0]), abs=0.6)
+    assert float(adaptive[-1]) == pytest.approx(100 * (1 - spent[0] / spent[1]), abs=0.6)
     gap = float(adaptive[2]) - float(baseline[2])
     mean, low, high = adaptive[-2].replace("[", "").replace("]", "").replace(",", "").split()
     assert float(mean) == pytest.approx(gap, abs=0.11)
@@ -34,4 +35,4 @@ def test_two_runs_are_compared_problem_by_problem(tmp_path):
     few = tmp_path / "few"
     assert sample.main([*recorded, "--n=8", "--limit=9", "--out", str(few)]) == 0
     with pytest.raises(BadInput, match="not the same problems"):
-        demo.comparison(live, few)
+        demo.comparison({"first hit": live, "best-of-N": few}, "best-of-N")

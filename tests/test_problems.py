@@ -1,6 +1,7 @@
 """Problems: the benchmarks' fields, and what is said of a file that cannot be used."""
 
 import json
+import re
 import sys
 import types
 
@@ -57,6 +58,20 @@ def test_a_file_that_cannot_be_used_is_one_line(tmp_path, records, says):
     assert says in message
     assert message.startswith(str(path))
     assert "\n" not in message
+
+
+def test_the_small_world_is_made_from_its_seed():
+    problems = load_problems("arithmetic-7", limit=3)
+    assert [problem.id for problem in problems] == [f"arithmetic-7/{n}" for n in range(3)]
+    assert load_problems("arithmetic-7")[:3] == problems
+    assert len(load_problems("arithmetic-7")) == 400
+    assert load_problems("arithmetic-8", limit=1)[0].text != problems[0].text
+    for text, answer in ((problem.text, problem.answer) for problem in problems):
+        expression = text.removeprefix("Compute ").partition(" from left to right")[0]
+        value, *operations = re.split(r"(?=[-+*])", expression)
+        for operation in operations:
+            value = str(eval(f"({value}){operation}") % 100)
+        assert answer == value
 
 
 def test_what_is_neither_a_file_nor_a_benchmark(tmp_path):

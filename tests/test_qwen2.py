@@ -131,6 +131,9 @@ def test_checkpoint_that_is_read_and_written_is_the_same(tmp_path):
     theirs = reference(**CONFIGS["untied"])
     theirs.save_pretrained(tmp_path / "theirs")
     Qwen2.from_pretrained(tmp_path / "theirs").save_pretrained(tmp_path / "ours", eos_token_id=7)
+    # Whoever may read the configuration may read the weights.
+    modes = {file.stat().st_mode for file in (tmp_path / "ours").iterdir()}
+    assert len(modes) == 1
     before = load_file(tmp_path / "theirs" / "model.safetensors")
     after = load_file(tmp_path / "ours" / "model.safetensors")
     assert before.keys() == after.keys()

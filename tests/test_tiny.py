@@ -206,9 +206,37 @@ def test_the_verifier_learns_the_labels_of_what_it_is_shown_in_use(tokenizer):
         tokenizer, FORMATS["qwen2.5-math-prm"], CHAIN.question, steps, max_len=1000
     )
     assert batch.tokens[0][: len(prompt.token_ids)].tolist() == prompt.token_ids
-    assert np.flatnonzero(batch.targets[0] != IGNORED).tolist() == prompt.positions
+    assert np.flatnonzero(batch.asked[0]).tolist() == prompt.positions
     assert batch.targets[0][prompt.positions].tolist() == [1, 1, 0, 0]
-    assert tokenizer.convert_tokens_to_ids(STEP) in prompt.token_ids
+    # It is told at every token of the solution, and right up to the first wrong digit.
+    told = batch.targets[0] != IGNORED
+    assert tokenizer.decode(batch.tokens[0][told]) == "".join(step + STEP for step in steps)
+    good = batch.tokens[0][batch.targets[0] == 1]
+    assert tokenizer.decode(good) == f"{STEPS[0]}{STEP}{STEPS[1]}{STEP}15-9=16:0"
+
+
+def test_a_solution_that_goes_on_or_writes_anything_is_labelled_to_its_end(tokenizer):
+    examples = Examples("verifier", tokenizer)
+    group = next(group for group in GROUPS if CHAIN.level in group)
+    for extra in (["15-9=16:06"], ["é<|im_start|>", "Compute "], ["1" * 500]):
+        steps = [*CHAIN.steps, *extra]
+        item = Judged(CHAIN, steps, check_steps(CHAIN, steps))
+        batch = examples.batch([item], group)
+        told = batch.targets[0][batch.targets[0] != IGNORED]
+        right = sum(map(len, CHAIN.steps)) + len(CHAIN.steps)
+        assert told[:right].all()
+        assert not told[right:].any()
+        assert len(told) > right
+
+
+def test_a_right_solution_that_stops_early_is_right_up_to_its_end(tokenizer):
+    examples = Examples("verifier", tokenizer)
+    group = next(group for group in GROUPS if CHAIN.level in group)
+    steps = [STEPS[0], STEPS[1][:-1]]  # and one digit short
+    batch = examples.batch([Judged(CHAIN, steps, check_steps(CHAIN, steps))], group)
+    told = batch.targets[0][batch.targets[0] != IGNORED]
+    assert told[:-1].all()
+    assert told[-1] == 0
 
 
 # Measurements -------------------------------------------------------------------------------------
@@ -233,6 +261,7 @@ def test_accuracy_is_the_mean_probability_of_the_right_solution():
     batch = Batch(
         np.array([[0, 1, 2], [2, 0, 1]], np.int32),
         np.array([[IGNORED, 1, 2], [0, 0, IGNORED]], np.int32),
+        np.array([[False, True, True], [True, True, False]]),
     )
     found = reasoner_accuracy(lambda tokens: np.log(probabilities[tokens]), {2: batch, 3: batch})
     expected = np.mean([0.8 * 0.6, 0.2 * 0.5])
@@ -240,8 +269,12 @@ def test_accuracy_is_the_mean_probability_of_the_right_solution():
 
 
 def test_step_auc_counts_only_the_ends_of_steps():
-    log_good = np.log(np.array([0.9, 0.2, 0.4, 0.99]))
-    batch = Batch(np.arange(4, dtype=np.int32)[None], np.array([[1, 0, 1, IGNORED]], np.int32))
+    log_good = np.log(np.array([0.9, 0.2, 0.4, 0.99, 0.01]))
+    batch = Batch(
+        np.arange(5, dtype=np.int32)[None],
+        np.array([[1, 0, 1, IGNORED, 1]], np.int32),
+        np.array([[True, True, True, False, False]]),
+    )
     found = verifier_quality(
         lambda tokens: np.stack([np.zeros(tokens.shape), log_good[tokens]], axis=-1), {2: batch}
     )

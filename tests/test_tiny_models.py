@@ -14,7 +14,7 @@ from flax import nnx
 from optscale_jax.models import Qwen2
 from optscale_jax.tiny import Chain, draw_chains, reasoner_path
 from optscale_jax.tiny.tokenizer import build_tokenizer
-from train.tiny import GROUPS, IGNORED, Examples, TinyConfig
+from train.tiny import GROUPS, Examples, TinyConfig
 
 FOLDERS = {"reasoner": reasoner_path()}
 # Apart from the seeds of training, of the shipped pool and of the predictor's labels.
@@ -37,7 +37,7 @@ def run(model: Qwen2, tokens: jax.Array) -> jax.Array:
 
 
 def log_probabilities(name: str, items: list, tokenizer) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Log-probabilities and targets of each item, at the positions that have a target."""
+    """Log-probabilities and targets of each item, at the positions where the model is asked."""
     examples = Examples(name, tokenizer)
     level_of = {id(item): (item if isinstance(item, Chain) else item.chain).level for item in items}
     found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
@@ -48,8 +48,8 @@ def log_probabilities(name: str, items: list, tokenizer) -> list[tuple[np.ndarra
         batch = examples.batch(members, group)
         logs = np.asarray(jax.nn.log_softmax(run(model(name), jnp.asarray(batch.tokens))))
         for row, item in enumerate(members):
-            counted = batch.targets[row] != IGNORED
-            found[id(item)] = logs[row][counted], batch.targets[row][counted]
+            asked = batch.asked[row]
+            found[id(item)] = logs[row][asked], batch.targets[row][asked]
     return [found[id(item)] for item in items]
 
 

@@ -122,12 +122,15 @@ class Batch(NamedTuple):
 
     Attributes:
         tokens: [B, L] int32.
-        targets: [B, L] int32: the next token where the solution is, or the label of the step that
-            ends here; IGNORED elsewhere.
+        targets: [B, L] int32: the next token where the solution is, or whether the solution is
+            right up to here; IGNORED elsewhere.
+        asked: [B, L] bool: where the trained model is asked, at every target of the reasoner and at
+            the ends of steps of the verifier.
     """
 
     tokens: np.ndarray
     targets: np.ndarray
+    asked: np.ndarray
 
 
 class Judged(NamedTuple):
@@ -177,15 +180,37 @@ class Examples:
         for row, (item, ids) in enumerate(zip(items, self._encode(items), strict=True)):
             ids = np.array(ids[:length], np.int32)
             tokens[row, : len(ids)] = ids
+            # The user's message is followed by a newline, <|im_start|> and "assistant\n".
+            begin = np.flatnonzero(ids == self.end)[1 if self.task == "verifier" else 0] + 3
             if self.task == "verifier":
-                ends = np.flatnonzero(ids == self.step)
-                targets[row, ends] = item.labels[: len(ends)]
+                right = self._right_so_far(item)[: len(ids) - begin - 1]
+                targets[row, begin + 1 : begin + 1 + len(right)] = right
             else:
-                # From the newline before the first digit to the last <|im_end|>: the second one.
-                begin, end = np.flatnonzero(ids == self.end)
-                begin += 3  # <|im_end|> newline <|im_start|> "assistant\n"
+                end = np.flatnonzero(ids == self.end)[1]
                 targets[row, begin:end] = ids[begin + 1 : end + 1]
-        return Batch(tokens, targets)
+        asked = targets != IGNORED
+        if self.task == "verifier":
+            asked &= tokens == self.step
+        return Batch(tokens, targets, asked)
+
+    def _right_so_far(self, item: Judged) -> list[bool]:
+        """Whether a solution is right up to each of its tokens, the ends of its steps included.
+
+        A process reward model is asked at the ends of steps only. In training it is told at every
+        token, which shows it where the mistake is.
+        """
+        written = self.tokenizer(item.steps, add_special_tokens=False).input_ids
+        right = self.tokenizer(item.chain.steps, add_special_tokens=False).input_ids
+        found: list[bool] = []
+        good = True
+        for index, (ids, label) in enumerate(zip(written, item.labels, strict=True)):
+            expected = right[index] if index < len(right) else []
+            for place, token in enumerate(ids):
+                good = good and place < len(expected) and token == expected[place]
+                found.append(good)
+            good = label
+            found.append(label)
+        return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -445,9 +470,8 @@ def verifier_quality(predict: Predict, validation: dict[int, Batch]) -> dict[str
     """
     scores, labels = [], []
     for batch in validation.values():
-        counted = batch.targets != IGNORED
-        scores.append(predict(batch.tokens)[..., 1][counted])
-        labels.append(batch.targets[counted])
+        scores.append(predict(batch.tokens)[..., 1][batch.asked])
+        labels.append(batch.targets[batch.asked])
     score, label = np.concatenate(scores), np.concatenate(labels)
     return {"step_auc": round(auc(score, label), 4), "good": round(float(label.mean()), 4)}
 

@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -438,10 +439,12 @@ class Qwen2(nnx.Module):
             tensors[_checkpoint_name(path)] = np.ascontiguousarray(
                 value.T if path[-1] == "kernel" else value
             )
-        save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
         (dtype,) = {str(value.dtype) for value in tensors.values()}
         text = self.config.to_json(**{"dtype": dtype, **extra})
         (folder / "config.json").write_text(text, encoding="utf-8")
+        save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
+        # safetensors writes a file that its owner alone can read.
+        shutil.copymode(folder / "config.json", folder / _WEIGHTS)
 
 
 def _leaves(model: nnx.Module) -> Iterator[tuple[tuple[Any, ...], nnx.Param]]:

@@ -27,6 +27,7 @@ __all__ = [
     "STYLE",
     "Curve",
     "accuracy_against_tokens",
+    "differences_against_n",
     "save",
     "sensitivity_panels",
     "tokens_against_n",
@@ -179,6 +180,66 @@ def tokens_against_n(
         axes.set_xlabel("N: most completions per problem (log scale)")
         axes.set_ylabel(_X_LABELS[cost])
         _log_y(axes, np.concatenate([curve.y for curve in curves]))
+        _outside_legend(figure, handles, [curve.label for curve in curves], columns)
+    return figure
+
+
+def differences_against_n(
+    curves: Sequence[Curve],
+    *,
+    baseline: str,
+    cost: Literal["tokens", "samples"] = "tokens",
+    level: float = 0.95,
+    width: float = PAGE_WIDTH,
+) -> Figure:
+    """What each method spends more than another one at each cap N, with intervals.
+
+    Args:
+        curves: The methods; x is N, y the share spent more (negative: saved), with its interval.
+        baseline: The name of the other one.
+        cost: What is spent.
+        level: Coverage of the intervals, for the axis.
+        width: Printed width in inches.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If there is no curve, or one has no interval.
+    """
+    if not curves or any(curve.low is None or curve.high is None for curve in curves):
+        raise ValueError("a figure needs at least one curve, each with its interval")
+    caps = sorted({float(x) for curve in curves for x in curve.x})
+    with rc_context(STYLE):
+        columns, legend = _legend_shape([curve.label for curve in curves], width)
+        figure = Figure(figsize=(width, 0.45 * width + legend), layout="constrained")
+        axes = figure.add_subplot()
+        axes.grid(True, axis="y")
+        axes.set_axisbelow(True)
+        axes.axhline(0, color="black", linewidth=0.6)
+        handles = []
+        for index, curve in enumerate(curves):
+            # Beside each other, so that no interval hides another.
+            places = np.searchsorted(caps, curve.x) + 0.15 * (index - (len(curves) - 1) / 2)
+            handles.append(
+                axes.errorbar(
+                    places,
+                    curve.y,
+                    yerr=[curve.y - curve.low, curve.high - curve.y],
+                    color=_colour(index),
+                    marker=MARKERS[index % len(MARKERS)],
+                    markersize=4.5,
+                    linestyle="",
+                    elinewidth=1,
+                    capsize=2,
+                )
+            )
+        axes.set_xticks(range(len(caps)), [f"{cap:g}" for cap in caps])
+        axes.set_xlim(-0.5, len(caps) - 0.5)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:+g}"))
+        axes.set_xlabel("N: most completions per problem")
+        unit = "tokens" if cost == "tokens" else "completions"
+        axes.set_ylabel(f"{unit} against {baseline} (%), {level:.0%} intervals")
         _outside_legend(figure, handles, [curve.label for curve in curves], columns)
     return figure
 
