@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from eval import predict, replay
+from eval import compare_priors, predict, replay, report
 from optscale_jax import TruncatedNormal, synthetic_pool
 from optscale_jax.predictor.errors import PredictorError
 from optscale_jax.predictor.features import FeatureConfig, Recipe
@@ -274,6 +274,76 @@ def test_replay_reads_priors_and_counts_their_tokens(command, tmp_path):
 
     priors.write_text(json.dumps({"problem_id": names[0], **record}) + "\n")
     assert replay.main(["--config", str(config), "--out", str(tmp_path / "other")]) == 2
+
+
+def test_kinds_of_prior_are_compared_on_what_replay_finds(command, tmp_path):
+    folder, _ = command
+    arguments = [
+        *("--checkpoint", str(folder / "out"), "--problems", str(folder / "problems.jsonl")),
+        *("--pool", str(folder / "pool.npz"), "--cache", str(folder / "cache")),
+        *("--n", "[4,8]", "--s_min", "[0.9]", "--alpha", "[0.9]", "--min_samples", "[3]"),
+        *("--permutations", "2", "--resamples", "50", "--out", str(tmp_path / "out")),
+    ]
+    assert compare_priors.main(arguments) == 0
+    with open(tmp_path / "out" / "comparison.csv") as file:
+        rows = {(row["N"], row["prior"]): row for row in csv.DictReader(file)}
+    kinds = {"OptScale⁰": None, "pooled prior": "pooled", "authors' widths": "paper"}
+    kinds["OptScaleᵗ"] = "learned"
+    assert rows.keys() == {(n, prior) for n in "48" for prior in [*kinds, "best-of-N"]}
+    assert (tmp_path / "out" / "saving.png").stat().st_size > 0
+
+    # With one setting there is nothing to choose, and the orders are the same.
+    policies = []
+    for label, kind in kinds.items():
+        prior = "" if kind is None else f", prior: {{file: {tmp_path / 'out' / kind}.jsonl}}"
+        policies.append(
+            f'{{name: optscale, label: "{label}", s_min: 0.9, alpha: 0.9, max_samples: [4, 8], '
+            f"min_samples: 3{prior}}}"
+        )
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"policy: {policies[0]}\ncompare: [{', '.join(policies[1:])}]\n"
+        f"permutations: 2\nresamples: 1\npool: {folder / 'pool.npz'}\n"
+    )
+    assert replay.main(["--config", str(config), "--out", str(tmp_path / "replay")]) == 0
+    found: dict[tuple[str, str], list[int]] = {}
+    with open(tmp_path / "replay" / "per_problem.csv") as file:
+        for number, row in enumerate(csv.DictReader(file)):
+            # Policies follow each other, two caps each, 2 orders x 60 problems.
+            label = list(kinds)[number // 240]
+            found.setdefault(("48"[number // 120 % 2], label), []).append(int(row["tokens"]))
+    for key, tokens in found.items():
+        assert float(rows[key]["cost"]) == pytest.approx(np.mean(tokens))
+        base = np.mean(found[key[0], "OptScale⁰"])
+        more = rows[key]["cost_against_optscale0"]
+        assert (more == "") == (key[1] == "OptScale⁰")
+        if more:
+            assert float(more) == pytest.approx(np.mean(tokens) / base - 1, abs=1e-9)
+
+
+def test_the_report_has_optscale_t_where_there_are_priors(command, tmp_path):
+    folder, _ = command
+    out = tmp_path / "priors.jsonl"
+    checkpoint = ["--checkpoint", str(folder / "out"), "--cache", str(folder / "cache")]
+    problems = ["--problems", str(folder / "problems.jsonl"), "--out", str(out)]
+    assert predict.main([*checkpoint, *problems]) == 0
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "policy: {name: optscale, label: OptScale⁰, s_min: [0.8, 0.9], alpha: 0.9, "
+        "max_samples: 8}\n"
+        "compare: [{name: best_of_n, label: best-of-N, n: 8}]\nbaseline: best-of-N\n"
+    )
+    arguments = ["--pools", f"[{folder / 'pool.npz'}]", "--comparison", str(config)]
+    arguments += ["--permutations", "2", "--resamples", "20", "--out", str(tmp_path / "report")]
+    assert report.main([*arguments, "--priors", str(out)]) == 0
+    with open(tmp_path / "report" / "comparison.csv") as file:
+        costs = {row["method"]: float(row["tokens"]) for row in csv.DictReader(file)}
+    assert costs.keys() == {"OptScale⁰", "OptScaleᵗ", "best-of-N"}
+    assert costs["OptScaleᵗ"] != costs["OptScale⁰"]
+
+    config.write_text(config.read_text().replace("name: optscale,", "name: first_hit,", 1))
+    config.write_text(config.read_text().replace(" alpha: 0.9,", "", 1))
+    assert report.main([*arguments, "--priors", str(out)]) == 2
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Problems: the benchmarks' fields, and what is said of a file that cannot be used."""
 
 import json
+import os
 import re
 import sys
 import types
@@ -58,6 +59,18 @@ def test_a_file_that_cannot_be_used_is_one_line(tmp_path, records, says):
     assert says in message
     assert message.startswith(str(path))
     assert "\n" not in message
+
+
+def test_a_pipe_is_refused(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    # Whoever opens one end waits for the other; both at once do not.
+    writer = os.open(pipe, os.O_RDWR)
+    try:
+        with pytest.raises(ProblemsError, match="a pipe"):
+            load_problems(pipe)
+    finally:
+        os.close(writer)
 
 
 def test_the_small_world_is_made_from_its_seed():

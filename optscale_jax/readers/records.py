@@ -275,6 +275,9 @@ def open_file(path: Path) -> IO[bytes]:
         file = open(path, "rb")  # noqa: SIM115 (the caller's with closes it)
     except OSError as error:
         raise PoolError(f"{path}: cannot be read ({error.strerror})") from error
+    if not file.seekable():
+        file.close()
+        raise PoolError(f"{path}: a pipe, which cannot be read twice; give the path of a file")
     if file.read(len(_BYTE_ORDER_MARK)) != _BYTE_ORDER_MARK:
         file.seek(0)
     return file
