@@ -319,7 +319,7 @@ def test_a_command_whose_last_server_dies_says_so_keeps_what_was_drawn_and_goes_
             command += [f"--{part}.server.api_key_env=THE_KEY", f"--{part}.server.attempts=2"]
         command += ["--n=16", f"--sampler.max_tokens={MAX_TOKENS}", "--sampler.temperature=1"]
         # So that most are yet to be drawn when the first are scored, however slow the verifier is.
-        command += ["--max_in_flight=2"]
+        command += ["--max_in_flight=4"]
         command += ["--sampler.kind=server", "--sampler.model=reasoner"]
         command += ["--verifier.backend=server", "--verifier.model=verifier"]
         command += [f"--verifier.tokenizer={servers['folder']}"]
