@@ -63,14 +63,12 @@ def _check(directory: Path) -> bool:
         prog="",
         description="",
     )
+    names = [problem.id for problem in decided]
     if isinstance(config, SolveConfig):
         _, policy = policy_of_solve(config)
-        priors, _ = priors_of(
-            config.priors, config.policy.name, [problem.id for problem in decided]
-        )
+        priors, _ = priors_of(config.priors_file, config.policy.name, names)
     else:
         (_, policy), priors = policy_of_sample(config), {}
-    names = [problem.id for problem in decided]
     prior = None
     if priors:
         parts = ("loc", "scale", "loc_sd", "scale_sd")

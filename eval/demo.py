@@ -131,15 +131,12 @@ def run(config: DemoConfig) -> None:
     )
     # The problems that eval.solve takes, by its own configuration.
     asked = parse(solve.SolveConfig, ["--config", config.solve], prog="", description="")
-    wanted = {
-        "live": [f"--problems={asked.problems}"],
-        "pool": [f"--problems={config.pool_problems}"],
-    }
-    if asked.limit is not None:
-        wanted["live"] += [f"--limit={asked.limit}"]
-    for name, problems in wanted.items():
-        priors = ["--checkpoint", str(trained), "--out", str(out / f"{name}_priors.jsonl")]
-        _part(f"priors of the problems: {name}", predict.main, [*priors, *problems])
+    wanted = {"live": (asked.problems, asked.limit), "pool": (config.pool_problems, None)}
+    for name, (problems, limit) in wanted.items():
+        arguments = ["--checkpoint", str(trained), f"--problems={problems}"]
+        arguments += [] if limit is None else [f"--limit={limit}"]
+        arguments += ["--out", str(out / f"{name}_priors.jsonl")]
+        _part(f"priors of the problems: {name}", predict.main, arguments)
     live = ["--config", config.solve, "--out"]
     _part("OptScale⁰, live", solve.main, [*live, str(runs["OptScale⁰"])])
     priors = ["--priors", str(out / "live_priors.jsonl")]
@@ -249,13 +246,7 @@ def _outcomes(directory: Path) -> Outcomes:
         problem_ids=[row["problem_id"] for row in rows],
         correct=np.array([float(row["correct"] or "nan") for row in rows]),
         samples=np.array([float(row["n_samples"]) for row in rows]),
-        tokens=np.array(
-            [
-                sum(ledger[part] for part in ("completed", "aborted", "predictor"))
-                for ledger in ledgers
-            ],
-            float,
-        ),
+        tokens=np.array([sum(ledger[part] for part in SPENT) for ledger in ledgers], float),
         verifier_tokens=np.array([ledger["verifier"] for ledger in ledgers], float),
     )
 

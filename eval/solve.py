@@ -44,6 +44,11 @@ class SolveConfig(LiveConfig):
     priors: str | None = None
     out: str = "runs/solve"
 
+    @property
+    def priors_file(self) -> str | None:
+        """The file of priors: that of `priors`, or else the policy's own (`policy.prior.file`)."""
+        return self.priors or self.policy.prior.file
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
@@ -66,7 +71,7 @@ def run(config: SolveConfig) -> None:
     Raises:
         BadInput: As `run_live` and `policy_of_solve`.
     """
-    run_live(config, *policy_of_solve(config), priors=config.priors or config.policy.prior.file)
+    run_live(config, *policy_of_solve(config), priors=config.priors_file)
 
 
 def policy_of_solve(config: SolveConfig) -> tuple[Decider, Policy]:

@@ -17,6 +17,7 @@ compiled kernel serves every problem:
 """
 
 import dataclasses
+import functools
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -291,11 +292,11 @@ def _standardise(stats: ScoreStats, low, high, min_distance: float) -> _Problem:
 
 _STEPS = 9  # of fit_mle
 _SCAN = 12  # scales that fit_map tries first,
-_SCAN_STEPS = 3  # with as many steps for the slope of each,
+_SCAN_STEPS = 2  # with as many steps for the slope of each,
 _SCAN_MARGIN = 0.5  # and how far beyond the scales in question the scan goes, in log scale
-_SCAN_NODES = 10  # quadrature of the scan
-_SCAN_CUTOFF = 12.0
+_SCAN_RULE = dict(num_nodes=8, cutoff=12.0)  # its quadrature
 _VALLEY_STEPS = 4  # steps in each of the two lowest valleys
+_VALLEY_RULE = dict(num_nodes=10, cutoff=12.0)  # and their quadrature
 _MAP_STEPS = 10  # further steps in the lower of them
 _BACKTRACK = 0.25  # by which a rejected step is shortened
 
@@ -398,7 +399,6 @@ def _mle_one(stats: ScoreStats, low, high) -> tuple[Params, FitInfo]:
 
 def _map_one(stats: ScoreStats, prior: Prior, low, high) -> tuple[Params, FitInfo]:
     p = _standardise(stats, low, high, 0.0)
-    rule = _accuracy(p.mean.dtype)
     n = stats.n
     length = high - low
     log_floor = jnp.log(p.floor)
@@ -410,7 +410,7 @@ def _map_one(stats: ScoreStats, prior: Prior, low, high) -> tuple[Params, FitInf
         scale = p.unit * jnp.exp(log_scale)
         return square, scale, p.mean + p.unit * slope * square
 
-    def evaluate(point):
+    def evaluate(point, rule):
         slope, log_scale = point
         square, scale, loc = prior_terms(slope, log_scale)
         inverse = 1.0 / square
@@ -477,9 +477,7 @@ def _map_one(stats: ScoreStats, prior: Prior, low, high) -> tuple[Params, FitInf
 
         def newton(_, carry):
             slope, _ = carry
-            mode, sign, log_partition, m = _tilted(
-                slope, quad, p.low, p.high, 2, _SCAN_NODES, _SCAN_CUTOFF
-            )
+            mode, sign, log_partition, m = _tilted(slope, quad, p.low, p.high, 2, **_SCAN_RULE)
             z_loc = (p.mean + p.unit * slope * square - prior.loc) / prior.loc_sd
             value = n * log_partition + 0.5 * z_loc**2
             gradient = n * (mode + sign * m.mean) + z_loc * loc_1
@@ -496,8 +494,9 @@ def _map_one(stats: ScoreStats, prior: Prior, low, high) -> tuple[Params, FitInf
     least = jnp.log(jnp.minimum(prior_scale, 1.0)) - _SCAN_MARGIN
     most = jnp.log(jnp.maximum(jnp.maximum(prior_scale, 1.0), conflict)) + _SCAN_MARGIN
     fractions = jnp.asarray(np.linspace(0.0, 1.0, _SCAN), p.mean.dtype)
-    points, values = jax.vmap(along_scale)(
-        jnp.maximum(least + (most - least) * fractions, log_floor)
+    # One scale after the other: an axis of twelve of their own would leave vectors half empty.
+    points, values = jax.lax.map(
+        along_scale, jnp.maximum(least + (most - least) * fractions, log_floor)
     )
     values = jnp.where(jnp.isnan(values), jnp.inf, values)
 
@@ -508,12 +507,16 @@ def _map_one(stats: ScoreStats, prior: Prior, low, high) -> tuple[Params, FitInf
     second = jnp.argmin(jnp.where(valley, values, jnp.inf))
     starts = jax.tree.map(lambda v: v[jnp.stack([first, second])], points)
 
-    def descend(start, steps):
-        return _descend(evaluate, advance, start, log_floor, jnp.inf, steps)
+    def descend(start, steps, rule):
+        at = functools.partial(evaluate, rule=rule)
+        return _descend(at, advance, start, log_floor, jnp.inf, steps)
 
-    points, values, _ = jax.vmap(lambda start: descend(start, _VALLEY_STEPS))(starts)
+    points, values, _ = jax.lax.map(
+        lambda start: descend(start, _VALLEY_STEPS, _VALLEY_RULE), starts
+    )
     winner = jnp.argmin(values)
-    (slope, log_scale), value, step = descend(jax.tree.map(lambda v: v[winner], points), _MAP_STEPS)
+    best = jax.tree.map(lambda v: v[winner], points)
+    (slope, log_scale), value, step = descend(best, _MAP_STEPS, _accuracy(p.mean.dtype))
 
     _, scale, loc = prior_terms(slope, log_scale)
     some = n > 0

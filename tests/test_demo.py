@@ -1,11 +1,14 @@
 """eval.demo's comparison of two runs."""
 
+import csv
+import json
+
 import jax
 import pytest
 
 from eval import demo, sample, solve
 from eval.cli import BadInput
-from optscale_jax import synthetic_pool
+from optscale_jax import Pool, synthetic_pool
 
 
 def test_two_runs_are_compared_problem_by_problem(tmp_path):
@@ -31,6 +34,20 @@ def test_two_runs_are_compared_problem_by_problem(tmp_path):
     mean, low, high = adaptive[-2].replace("[", "").replace("]", "").replace(",", "").split()
     assert float(mean) == pytest.approx(gap, abs=0.11)
     assert float(low) <= float(mean) <= float(high)
+
+    # What the predictor reads is spent too, and what the verifier reads stands apart.
+    names = Pool.load(pool).problem_ids.tolist()
+    belief = {"loc": 0.8, "scale": 0.1, "loc_sd": 0.1, "scale_sd": 0.1, "tokens": 5000}
+    priors = tmp_path / "priors.jsonl"
+    priors.write_text("".join(json.dumps({"problem_id": n, **belief}) + "\n" for n in names))
+    policy = ["--policy.name=optscale", "--policy.s_min=0.9", "--policy.alpha=0.9"]
+    policy += ["--policy.max_samples=8", "--policy.min_samples=2", "--priors", str(priors)]
+    assert solve.main([*recorded, *policy, "--out", str(tmp_path / "t")]) == 0
+    (row,) = demo.comparison({"t": tmp_path / "t"}, "t").rows
+    with open(tmp_path / "t" / "results.csv") as file:
+        (means,) = csv.DictReader(file)
+    drawn = float(means["mean_completed_tokens"]) + float(means["mean_aborted_tokens"])
+    assert float(row[4].replace(",", "")) == pytest.approx(drawn + 5000, abs=0.5)
 
     few = tmp_path / "few"
     assert sample.main([*recorded, "--n=8", "--limit=9", "--out", str(few)]) == 0

@@ -303,6 +303,50 @@ def test_fit_map_is_never_above_scipy(cases, scipy_map, dtype):
     assert above[worst] < OBJECTIVE_RTOL, (cases.names[worst], cases.prior[worst], above[worst])
 
 
+def profile(stats, prior, scale):
+    """The least posterior objective of a problem at a scale: convex in loc, by ternary search."""
+
+    def at(loc):
+        params = Params(loc, scale)
+        return negative_log_likelihood(stats, params) + negative_log_prior(params, prior)
+
+    def shrink(_, ends):
+        low, high = ends
+        left, right = low + (high - low) / 3, high - (high - low) / 3
+        lower = at(left) < at(right)
+        return jnp.where(lower, low, left), jnp.where(lower, right, high)
+
+    # The optimum is between the prior's loc and wherever the scores pull it.
+    far = 20 * prior.loc_sd + 10
+    low, high = jax.lax.fori_loop(0, 60, shrink, (prior.loc - far, prior.loc + far))
+    return at(0.5 * (low + high))
+
+
+def test_the_lower_of_two_modes_is_found(x64):
+    """Priors of every width and place, far from the scores too, against a scan of 60 scales.
+
+    The docstring claims that about one problem in 1,500 is missed; 2,000 are looked at.
+    """
+    rng, count = np.random.default_rng(8), 2000
+    n = rng.choice([2, 3, 5, 10, 20, 64], count)
+    centre, width = rng.uniform(0, 1, count), np.exp(rng.uniform(np.log(0.005), 0, count))
+    scores = np.clip(rng.normal(centre[:, None], width[:, None], (count, 64)), 0.001, 0.999)
+    stats = ScoreStats.from_scores(scores, np.arange(64) < n[:, None])
+    prior = Prior(
+        rng.uniform(-2, 3, count),
+        np.exp(rng.uniform(np.log(0.01), np.log(2), count)),
+        np.exp(rng.uniform(np.log(0.01), np.log(10), count)),
+        np.exp(rng.uniform(np.log(0.01), 0, count)),
+    )
+    params, _ = fit_map(stats, prior)
+    ours = negative_log_likelihood(stats, params) + negative_log_prior(params, prior)
+    scales = jnp.geomspace(1e-3, 30, 60)
+    find = jax.jit(lambda scale: profile(stats, prior, scale))
+    # Any scale's optimum is above the posterior's but for rounding.
+    least = np.min([find(scale) for scale in scales], axis=0)
+    assert np.sum(np.asarray(ours) - least > 1e-6 * (1 + np.abs(least))) <= 1
+
+
 def test_reported_objective_is_the_objective(cases, dtype):
     stats, prior = library_stats(cases, dtype), Prior(*jnp.asarray(cases.prior.T, dtype))
     spread = cases.m2 > 0

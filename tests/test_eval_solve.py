@@ -119,6 +119,20 @@ def test_a_prior_for_each_problem_is_read_and_its_tokens_counted(pool_file, tmp_
     assert check_decisions.main([str(tmp_path / "run")]) == 0
 
 
+def test_priors_may_be_the_policys_own_file(pool_file, tmp_path, capsys):
+    sure = {"loc": 0.3, "scale": 0.05, "loc_sd": 1e-3, "scale_sd": 1e-3}
+    file = tmp_path / "priors.jsonl"
+    names = Pool.load(pool_file).problem_ids.tolist()
+    file.write_text("".join(json.dumps({"problem_id": n, **sure}) + "\n" for n in names))
+    policy = ["--policy.name=optscale", "--policy.s_min=0.9", "--policy.alpha=0.9"]
+    policy += [f"--policy.max_samples={N}", "--policy.min_samples=2", f"--policy.prior.file={file}"]
+    out = ["--recorded.pool", pool_file, "--out", str(tmp_path / "run")]
+    assert solve.main([*out, *policy]) == 0
+    # Whoever is sure that scores are near 0.3 draws all there is.
+    assert {int(row["n_samples"]) for row in rows(tmp_path / "run" / "per_problem.csv")} == {N}
+    assert check_decisions.main([str(tmp_path / "run")]) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
