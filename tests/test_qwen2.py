@@ -107,14 +107,16 @@ def test_logits_and_hidden_states_are_those_of_transformers(sizes, tmp_path):
     def everything(model):
         depths = range(-sizes["layers"] - 1, sizes["layers"] + 1)
         states = {layer: model.hidden_states(tokens, mask, layer=layer) for layer in depths}
-        return model(tokens, mask), states
+        return model(tokens, mask), states, list(model.states(tokens, mask))
 
-    logits, states = everything(ours)
+    logits, states, in_order = everything(ours)
+    assert len(in_order) == len(expected.hidden_states)
     # Logits of tens and a thousand additions each: 1e-4 is float32's rounding, and no more.
     np.testing.assert_allclose(logits[mask], expected.logits.numpy()[mask], rtol=0, atol=1e-4)
     for layer, state in states.items():
         theirs_there = expected.hidden_states[layer].numpy()
         np.testing.assert_allclose(state[mask], theirs_there[mask], rtol=0, atol=1e-4)
+        np.testing.assert_allclose(in_order[layer][mask], state[mask], rtol=0, atol=1e-5)
 
 
 def test_padding_and_what_comes_later_change_nothing(small):

@@ -14,13 +14,14 @@ from transformers import AutoTokenizer
 from optscale_jax.backends.families import FORMATS
 from optscale_jax.backends.prm import split_steps, step_prompt
 from optscale_jax.models import Qwen2, Qwen2Config
-from optscale_jax.tiny import SYSTEM_PROMPT, Chain, check_steps, draw_chains
+from optscale_jax.tiny import SYSTEM_PROMPT, Chain, check_steps, draw_chains, reasoner_path
 from optscale_jax.tiny.__main__ import main
 from optscale_jax.tiny.arithmetic import LEVELS, share_of_products
-from optscale_jax.tiny.tokenizer import END, STEP, build_tokenizer
+from optscale_jax.tiny.tokenizer import END, build_tokenizer
 from train.tiny import (
     GROUPS,
     IGNORED,
+    REPEATS,
     Batch,
     Examples,
     Judged,
@@ -206,27 +207,42 @@ def test_the_verifier_learns_the_labels_of_what_it_is_shown_in_use(tokenizer):
         tokenizer, FORMATS["qwen2.5-math-prm"], CHAIN.question, steps, max_len=1000
     )
     assert batch.tokens[0][: len(prompt.token_ids)].tolist() == prompt.token_ids
-    assert np.flatnonzero(batch.asked[0]).tolist() == prompt.positions
+    for told in (batch.targets, batch.alone):
+        assert np.flatnonzero(told[0] != IGNORED).tolist() == prompt.positions
     assert batch.targets[0][prompt.positions].tolist() == [1, 1, 0, 0]
-    # It is told at every token of the solution, and right up to the first wrong digit.
-    told = batch.targets[0] != IGNORED
-    assert tokenizer.decode(batch.tokens[0][told]) == "".join(step + STEP for step in steps)
-    good = batch.tokens[0][batch.targets[0] == 1]
-    assert tokenizer.decode(good) == f"{STEPS[0]}{STEP}{STEPS[1]}{STEP}15-9=16:0"
+    # By itself the last step is right: it boxes the number before it.
+    assert batch.alone[0][prompt.positions].tolist() == [1, 1, 0, 1]
+    # Which digit is right, where a digit of a result is to be read next.
+    asked = np.flatnonzero(batch.digits[0] != IGNORED)
+    written = tokenizer.decode(batch.tokens[0][asked + 1]).replace(" ", "")
+    assert written == "1545" + "3515" + "1607"
+    assert "".join(map(str, batch.digits[0][asked])) == "1545" + "3515" + "1606"
 
 
-def test_a_solution_that_goes_on_or_writes_anything_is_labelled_to_its_end(tokenizer):
+def test_a_step_after_a_wrong_one_is_judged_by_what_is_written(tokenizer):
     examples = Examples("verifier", tokenizer)
     group = next(group for group in GROUPS if CHAIN.level in group)
-    for extra in (["15-9=16:06"], ["é<|im_start|>", "Compute "], ["1" * 500]):
-        steps = [*CHAIN.steps, *extra]
-        item = Judged(CHAIN, steps, check_steps(CHAIN, steps))
-        batch = examples.batch([item], group)
-        told = batch.targets[0][batch.targets[0] != IGNORED]
-        right = sum(map(len, CHAIN.steps)) + len(CHAIN.steps)
-        assert told[:right].all()
-        assert not told[right:].any()
-        assert len(told) > right
+    steps = ["37+8=15:55", "55*7=35:85", "85-9=16:76", r"\boxed{06}"]
+    batch = examples.batch([Judged(CHAIN, steps, check_steps(CHAIN, steps))], group)
+    at = batch.tokens[0] == examples.step
+    assert batch.targets[0][at].tolist() == [0, 0, 0, 0]
+    assert batch.alone[0][at].tolist() == [0, 1, 1, 0]
+    digits = batch.digits[0][batch.digits[0] != IGNORED]
+    assert "".join(map(str, digits)) == "1545" + "3585" + "1676"
+
+
+@pytest.mark.parametrize("extra", [["15-9=16:06"], ["é<|im_start|>", "Co"], ["1" * 500]])
+def test_a_solution_that_goes_on_or_writes_anything_is_labelled_to_its_end(extra, tokenizer):
+    examples = Examples("verifier", tokenizer)
+    # Two operations in a group that has three leave room for more.
+    chain = Chain(CHAIN.start, CHAIN.operations[:2])
+    steps = [*chain.steps, *extra]
+    group = next(group for group in GROUPS if CHAIN.level in group)
+    batch = examples.batch([Judged(chain, steps, check_steps(chain, steps))], group)
+    for labels in (batch.targets, batch.alone):
+        told = labels[0][labels[0] != IGNORED].tolist()
+        # What is longer than the longest solution is cut off.
+        assert told == [1, 1, 1] + ([] if extra == ["1" * 500] else [0] * len(extra))
 
 
 def test_a_right_solution_that_stops_early_is_right_up_to_its_end(tokenizer):
@@ -234,9 +250,10 @@ def test_a_right_solution_that_stops_early_is_right_up_to_its_end(tokenizer):
     group = next(group for group in GROUPS if CHAIN.level in group)
     steps = [STEPS[0], STEPS[1][:-1]]  # and one digit short
     batch = examples.batch([Judged(CHAIN, steps, check_steps(CHAIN, steps))], group)
-    told = batch.targets[0][batch.targets[0] != IGNORED]
-    assert told[:-1].all()
-    assert told[-1] == 0
+    for labels in (batch.targets, batch.alone):
+        assert labels[0][labels[0] != IGNORED].tolist() == [1, 0]
+    # Its digits have no fixed places.
+    assert (batch.digits[0] != IGNORED).sum() == 4
 
 
 # Measurements -------------------------------------------------------------------------------------
@@ -258,48 +275,80 @@ def test_auc_is_the_share_of_pairs_in_order(pairs):
 
 def test_accuracy_is_the_mean_probability_of_the_right_solution():
     probabilities = np.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]])
-    batch = Batch(
-        np.array([[0, 1, 2], [2, 0, 1]], np.int32),
-        np.array([[IGNORED, 1, 2], [0, 0, IGNORED]], np.int32),
-        np.array([[False, True, True], [True, True, False]]),
-    )
+    tokens = np.array([[0, 1, 2], [2, 0, 1]], np.int32)
+    targets = np.array([[IGNORED, 1, 2], [0, 0, IGNORED]], np.int32)
+    batch = Batch(tokens, targets, *[np.full_like(tokens, IGNORED)] * 2)
     found = reasoner_accuracy(lambda tokens: np.log(probabilities[tokens]), {2: batch, 3: batch})
     expected = np.mean([0.8 * 0.6, 0.2 * 0.5])
     assert found == {"accuracy": expected, "accuracy_by_level": {2: expected, 3: expected}}
 
 
-def test_step_auc_counts_only_the_ends_of_steps():
-    log_good = np.log(np.array([0.9, 0.2, 0.4, 0.99, 0.01]))
-    batch = Batch(
-        np.arange(5, dtype=np.int32)[None],
-        np.array([[1, 0, 1, IGNORED, 1]], np.int32),
-        np.array([[True, True, True, False, False]]),
-    )
-    found = verifier_quality(
-        lambda tokens: np.stack([np.zeros(tokens.shape), log_good[tokens]], axis=-1), {2: batch}
-    )
-    assert found == {"step_auc": 1.0, "good": 0.6667}
+def test_quality_of_a_verifier_by_hand():
+    # Two problems of two operations, REPEATS solutions each, of three steps and a token that is no
+    # end of a step. All of the second problem's are right: it says nothing of telling them apart.
+    random = np.random.default_rng(0)
+    good = random.random((2 * REPEATS, 4))
+    targets = np.ones(good.shape, np.int32)
+    targets[1, 2:] = targets[3] = targets[6, 3] = 0
+    targets[:, 1] = IGNORED
+    tokens = np.arange(good.size, dtype=np.int32).reshape(good.shape)
+    batch = Batch(tokens, targets, *[np.full_like(tokens, IGNORED)] * 2)
+
+    def predict(tokens):
+        probability = good.ravel()[tokens]
+        return np.log(np.stack([1 - probability, probability], axis=-1))
+
+    found = verifier_quality(predict, {2: batch})
+    pairs = [(x, y) for x in good[targets == 1] for y in good[targets == 0]]
+    score = good[:, [0, 2, 3]].mean(axis=1)
+    right, wrong = [0, 2, 4, 5, 7], [1, 3, 6]
+    solutions = [score[i] > score[j] for i in right for j in wrong]
+    assert found == {
+        "step_auc": round(np.mean([x > y for x, y in pairs]), 4),
+        "good": round((targets == 1).sum() / (6 * REPEATS), 4),
+        "solution_auc": round(np.mean(solutions), 4),
+        "right": round(13 / 16, 4),
+    }
 
 
 # Training -----------------------------------------------------------------------------------------
 
 
-def test_training_lowers_the_loss_and_repeats_itself_exactly(tokenizer):
+@pytest.mark.parametrize("task", ["reasoner", "verifier"])
+def test_training_lowers_the_loss_and_repeats_itself_exactly(task, tokenizer):
     sizes = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=16,
         intermediate_size=16,
-        num_hidden_layers=1,
+        num_hidden_layers=1 if task == "reasoner" else 3,
         num_attention_heads=2,
         num_key_value_heads=1,
-        tie_word_embeddings=True,
+        tie_word_embeddings=task == "reasoner",
+        head="language_model" if task == "reasoner" else "process_reward",
     )
-    config = TinyConfig(steps=40, batch_size=8, learning_rate=1e-2, warmup=5, log_every=20)
+    config = TinyConfig(
+        task=task,
+        reasoner="not read here",
+        steps=40,
+        batch_size=8,
+        learning_rate=1e-2,
+        warmup=5,
+        log_every=20,
+    )
     group = GROUPS[0]
-    examples = Examples("reasoner", tokenizer)
+    examples = Examples(task, tokenizer)
 
     def draw(step):
-        return examples.batch(draw_chains([0, 1, step], config.batch_size, levels=group), group)
+        chains = draw_chains([0, 1, step], config.batch_size, levels=[2])
+        if task == "reasoner":
+            return examples.batch(chains, group)
+        # Half of them have the solution of another problem.
+        written = [(chain if i % 2 else chains[0]).steps for i, chain in enumerate(chains)]
+        judged = [
+            Judged(chain, steps, check_steps(chain, steps))
+            for chain, steps in zip(chains, written, strict=True)
+        ]
+        return examples.batch(judged, group)
 
     def trained():
         model = nnx.jit(lambda: Qwen2(sizes, rngs=nnx.Rngs(0)))()
@@ -310,8 +359,14 @@ def test_training_lowers_the_loss_and_repeats_itself_exactly(tokenizer):
 
     record, state = trained()
     assert [entry["step"] for entry in record] == [20, 40]
-    assert record[0]["loss"] < np.log(len(tokenizer))
-    assert record[1]["loss"] < record[0]["loss"] - 1
+    first, last = (entry["loss"] for entry in record)
+    if task == "reasoner":
+        assert first < np.log(len(tokenizer))
+        assert last < first - 1
+    else:
+        # What knowing nothing costs: of labels, of digits, and of labels again.
+        nothing = np.log(2) + np.log(10) + np.log(2)
+        assert last < min(first, nothing)
     again, state_again = trained()
     assert again == record
     leaves = zip(nnx.to_flat_state(state), nnx.to_flat_state(state_again), strict=True)
@@ -331,6 +386,10 @@ def test_training_lowers_the_loss_and_repeats_itself_exactly(tokenizer):
             "model: num_key_value_heads is 2; it must",
         ),
         (["--task", "verifier", "--reasoner", "nowhere"], "reasoner: nowhere is not a checkpoint"),
+        (
+            ["--task=verifier", f"--reasoner={reasoner_path()}", "--model.num_hidden_layers=2"],
+            "the model has 2 layers: what it learns on the way needs 3; give a deeper one",
+        ),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, tmp_path, capsys):

@@ -14,7 +14,7 @@ from flax import nnx
 from optscale_jax.models import Qwen2
 from optscale_jax.tiny import Chain, draw_chains, reasoner_path
 from optscale_jax.tiny.tokenizer import build_tokenizer
-from train.tiny import GROUPS, Examples, TinyConfig
+from train.tiny import GROUPS, IGNORED, Examples, TinyConfig
 
 FOLDERS = {"reasoner": reasoner_path()}
 # Apart from the seeds of training, of the shipped pool and of the predictor's labels.
@@ -48,7 +48,7 @@ def log_probabilities(name: str, items: list, tokenizer) -> list[tuple[np.ndarra
         batch = examples.batch(members, group)
         logs = np.asarray(jax.nn.log_softmax(run(model(name), jnp.asarray(batch.tokens))))
         for row, item in enumerate(members):
-            asked = batch.asked[row]
+            asked = batch.targets[row] != IGNORED
             found[id(item)] = logs[row][asked], batch.targets[row][asked]
     return [found[id(item)] for item in items]
 

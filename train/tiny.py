@@ -16,7 +16,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -38,6 +38,13 @@ __all__ = ["ModelConfig", "TinyConfig", "main"]
 # Problems of similar length make a batch, so that little of it is padding.
 GROUPS: tuple[tuple[int, ...], ...] = ((2, 3), (4, 5), (6, 7, 8))
 IGNORED = -1
+# In a right step such as 45*7=35:15, what is to be written after which character, from the end.
+DIGITS = {-6: -5, -5: -4, -3: -2, -2: -1}
+# Layers of the verifier after which it is asked for the right digits, and whether a step is right
+# by itself; what is left compares, and looks back.
+DIGITS_LAYER, STEP_LAYER = -3, -2
+# Solutions of each validation problem, for how well they are told apart.
+REPEATS = 8
 # Apart from the seeds of problem files, which are single numbers.
 TRAINING, VALIDATION = 1, 2
 
@@ -78,7 +85,9 @@ class TinyConfig:
         warmup: Steps of linear warm-up.
         weight_decay: AdamW's.
         solutions: Solutions that the reasoner samples for the verifier to learn from, one a
-            problem; a tenth as many more are kept for validation.
+            problem; a tenth as many more, eight to a problem, are kept for validation.
+        early: Weight of what the verifier learns to say on the way, before its last layers: which
+            digit is right next, and whether a step is right by itself. At least 0.
         temperature: Sampling temperature of those, and of the accuracy that is reported.
         seed: Of the weights, the problems and the sampling, at least 0.
         log_every: Steps between two measurements on validation problems.
@@ -96,6 +105,7 @@ class TinyConfig:
     warmup: int = 100
     weight_decay: float = 0.01
     solutions: int = 20000
+    early: float = 1.0
     temperature: float = 0.8
     seed: int = 0
     log_every: int = 50
@@ -113,6 +123,8 @@ class TinyConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {bound}")
         if not self.learning_rate > 0 or not self.temperature > 0:
             raise ValueError("learning_rate and temperature must be above 0")
+        if not self.early >= 0:
+            raise ValueError(f"early is {self.early}; it must be at least 0")
         if self.task == "verifier" and self.reasoner is None:
             raise ValueError("reasoner is not given; the verifier learns from its solutions")
 
@@ -122,15 +134,16 @@ class Batch(NamedTuple):
 
     Attributes:
         tokens: [B, L] int32.
-        targets: [B, L] int32: the next token where the solution is, or whether the solution is
-            right up to here; IGNORED elsewhere.
-        asked: [B, L] bool: where the trained model is asked, at every target of the reasoner and at
-            the ends of steps of the verifier.
+        targets: [B, L] int32: the next token where the solution is, or at the end of a step
+            whether the solution is right up to there; IGNORED elsewhere.
+        digits: [B, L] int32: the right digit, before the verifier reads one; IGNORED elsewhere.
+        alone: [B, L] int32: at the end of a step whether it is right by itself; IGNORED elsewhere.
     """
 
     tokens: np.ndarray
     targets: np.ndarray
-    asked: np.ndarray
+    digits: np.ndarray
+    alone: np.ndarray
 
 
 class Judged(NamedTuple):
@@ -176,41 +189,36 @@ class Examples:
         """Encodes items of one group of levels; what is longer than its length is cut off."""
         length = self.lengths[group]
         tokens = np.full((len(items), length), self.tokenizer.pad_token_id, np.int32)
-        targets = np.full((len(items), length), IGNORED, np.int32)
+        targets, digits, alone = np.full((3, len(items), length), IGNORED, np.int32)
         for row, (item, ids) in enumerate(zip(items, self._encode(items), strict=True)):
             ids = np.array(ids[:length], np.int32)
             tokens[row, : len(ids)] = ids
-            # The user's message is followed by a newline, <|im_start|> and "assistant\n".
-            begin = np.flatnonzero(ids == self.end)[1 if self.task == "verifier" else 0] + 3
             if self.task == "verifier":
-                right = self._right_so_far(item)[: len(ids) - begin - 1]
-                targets[row, begin + 1 : begin + 1 + len(right)] = right
+                ends = np.flatnonzero(ids == self.step)
+                targets[row, ends] = item.labels[: len(ends)]
+                for end, step, right in zip(ends, item.steps, _from_before(item), strict=False):
+                    alone[row, end] = step == right
+                    if right is not None and len(step) == len(right) and "=" in right:
+                        for before, place in DIGITS.items():
+                            digits[row, end + before] = int(right[place])
             else:
-                end = np.flatnonzero(ids == self.end)[1]
+                # The user's message is followed by a newline, <|im_start|> and "assistant\n".
+                question, end = np.flatnonzero(ids == self.end)
+                begin = question + 3
                 targets[row, begin:end] = ids[begin + 1 : end + 1]
-        asked = targets != IGNORED
-        if self.task == "verifier":
-            asked &= tokens == self.step
-        return Batch(tokens, targets, asked)
+        return Batch(tokens, targets, digits, alone)
 
-    def _right_so_far(self, item: Judged) -> list[bool]:
-        """Whether a solution is right up to each of its tokens, the ends of its steps included.
 
-        A process reward model is asked at the ends of steps only. In training it is told at every
-        token, which shows it where the mistake is.
-        """
-        written = self.tokenizer(item.steps, add_special_tokens=False).input_ids
-        right = self.tokenizer(item.chain.steps, add_special_tokens=False).input_ids
-        found: list[bool] = []
-        good = True
-        for index, (ids, label) in enumerate(zip(written, item.labels, strict=True)):
-            expected = right[index] if index < len(right) else []
-            for place, token in enumerate(ids):
-                good = good and place < len(expected) and token == expected[place]
-                found.append(good)
-            good = label
-            found.append(label)
-        return found
+def _from_before(judged: Judged) -> Iterator[str | None]:
+    """What each step should be after the one before it as it is written, right or wrong."""
+    value = str(judged.chain.start)
+    for index, step in enumerate(judged.steps):
+        known = value.isascii() and value.isdigit()
+        right = None
+        if known and index <= judged.chain.level:
+            right = Chain(int(value), judged.chain.operations[index : index + 1]).steps[0]
+        yield right
+        value = step[-2:]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -267,14 +275,22 @@ def _model(config: TinyConfig, vocab_size: int) -> Qwen2:
                 head=head,
                 **dataclasses.asdict(config.model),
             )
-        return Qwen2(sizes, rngs=nnx.Rngs(config.seed))
-    with bad_input("start"):
-        start = Qwen2.from_pretrained(config.start)
-    sizes = dataclasses.replace(
-        start.config, head=head, tie_word_embeddings=config.task == "reasoner"
-    )
+        start = None
+    else:
+        with bad_input("start"):
+            start = Qwen2.from_pretrained(config.start)
+        sizes = dataclasses.replace(
+            start.config, head=head, tie_word_embeddings=config.task == "reasoner"
+        )
+    depth = sizes.num_hidden_layers
+    if config.task == "verifier" and config.early and depth + DIGITS_LAYER < 0:
+        raise BadInput(
+            f"early is {config.early}, and the model has {depth} layers: what it learns on the way "
+            f"needs {-DIGITS_LAYER}; give a deeper one, or --early 0"
+        )
     model = Qwen2(sizes, rngs=nnx.Rngs(config.seed))
-    nnx.update(model.model, nnx.state(start.model))
+    if start is not None:
+        nnx.update(model.model, nnx.state(start.model))
     return model
 
 
@@ -286,8 +302,10 @@ Draw = Callable[[int], Batch]
 def _data(config: TinyConfig, examples: Examples) -> tuple[Draw, dict[int, Batch]]:
     """A function from the step to its batch, and the validation batches by level."""
     group_of = {level: group for group in GROUPS for level in group}
-    # A group in proportion to its levels, so that all levels are equally frequent.
-    shares = np.array([len(group) for group in GROUPS]) / len(LEVELS)
+    # A group in proportion to its levels, so that all levels are equally frequent; for the
+    # verifier, which has the most to learn from long solutions, to its steps.
+    weigh = len if config.task == "reasoner" else sum
+    shares = np.array([weigh(group) for group in GROUPS]) / weigh(LEVELS)
 
     def group_at(step: int) -> tuple[int, ...]:
         return GROUPS[np.random.default_rng([config.seed, 0, step]).choice(len(GROUPS), p=shares)]
@@ -312,9 +330,9 @@ def _data(config: TinyConfig, examples: Examples) -> tuple[Draw, dict[int, Batch
             )
             return examples.batch([members[i] for i in chosen], group)
 
-        held_out = sample_solutions(
-            config, draw_chains([config.seed, VALIDATION], max(config.solutions // 10, 100))
-        )
+        count = max(config.solutions // 10 // REPEATS, 50)
+        problems = draw_chains([config.seed, VALIDATION], count)
+        held_out = sample_solutions(config, [c for c in problems for _ in range(REPEATS)])
     level_of = (lambda c: c.level) if config.task == "reasoner" else (lambda s: s.chain.level)
     validation = {
         level: examples.batch([h for h in held_out if level_of(h) == level], group_of[level])
@@ -324,7 +342,7 @@ def _data(config: TinyConfig, examples: Examples) -> tuple[Draw, dict[int, Batch
 
 
 def sample_solutions(config: TinyConfig, chains: list[Chain]) -> list[Judged]:
-    """One solution of each problem by the reasoner, its steps labelled.
+    """A solution of each problem by the reasoner, its steps labelled.
 
     Args:
         config: Names the reasoner, the temperature and the seed.
@@ -387,16 +405,18 @@ def fit(
         optax.clip_by_global_norm(1.0),
         optax.adamw(schedule, b2=0.98, weight_decay=config.weight_decay),
     )
-    graph, params = nnx.split(model)
+    graph, params = nnx.split(_Learner(model, nnx.Rngs(config.seed)))
     state = optimizer.init(params)
 
     def loss(params: Any, batch: Batch) -> jax.Array:
-        logits = nnx.merge(graph, params)(jnp.asarray(batch.tokens))
-        counted = batch.targets != IGNORED
-        each = optax.softmax_cross_entropy_with_integer_labels(
-            logits, jnp.where(counted, batch.targets, 0)
-        )
-        return jnp.sum(each * counted) / jnp.sum(counted)
+        learner = nnx.merge(graph, params)
+        states = list(learner.model.states(jnp.asarray(batch.tokens)))
+        value = _cross_entropy(learner.model.logits(states[-1]), batch.targets)
+        if config.task == "verifier" and config.early:
+            early = _cross_entropy(learner.digit(states[DIGITS_LAYER]), batch.digits)
+            early += _cross_entropy(learner.step(states[STEP_LAYER]), batch.alone)
+            value += config.early * early
+        return value
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def update(params: Any, state: Any, batch: Batch) -> tuple[Any, Any, jax.Array]:
@@ -406,7 +426,7 @@ def fit(
 
     @jax.jit
     def predict(params: Any, tokens: jax.Array) -> jax.Array:
-        logits = nnx.merge(graph, params)(tokens)
+        logits = nnx.merge(graph, params).model(tokens)
         # The accuracy of a sample is at the temperature; a verifier has none.
         scale = config.temperature if config.task == "reasoner" else 1.0
         return jax.nn.log_softmax(logits / scale)
@@ -431,8 +451,27 @@ def fit(
                 print(json.dumps(entry), file=sys.stderr, flush=True)
                 if config.stop_at is not None and entry.get("accuracy", 0.0) >= config.stop_at:
                     break
-    nnx.update(model, params)
+    nnx.update(model, params.model)
     return record
+
+
+class _Learner(nnx.Module):
+    """A model with the heads that it needs in training only."""
+
+    def __init__(self, model: Qwen2, rngs: nnx.Rngs):
+        self.model = model
+        width = model.config.hidden_size
+        self.digit, self.step = (
+            nnx.Sequential(nnx.RMSNorm(width, rngs=rngs), nnx.Linear(width, outputs, rngs=rngs))
+            for outputs in (10, 2)
+        )
+
+
+def _cross_entropy(logits: jax.Array, targets: np.ndarray) -> jax.Array:
+    """Mean over all targets that are not ignored."""
+    counted = targets != IGNORED
+    each = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(counted, targets, 0))
+    return jnp.sum(each * counted) / jnp.sum(counted)
 
 
 Predict = Callable[[np.ndarray], np.ndarray]
@@ -459,21 +498,31 @@ def reasoner_accuracy(predict: Predict, validation: dict[int, Batch]) -> dict[st
 
 
 def verifier_quality(predict: Predict, validation: dict[int, Batch]) -> dict[str, Any]:
-    """How well step scores separate good steps from bad.
+    """How well step scores separate good steps from bad, and right solutions from wrong ones.
 
     Args:
         predict: From tokens [B, L] to log-probabilities [B, L, 2].
-        validation: Level to batch.
+        validation: Level to batch, REPEATS solutions to a problem.
 
     Returns:
-        `step_auc` over all steps, `good` the share of good ones.
+        `step_auc` over all steps and `good`, the share of good ones; `solution_auc` of the mean
+        step score, between solutions of the same problem, and `right`, the share of right ones.
     """
-    scores, labels = [], []
-    for batch in validation.values():
-        scores.append(predict(batch.tokens)[..., 1][batch.asked])
-        labels.append(batch.targets[batch.asked])
+    scores, labels, solutions, rights = [], [], [], []
+    for level, batch in validation.items():
+        score, asked = predict(batch.tokens)[..., 1], batch.targets != IGNORED
+        scores.append(score[asked])
+        labels.append(batch.targets[asked])
+        solutions.append((np.exp(score) * asked).sum(1) / np.maximum(asked.sum(1), 1))
+        # All operations and the box.
+        rights.append(((batch.targets == 1).sum(1) == level + 1).astype(int))
     score, label = np.concatenate(scores), np.concatenate(labels)
-    return {"step_auc": round(auc(score, label), 4), "good": round(float(label.mean()), 4)}
+    solution, right = (np.concatenate(v).reshape(-1, REPEATS) for v in (solutions, rights))
+    mixed = (right.min(1) == 0) & (right.max(1) == 1)
+    within = [auc(s, r) for s, r in zip(solution[mixed], right[mixed], strict=True)]
+    found = {"step_auc": auc(score, label), "good": label.mean()}
+    found |= {"solution_auc": np.mean(within) if within else np.nan, "right": right.mean()}
+    return {name: round(float(value), 4) for name, value in found.items()}
 
 
 def auc(scores: np.ndarray, labels: np.ndarray) -> float:

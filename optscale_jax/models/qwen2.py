@@ -13,6 +13,7 @@ References:
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -351,7 +352,22 @@ class Qwen2(nnx.Module):
         depth = self.config.num_hidden_layers
         if not -depth - 1 <= layer <= depth:
             raise ValueError(f"layer is {layer}; the model has layers 0 to {depth}")
-        last = layer % (depth + 1)
+        return next(itertools.islice(self.states(tokens, mask), layer % (depth + 1), None))
+
+    def states(
+        self,
+        tokens: Int[Array, "batch length"],
+        mask: Bool[Array, "batch length"] | None = None,
+    ) -> Iterator[Float[Array, "batch length width"]]:
+        """The hidden states layer by layer, each computed when it is asked for.
+
+        Args:
+            tokens: As in `hidden_states`.
+            mask: Likewise.
+
+        Yields:
+            The embeddings, then the output of each layer, the last norm applied to the last one.
+        """
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         keys = None
         if mask is not None:
@@ -363,9 +379,10 @@ class Qwen2(nnx.Module):
         half = jnp.arange(0, self.config.head_width, 2, dtype=jnp.float32)
         angles = positions[..., None] * self.config.rope_theta ** (-half / self.config.head_width)
         rotation = (jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :])
-        for decoder_layer in list(self.model.layers)[:last]:
+        for decoder_layer in self.model.layers:
+            yield x
             x = decoder_layer(x, rotation, keys)
-        return self.model.norm(x) if last == depth else x
+        yield self.model.norm(x)
 
     def __call__(
         self, tokens: Int[Array, "batch length"], mask: Bool[Array, "batch length"] | None = None
@@ -379,12 +396,24 @@ class Qwen2(nnx.Module):
         Returns:
             Logits, vocab_size of them, or two.
         """
-        x = self.hidden_states(tokens, mask)
+        return self.logits(self.hidden_states(tokens, mask))
+
+    def logits(
+        self, states: Float[Array, "batch length width"]
+    ) -> Float[Array, "batch length outputs"]:
+        """What the head says of the last hidden states.
+
+        Args:
+            states: Of the last layer (`hidden_states`).
+
+        Returns:
+            Logits of the next token, vocab_size of them, or of the labels (bad, good).
+        """
         if self.config.head == "process_reward":
-            return self.score["2"](jax.nn.relu(self.score["0"](x)))
+            return self.score["2"](jax.nn.relu(self.score["0"](states)))
         if self.config.tie_word_embeddings:
-            return self.model.embed_tokens.attend(x)
-        return self.lm_head(x)
+            return self.model.embed_tokens.attend(states)
+        return self.lm_head(states)
 
     @classmethod
     def from_pretrained(
