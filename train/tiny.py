@@ -78,8 +78,9 @@ class TinyConfig:
         start: Checkpoint whose weights the model starts from. null: random ones.
         model: Sizes, where there is no start.
         steps: Training steps, at least 1.
-        stop_at: Validation accuracy of the reasoner, in (0, 1], at which training ends before its
-            last step, so that the reasoner still makes mistakes. null: train to the end.
+        stop_at: Validation accuracy of the reasoner, or step AUC of the verifier, in (0, 1], at
+            which training ends before its last step, so that the model still makes mistakes. null:
+            train to the end.
         batch_size: Solutions in a step, at least 1.
         learning_rate: Peak, after the warm-up and before the cosine's fall to nothing.
         warmup: Steps of linear warm-up.
@@ -449,7 +450,8 @@ def fit(
                 record.append(entry)
                 losses = []
                 print(json.dumps(entry), file=sys.stderr, flush=True)
-                if config.stop_at is not None and entry.get("accuracy", 0.0) >= config.stop_at:
+                reached = entry["accuracy" if config.task == "reasoner" else "step_auc"]
+                if config.stop_at is not None and reached >= config.stop_at:
                     break
     nnx.update(model, params.model)
     return record
