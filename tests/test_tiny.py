@@ -27,6 +27,7 @@ from train.tiny import (
     Judged,
     TinyConfig,
     auc,
+    corrupt,
     fit,
     reasoner_accuracy,
     verifier_quality,
@@ -231,6 +232,29 @@ def test_a_step_after_a_wrong_one_is_judged_by_what_is_written(tokenizer):
     assert "".join(map(str, digits)) == "1545" + "3585" + "1676"
 
 
+def test_a_corrupted_solution_goes_on_rightly_from_one_mistake(tokenizer):
+    examples = Examples("verifier", tokenizer)
+    random = np.random.default_rng(0)
+    wrong = collections.Counter()
+    for group in GROUPS:
+        items = [corrupt(chain, random) for chain in draw_chains(7, 100, levels=group)]
+        batch = examples.batch(items, group)
+        for item, alone in zip(items, batch.alone, strict=True):
+            assert item.labels == check_steps(item.chain, item.steps)
+            first = item.labels.index(False)
+            assert not any(item.labels[first:])
+            # By itself only that step is wrong, and it is no other operation.
+            told = alone[alone != IGNORED].tolist()
+            assert told == [int(index != first) for index in range(item.chain.level + 1)]
+            right, written = item.chain.steps[first], item.steps[first]
+            assert right.split("=")[0] == written.split("=")[0]
+            wrong.update(i - 10 for i in range(10) if right[i] != written[i])
+    # The first digit of the result two times in five alone and once with the carry.
+    assert set(wrong) == {-5, -4, -2, -1}
+    assert wrong[-2] / 300 == pytest.approx(0.6, abs=0.12)
+    assert wrong[-1] / 300 == pytest.approx(0.4, abs=0.12)
+
+
 @pytest.mark.parametrize("extra", [["15-9=16:06"], ["é<|im_start|>", "Co"], ["1" * 500]])
 def test_a_solution_that_goes_on_or_writes_anything_is_labelled_to_its_end(extra, tokenizer):
     examples = Examples("verifier", tokenizer)
@@ -380,6 +404,8 @@ def test_training_lowers_the_loss_and_repeats_itself_exactly(task, tokenizer):
         (["--learning_rate", "0"], "must be above 0"),
         (["--task", "verifier"], "reasoner is not given"),
         (["--task", "judge"], "task is 'judge'"),
+        (["--corrupted", "1.5"], "corrupted is 1.5; it must be in [0, 1]"),
+        (["--early", "-1"], "early is -1.0; it must be at least 0"),
         (["--start", "nowhere"], "start: nowhere/config.json: No such file"),
         (
             ["--model.num_attention_heads", "3"],

@@ -38,15 +38,19 @@ __all__ = ["ModelConfig", "TinyConfig", "main"]
 # Problems of similar length make a batch, so that little of it is padding.
 GROUPS: tuple[tuple[int, ...], ...] = ((2, 3), (4, 5), (6, 7, 8))
 IGNORED = -1
-# In a right step such as 45*7=35:15, what is to be written after which character, from the end.
-DIGITS = {-6: -5, -5: -4, -3: -2, -2: -1}
+# Where in a step such as 45*7=35:15 stands what the last digits carry and give, and the result.
+CARRY, GIVEN, FIRST, LAST = -5, -4, -2, -1
+# Which of them a mistake changes together.
+MISTAKES = ((FIRST,), (FIRST,), (CARRY, FIRST), (GIVEN, LAST), (LAST,))
+# What is to be written after which character, from the end.
+DIGITS = {-6: CARRY, -5: GIVEN, -3: FIRST, -2: LAST}
 # Layers of the verifier after which it is asked for the right digits, and whether a step is right
 # by itself; what is left compares, and looks back.
 DIGITS_LAYER, STEP_LAYER = -3, -2
 # Solutions of each validation problem, for how well they are told apart.
 REPEATS = 8
 # Apart from the seeds of problem files, which are single numbers.
-TRAINING, VALIDATION = 1, 2
+TRAINING, VALIDATION, CORRUPTION = 1, 2, 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +91,8 @@ class TinyConfig:
         weight_decay: AdamW's.
         solutions: Solutions that the reasoner samples for the verifier to learn from, one a
             problem; a tenth as many more, eight to a problem, are kept for validation.
+        corrupted: Share of the solutions that the verifier learns from which are not sampled but
+            right ones with one mistake of any kind, in [0, 1].
         early: Weight of what the verifier learns to say on the way, before its last layers: which
             digit is right next, and whether a step is right by itself. At least 0.
         temperature: Sampling temperature of those, and of the accuracy that is reported.
@@ -106,6 +112,7 @@ class TinyConfig:
     warmup: int = 100
     weight_decay: float = 0.01
     solutions: int = 20000
+    corrupted: float = 0.4
     early: float = 1.0
     temperature: float = 0.8
     seed: int = 0
@@ -124,6 +131,8 @@ class TinyConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {bound}")
         if not self.learning_rate > 0 or not self.temperature > 0:
             raise ValueError("learning_rate and temperature must be above 0")
+        if not 0 <= self.corrupted <= 1:
+            raise ValueError(f"corrupted is {self.corrupted}; it must be in [0, 1]")
         if not self.early >= 0:
             raise ValueError(f"early is {self.early}; it must be at least 0")
         if self.task == "verifier" and self.reasoner is None:
@@ -222,6 +231,28 @@ def _from_before(judged: Judged) -> Iterator[str | None]:
         value = step[-2:]
 
 
+def corrupt(chain: Chain, random: np.random.Generator) -> Judged:
+    """The right solution but for one mistake, from which it goes on without another.
+
+    The reasoner's mistakes are nearly all of one kind, and a verifier that knows no others is
+    helpless where one of them comes up among many samples.
+
+    Args:
+        chain: The problem.
+        random: Draws the step, what is wrong in it and by how much.
+
+    Returns:
+        The solution, labelled as any other.
+    """
+    index, shift = random.integers(chain.level), random.integers(1, 10)
+    wrong = list(chain.steps[index])
+    for place in MISTAKES[random.integers(len(MISTAKES))]:
+        wrong[place] = str((int(wrong[place]) + shift) % 10)
+    rest = Chain(int(wrong[FIRST] + wrong[LAST]), chain.operations[index + 1 :])
+    steps = [*chain.steps[:index], "".join(wrong), *rest.steps]
+    return Judged(chain, steps, check_steps(chain, steps))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     return command(
@@ -290,7 +321,9 @@ def _model(config: TinyConfig, vocab_size: int) -> Qwen2:
             f"needs {-DIGITS_LAYER}; give a deeper one, or --early 0"
         )
     model = Qwen2(sizes, rngs=nnx.Rngs(config.seed))
-    if start is not None:
+    if start is not None and start.config == sizes:
+        nnx.update(model, nnx.state(start))
+    elif start is not None:  # of another task: its head is of no use
         nnx.update(model.model, nnx.state(start.model))
     return model
 
@@ -329,7 +362,11 @@ def _data(config: TinyConfig, examples: Examples) -> tuple[Draw, dict[int, Batch
             chosen = np.random.default_rng([config.seed, TRAINING, step]).integers(
                 len(members), size=config.batch_size
             )
-            return examples.batch([members[i] for i in chosen], group)
+            items = [members[i] for i in chosen]
+            random = np.random.default_rng([config.seed, CORRUPTION, step])
+            for place in np.flatnonzero(random.random(len(items)) < config.corrupted):
+                items[place] = corrupt(items[place].chain, random)
+            return examples.batch(items, group)
 
         count = max(config.solutions // 10 // REPEATS, 50)
         problems = draw_chains([config.seed, VALIDATION], count)
