@@ -16,7 +16,7 @@ BROKEN := $(shell $(PY) -c 'import pip' >/dev/null 2>&1 || echo broken)
 
 help:
 	@echo "make setup   create .venv and install everything that the other targets need"
-	@echo "make demo    best-of-N against OptScale on the pool in the repository: runs/demo"
+	@echo "make demo    OptScale live on two small models against best-of-N, then every method on their pool: runs/demo"
 	@echo "make test    all tests (PYTEST_ARGS='-k pool' selects)"
 	@echo "make bench   speed and accuracy against SciPy, as ratios"
 	@echo "make lint    ruff and pyright"
@@ -36,7 +36,8 @@ $(STAMP): pyproject.toml constraints.txt $(BROKEN)
 	@echo 'Ready, on CPU. A GPU machine installs instead: pip install "jax[cuda13]" -e ".[predictor,vllm]"'
 
 demo: setup
-	$(PY) -m eval.replay --config configs/replay/demo.yaml --out runs/demo
+	rm -rf runs/demo
+	$(PY) -m eval.demo --out runs/demo
 
 test: setup
 	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)

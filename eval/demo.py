@@ -31,12 +31,12 @@ from eval.cli import BadInput, command, parse
 from optscale_jax.metrics import compare
 from optscale_jax.report.tables import Table
 from optscale_jax.runs import DECISIONS
+from optscale_jax.tiny import labels_path, pool_path
 from train import predictor
 
 __all__ = ["DemoConfig", "comparison", "main"]
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = ROOT / "optscale_jax" / "tiny"
 SPENT = ("completed", "aborted", "predictor")
 """What of the token ledger counts in the comparison; the verifier's tokens stand apart."""
 
@@ -52,17 +52,19 @@ class DemoConfig:
         sample: Configuration of eval.sample, for the same problems with the same cap.
         pool: Pool to replay every method on.
         pool_problems: Its problems, as for eval.predict.
+        comparison: Methods and their settings for it, a configuration of eval.replay.
         permutations: Random orders to replay it in, at least 1.
         level: Coverage of the confidence intervals, in (0, 1).
         out: Folder for the two runs and the report.
     """
 
     predictor: str = str(ROOT / "configs" / "predictor" / "tiny.yaml")
-    labels: str = str(TINY / "labels.jsonl")
+    labels: str = str(labels_path())
     solve: str = str(ROOT / "configs" / "solve" / "tiny.yaml")
     sample: str = str(ROOT / "configs" / "sample" / "tiny.yaml")
-    pool: str = str(TINY / "pool.npz")
+    pool: str = str(pool_path())
     pool_problems: str = "arithmetic-5"
+    comparison: str = str(ROOT / "configs" / "replay" / "tiny_table.yaml")
     permutations: int = 5
     level: float = 0.95
     out: str = "runs/demo"
@@ -145,7 +147,7 @@ def run(config: DemoConfig) -> None:
     table = comparison(runs, "best-of-N", level=config.level)
     (out / "comparison.md").write_text(table.to_markdown(), encoding="utf-8")
     options = ["--permutations", str(config.permutations), "--out", str(page)]
-    options += ["--priors", str(out / "pool_priors.jsonl")]
+    options += ["--priors", str(out / "pool_priors.jsonl"), "--comparison", config.comparison]
     _part("every method", report.main, ["--pools", f"[{json.dumps(config.pool)}]", *options])
     # Last, where it is seen.
     console = Console()

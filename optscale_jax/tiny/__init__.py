@@ -5,6 +5,15 @@ load them as they load the big ones.
 """
 
 from optscale_jax.tiny.arithmetic import SYSTEM_PROMPT, Chain, check_steps, draw_chains
-from optscale_jax.tiny.assets import reasoner_path, verifier_path
+from optscale_jax.tiny.assets import labels_path, pool_path, reasoner_path, verifier_path
 
-__all__ = ["SYSTEM_PROMPT", "Chain", "check_steps", "draw_chains", "reasoner_path", "verifier_path"]
+__all__ = [
+    "SYSTEM_PROMPT",
+    "Chain",
+    "check_steps",
+    "draw_chains",
+    "labels_path",
+    "pool_path",
+    "reasoner_path",
+    "verifier_path",
+]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-__all__ = ["reasoner_path", "verifier_path"]
+__all__ = ["labels_path", "pool_path", "reasoner_path", "verifier_path"]
 
 _HERE = Path(__file__).resolve().parent
 
@@ -15,3 +15,13 @@ def reasoner_path() -> Path:
 def verifier_path() -> Path:
     """Folder of the verifier, a Qwen2ForProcessRewardModel checkpoint."""
     return _HERE / "verifier"
+
+
+def pool_path() -> Path:
+    """Pool of 400 problems x 64 completions of the reasoner, scored by the verifier."""
+    return _HERE / "pool.npz"
+
+
+def labels_path() -> Path:
+    """Score statistics of 3,000 other problems, for a predictor to learn from."""
+    return _HERE / "labels.jsonl"
