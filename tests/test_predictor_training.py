@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 
 from eval import compare_priors, predict, replay, report
-from optscale_jax import TruncatedNormal, synthetic_pool
+from optscale_jax import ScoreStats, TruncatedNormal, synthetic_pool
+from optscale_jax.empirical_bayes import Predictive
 from optscale_jax.predictor.errors import PredictorError
 from optscale_jax.predictor.features import FeatureConfig, Recipe
 from optscale_jax.predictor.head import HeadConfig
 from optscale_jax.predictor.losses import LossConfig
 from optscale_jax.predictor.predictor import FILES, Predictor
-from optscale_jax.predictor.training import SplitConfig, split, train
+from optscale_jax.predictor.training import Points, SplitConfig, split, train
 from tests.checkpoints import save_model
 from tests.predictor_problems import CONFIG, problems
 from train import labels as train_labels
@@ -130,6 +131,7 @@ def test_exported_predictor_comes_back(trained, tmp_path):
     made.save(tmp_path)
     again = Predictor.load(tmp_path)
     assert (again.recipe, again.head, again.features) == (RECIPE, head, FeatureConfig())
+    assert again.points == trained[0].points
     assert again.record["quality"]["test"]["pooled"]["mean_rank"] is None
     for name, value in made.params.items():
         np.testing.assert_array_equal(again.params[name], value)
@@ -138,13 +140,38 @@ def test_exported_predictor_comes_back(trained, tmp_path):
     assert pooled.tokens.tolist() == [0, 0]
 
 
+def test_point_predictions_are_put_right_by_least_squares():
+    random = np.random.default_rng(0)
+    mean, sd = random.uniform(0.3, 0.9, 500), random.uniform(0.02, 0.2, 500)
+    noise = random.normal(size=(2, 500)) * 0.02
+    # Predictions of the mean that are twice as bold as they should be, and sds that are too small.
+    stats = ScoreStats(np.full(500, 64.0), mean, 64 * sd**2)
+    expected = Predictive(0.6 + 2 * (mean - 0.6) + noise[0], 0.5 * sd - 0.004 + 0.2 * noise[1])
+    points = Points.fit(expected, stats)
+    for name, own in (("mean", mean), ("sd", sd)):
+        before, after = (getattr(each, name) for each in (expected, points(expected)))
+        # The line of least squares, by another way.
+        slope, intercept = np.polyfit(before, own, 1)
+        np.testing.assert_allclose(getattr(points, name), (intercept, slope), rtol=1e-6)
+        np.testing.assert_allclose(after, intercept + slope * before, rtol=1e-6)
+        assert np.mean((after - own) ** 2) < 0.2 * np.mean((before - own) ** 2)
+    # What predicts the wrong way round, or nothing, is no better than the average.
+    for useless in (Predictive(1 - mean, 0.3 - sd), Predictive(mean * 0 + 0.5, sd * 0 + 0.1)):
+        flat = Points.fit(useless, stats)(useless)
+        np.testing.assert_allclose(flat.mean, mean.mean(), rtol=1e-6)
+        np.testing.assert_allclose(flat.sd, sd.mean(), rtol=1e-6)
+    # Never outside what scores in [0, 1] can have.
+    wild = Points((-3.0, 9.0), (-3.0, 9.0))(Predictive(np.array([0.1, 0.9]), np.array([0.1, 0.9])))
+    np.testing.assert_array_equal(wild, [[0, 1], [0, 0.5]])
+
+
 def test_damaged_predictors_are_refused(trained, tmp_path):
     with pytest.raises(PredictorError, match=r"no predictor\.json"):
         Predictor.load(tmp_path)
     Predictor.of(trained[0], FeatureConfig(), RECIPE, CONFIG.head, {}).save(tmp_path)
     weights, described = (tmp_path / name for name in FILES)
     text = described.read_text()
-    described.write_text(text.replace('"version": 1', '"version": 9'))
+    described.write_text(text.replace('"version": 2', '"version": 9'))
     with pytest.raises(PredictorError, match="version 9"):
         Predictor.load(tmp_path)
     other = json.loads(text)

@@ -30,12 +30,12 @@ from optscale_jax.estimation import Prior
 from optscale_jax.predictor.errors import PredictorError
 from optscale_jax.predictor.features import FeatureConfig, Recipe, extract
 from optscale_jax.predictor.head import Head, HeadConfig, to_prior
-from optscale_jax.predictor.training import COVERAGE, Fitted, Normalisation
+from optscale_jax.predictor.training import COVERAGE, Fitted, Normalisation, Points
 
 __all__ = ["FILES", "Kind", "Prediction", "Predictor"]
 
 FILES = ("predictor.safetensors", "predictor.json")
-_VERSION = 1
+_VERSION = 2
 _BATCH = 64
 _PAPER_WIDTH = 0.1
 
@@ -47,8 +47,8 @@ class Prediction(NamedTuple):
 
     Attributes:
         prior: The priors.
-        mean: Expected mean of the scores.
-        sd: Expected standard deviation of the scores.
+        mean: Best point prediction of the mean of the scores.
+        sd: Best point prediction of their standard deviation.
         mean_low: Lower end of the central 80% interval for the mean of a problem's scores.
         mean_high: Upper end.
         tokens: Tokens that the predictor read.
@@ -73,6 +73,7 @@ class Predictor:
         params: The heads' parameters, by path, [members, ...] each; their outputs are averaged.
         normalisation: Of the features.
         reference: The pooled prior of the training problems, scalar fields.
+        points: What makes point predictions of a prior's expectations.
         record: How it was trained and how good it is, as JSON.
     """
 
@@ -82,6 +83,7 @@ class Predictor:
     params: dict[str, np.ndarray]
     normalisation: Normalisation
     reference: Prior
+    points: Points
     record: dict[str, Any]
 
     @classmethod
@@ -105,6 +107,7 @@ class Predictor:
             params=fitted.params,
             normalisation=fitted.normalisation,
             reference=fitted.reference,
+            points=fitted.points,
             record={**record, "epochs": fitted.epochs, "quality": quality},
         )
 
@@ -124,6 +127,7 @@ class Predictor:
                 name: float(getattr(self.reference, name))
                 for name in ("loc", "scale", "loc_sd", "scale_sd")
             },
+            "points": self.points._asdict(),
             "record": self.record,
         }
         text = json.dumps(_without_nan(described), indent=1) + "\n"
@@ -154,7 +158,8 @@ class Predictor:
             raise PredictorError(f"{folder}: damaged: {error}") from error
         if described.get("version") != _VERSION:
             raise PredictorError(
-                f"{description}: version {described.get('version')}; this code reads {_VERSION}"
+                f"{description}: version {described.get('version')}, and this code reads "
+                f"{_VERSION}; train the predictor again"
             )
         try:
             head = HeadConfig(**described["head"])
@@ -169,6 +174,9 @@ class Predictor:
                 },
                 normalisation=Normalisation(tensors["features.mean"], tensors["features.sd"]),
                 reference=Prior(**described["reference"]),
+                points=Points(
+                    **{k: (float(a), float(b)) for k, (a, b) in described["points"].items()}
+                ),
                 record=described["record"],
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -220,7 +228,8 @@ class Predictor:
             prior = jax.tree.map(lambda v: np.full(len(texts), v, np.float32), self.reference)
         else:
             prior, tokens = self._priors(texts, model, cache, advance)
-        mean, sd = (np.asarray(v) for v in predictive(prior))
+        points = Points() if kind == "pooled" else self.points
+        mean, sd = points(predictive(prior))
         low, high = np.moveaxis(np.asarray(predictive_interval(prior, COVERAGE)), -1, 0)
         if kind == "paper":
             width = np.full(len(texts), _PAPER_WIDTH, np.float32)

@@ -21,10 +21,11 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from optscale_jax.empirical_bayes import (
     Posterior,
+    Predictive,
     fit_pooled_prior,
     log_marginal,
     posterior_nodes,
@@ -42,6 +43,7 @@ __all__ = [
     "Fitted",
     "Normalisation",
     "OptimizerConfig",
+    "Points",
     "Quality",
     "SplitConfig",
     "Splits",
@@ -126,7 +128,8 @@ class TrainingConfig:
         epochs: Most passes over the training problems, at least 1.
         patience: Epochs without a better validation likelihood before stopping, at least 1.
         batch_size: Problems in a step, at least 1.
-        calibrate: Whether to fit two factors of the widths to the validation problems at the end.
+        calibrate: Whether to fit two factors of the widths, and the lines of `Points`, to the
+            validation problems at the end.
         seed: Of the split, the weights, the order and the dropout, at least 0.
     """
 
@@ -175,12 +178,51 @@ class Normalisation(NamedTuple):
         return (np.asarray(rows, np.float32) - self.mean) / self.sd
 
 
+class Points(NamedTuple):
+    """Straight lines from what a prior expects of mean and sd to the best point predictions.
+
+    Scores are no truncated normal exactly. A law that is likely has, on average, a smaller standard
+    deviation than the scores, and one with theirs would be less likely; so the prior stays as it
+    is, and its point predictions are put right by least squares.
+
+    Attributes:
+        mean: Intercept and slope.
+        sd: Likewise.
+    """
+
+    mean: tuple[float, float] = (0.0, 1.0)
+    sd: tuple[float, float] = (0.0, 1.0)
+
+    @classmethod
+    def fit(cls, expected: Predictive, stats: ScoreStats) -> "Points":
+        """The lines of least squares, none of which falls."""
+        own_sd = np.sqrt(np.asarray(stats.m2) / np.asarray(stats.n))
+        return cls(_line(expected.mean, stats.mean), _line(expected.sd, own_sd))
+
+    def __call__(self, expected: Predictive) -> Predictive:
+        """The point predictions, in [0, 1] and [0, 1/2]."""
+        lines = zip(self, expected, (1.0, 0.5), strict=True)
+        return Predictive(
+            *(np.clip(a + b * np.asarray(value), 0, most) for (a, b), value, most in lines)
+        )
+
+
+def _line(x: ArrayLike, y: ArrayLike) -> tuple[float, float]:
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    varies = np.var(x) > 0
+    slope = max(float(np.mean((x - x.mean()) * (y - y.mean())) / np.var(x)), 0.0) if varies else 0.0
+    return float(y.mean() - slope * x.mean()), slope
+
+
+_AS_EXPECTED = Points()
+
+
 class Quality(NamedTuple):
     """How good priors are on problems.
 
     Attributes:
         problems: How many problems.
-        mean_error: Mean squared error of the predicted mean of the scores.
+        mean_error: Mean squared error of the predicted mean of the scores (`Points`).
         mean_rank: Its rank correlation with the truth (Spearman); NaN for a constant.
         sd_error: The same of the predicted standard deviation.
         sd_rank: Likewise.
@@ -204,6 +246,7 @@ class Fitted(NamedTuple):
         params: The members' parameters, by path, [members, ...] each.
         normalisation: Of the features.
         reference: The pooled prior of the training problems, which the outputs deviate from.
+        points: Its point predictions, put right.
         splits: Who was trained on.
         quality: The quality of the "head" and of the "pooled" prior, for "held_out", where each
             problem has the prior of the one member that was not trained on it, and for "test".
@@ -213,6 +256,7 @@ class Fitted(NamedTuple):
     params: dict[str, np.ndarray]
     normalisation: Normalisation
     reference: Prior
+    points: Points
     splits: Splits
     quality: dict[str, dict[str, Quality]]
     epochs: dict[str, int]
@@ -515,10 +559,12 @@ def train(
     best = _replicate(progress.params, mesh)
     flat = _flatten(progress.params)
     unseen = outputs(best, held_out)[np.arange(len(held_out)), unseen_by]
-    offset = np.zeros(OUTPUTS, np.float32)
+    offset, points = np.zeros(OUTPUTS, np.float32), Points()
     if config.calibrate:
         offset = _calibrate(unseen, held_out, problems, reference)
         _shift_output(flat, offset, config.head)
+        expected = predictive(_to_prior(jnp.asarray(unseen + offset), reference))
+        points = Points.fit(expected, jax.tree.map(lambda v: v[held_out], stats))
     parts = {"held_out": (unseen, held_out)}
     if len(splits.test):
         parts["test"] = outputs(best, splits.test).mean(axis=1), splits.test
@@ -526,13 +572,16 @@ def train(
     for name, (values, rows) in parts.items():
         part, nodes = jax.tree.map(lambda v, rows=rows: v[rows], (stats, posterior))
         found[name] = {
-            "head": quality(_to_prior(jnp.asarray(values + offset), reference), part, nodes),
+            "head": quality(
+                _to_prior(jnp.asarray(values + offset), reference), part, nodes, points
+            ),
             "pooled": quality(reference, part, nodes),
         }
     return Fitted(
         params=flat,
         normalisation=normalisation,
         reference=reference,
+        points=points,
         splits=splits,
         quality=found,
         epochs={"trained": progress.epoch, "best": progress.epoch - progress.stale},
@@ -647,19 +696,22 @@ def _shift_output(params: dict[str, np.ndarray], offset: np.ndarray, config: Hea
         params[name] = params[name] + offset[outputs].astype(params[name].dtype)
 
 
-def quality(prior: Prior, stats: ScoreStats, posterior: Posterior) -> Quality:
+def quality(
+    prior: Prior, stats: ScoreStats, posterior: Posterior, points: Points = _AS_EXPECTED
+) -> Quality:
     """Measures priors against what came of the problems.
 
     Args:
         prior: Fields [P], or scalar for one prior for all.
         stats: Statistics of the scores [P].
         posterior: Nodes of the same problems.
+        points: What makes point predictions of the priors' expectations.
 
     Returns:
         The figures.
     """
     prior = jax.tree.map(lambda v: jnp.broadcast_to(jnp.asarray(v), stats.mean.shape), prior)
-    mean, sd = (np.asarray(v) for v in predictive(prior))
+    mean, sd = points(predictive(prior))
     low, high = np.moveaxis(np.asarray(predictive_interval(prior, COVERAGE, stats.n)), -1, 0)
     own_mean = np.asarray(stats.mean)
     own_sd = np.sqrt(np.asarray(stats.m2) / np.asarray(stats.n))
