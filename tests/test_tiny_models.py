@@ -1,6 +1,5 @@
 """The two models that are shipped: what they can do, and that every library reads them alike."""
 
-import asyncio
 import functools
 import json
 
@@ -12,15 +11,12 @@ import torch
 import transformers
 from flax import nnx
 
-from eval.bench_live import TransformersPrm
 from optscale_jax import Pool, policies, replay
-from optscale_jax.backends.prm import split_steps
 from optscale_jax.models import Qwen2
 from optscale_jax.predictor.labels import read_labels
-from optscale_jax.problems import Problem, load_problems
+from optscale_jax.problems import load_problems
 from optscale_jax.tiny import (
     Chain,
-    check_steps,
     draw_chains,
     labels_path,
     pool_path,
@@ -28,7 +24,7 @@ from optscale_jax.tiny import (
     verifier_path,
 )
 from optscale_jax.tiny.tokenizer import build_tokenizer
-from train.tiny import GROUPS, IGNORED, Examples, Judged, TinyConfig, auc
+from train.tiny import GROUPS, IGNORED, Examples, TinyConfig
 
 FOLDERS = {"reasoner": reasoner_path(), "verifier": verifier_path()}
 # Apart from the seeds of training, of the shipped pool and of the predictor's labels.
@@ -38,9 +34,6 @@ SEED = 271_828
 @pytest.fixture(scope="module")
 def tokenizer():
     return build_tokenizer()
-
-
-vllm = pytest.mark.vllm
 
 
 @functools.cache
@@ -102,82 +95,6 @@ def test_greedy_decoding_solves_the_easiest_problems(tokenizer):
         for logs, targets in log_probabilities("reasoner", chains, tokenizer)
     ]
     assert np.mean(solved) > 0.9
-
-
-@pytest.fixture(scope="module")
-def judged():
-    """Solutions of 350 problems by the reasoner on vLLM, and the verifier's scores of them."""
-    pytest.importorskip("vllm")
-    from optscale_jax.backends.config import (
-        SamplerConfig,
-        VerifierConfig,
-        make_sampler,
-        make_verifier,
-    )
-
-    chains = draw_chains(SEED, 350)
-    problems = [Problem(str(index), chain.question) for index, chain in enumerate(chains)]
-
-    async def first(sampler, problem):
-        return [one async for one in sampler.sample(problem, 1, 0, abort=asyncio.Event())]
-
-    async def everything():
-        sampler = make_sampler(SamplerConfig(model=str(FOLDERS["reasoner"]), temperature=0.7), 0)
-        try:
-            drawn = await asyncio.gather(*(first(sampler, problem) for problem in problems))
-        finally:
-            await sampler.close()
-        verifier = make_verifier(VerifierConfig(model=str(FOLDERS["verifier"])), 0)
-        try:
-            scores = await asyncio.gather(
-                *(verifier.score(*pair) for pair in zip(problems, drawn, strict=True))
-            )
-        finally:
-            await verifier.close()
-        return [text for (text,) in drawn], [score for (score,) in scores]
-
-    completions, scores = asyncio.run(everything())
-    found = []
-    for chain, completion in zip(chains, completions, strict=True):
-        steps = split_steps(completion.text)
-        found.append(Judged(chain, steps, check_steps(chain, steps)))
-    return found, scores
-
-
-@vllm
-def test_the_reasoner_gets_the_easy_ones_right_and_the_hard_ones_wrong(judged):
-    items, _ = judged
-    right = np.array([item.labels == [True] * (item.chain.level + 1) for item in items])
-    level = np.array([item.chain.level for item in items])
-    # 50 a level, whose error is 4 to 7 points; all, 2.6.
-    assert right[level == 2].mean() > 0.8
-    assert right[level == 8].mean() < 0.35
-    assert 0.4 < right.mean() < 0.7
-
-
-@vllm
-def test_the_verifier_tells_good_steps_from_bad_and_is_fallible(judged):
-    items, scores = judged
-    labels = np.concatenate([item.labels for item in items])
-    steps = np.concatenate([score.steps for score in scores])
-    assert 0.85 < auc(steps, labels.astype(int)) < 0.98
-
-
-@vllm
-def test_vllm_flax_and_transformers_score_steps_alike(judged, tokenizer):
-    items, scores = judged
-    flax = log_probabilities("verifier", items, tokenizer)
-    theirs = TransformersPrm(FOLDERS["verifier"])
-    compared = 0
-    for (logs, _), item, score in zip(flax, items, scores, strict=True):
-        if len(logs) < len(item.steps):  # cut off where no right solution goes on
-            continue
-        np.testing.assert_allclose(np.exp(logs[:, 1]), score.steps, rtol=0, atol=1e-4)
-        if compared < 50:
-            expected = theirs.step_scores(item.chain.question, item.steps)
-            np.testing.assert_allclose(expected, score.steps, rtol=0, atol=1e-4)
-        compared += 1
-    assert compared > 300
 
 
 def test_the_best_of_more_solutions_is_right_more_often():
