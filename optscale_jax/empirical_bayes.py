@@ -37,6 +37,7 @@ __all__ = [
     "posterior_nodes",
     "predictive",
     "predictive_interval",
+    "predictive_spread",
 ]
 
 _SCALES = 20
@@ -307,6 +308,22 @@ def predictive(prior: Prior, *, num_locs: int = 16, num_scales: int = 8) -> Pred
     """
     law = TruncatedNormal(*_prior_nodes(prior, num_locs, num_scales))
     return Predictive(jnp.mean(law.mean(), axis=-1), jnp.mean(law.stddev(), axis=-1))
+
+
+@jax.jit
+def predictive_spread(prior: Prior) -> Predictive:
+    """How sure a prior is of what `predictive` expects.
+
+    Args:
+      prior: fields of shape [...].
+
+    Returns:
+      Standard deviations over the prior of the law's mean and of its standard deviation, each of
+      shape [...].
+    """
+    # More points than an expectation needs: they leave out the outermost part of a prior.
+    law = TruncatedNormal(*_prior_nodes(prior, 32, 12))
+    return Predictive(jnp.std(law.mean(), axis=-1), jnp.std(law.stddev(), axis=-1))
 
 
 @jax.jit

@@ -14,6 +14,7 @@ from optscale_jax.empirical_bayes import (
     posterior_nodes,
     predictive,
     predictive_interval,
+    predictive_spread,
 )
 from optscale_jax.estimation import Params, negative_log_likelihood
 from optscale_jax.synthetic import SyntheticConfig, synthetic_problems
@@ -130,7 +131,7 @@ def test_pooled_prior_refuses_what_has_no_spread(cases, says):
 @pytest.mark.parametrize("prior", [Prior(0.9, 0.1, 0.2, 0.05), Prior(3.0, 0.3, 1.3, 0.11)])
 def test_predictive_is_the_average_over_the_prior(prior):
     rng = np.random.default_rng(1)
-    scale = prior.scale + prior.scale_sd * rng.standard_normal(100_000)
+    scale = prior.scale + prior.scale_sd * rng.standard_normal(1_000_000)
     loc = prior.loc + prior.loc_sd * rng.standard_normal(scale.shape)
     law = TruncatedNormal(loc[scale > 0], scale[scale > 0])
     mean, sd = np.asarray(law.mean()), np.asarray(law.stddev())
@@ -138,6 +139,9 @@ def test_predictive_is_the_average_over_the_prior(prior):
     # 128 equally probable points leave out the outermost 1/32 of loc, where the mean bends.
     np.testing.assert_allclose(found.mean, mean.mean(), atol=0.05 * mean.std())
     np.testing.assert_allclose(found.sd, sd.mean(), atol=0.05 * sd.std())
+    spread = predictive_spread(prior)
+    np.testing.assert_allclose(spread.mean, mean.std(), rtol=0.05)
+    np.testing.assert_allclose(spread.sd, sd.std(), rtol=0.05)
 
     for n in (np.inf, 4.0):
         noise = 0 if np.isinf(n) else sd / np.sqrt(n) * rng.standard_normal(sd.shape)

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from eval import compare_priors, predict, replay, report
-from optscale_jax import ScoreStats, TruncatedNormal, synthetic_pool
-from optscale_jax.empirical_bayes import Predictive
+from optscale_jax import Prior, ScoreStats, TruncatedNormal, synthetic_pool
+from optscale_jax.empirical_bayes import predictive, predictive_spread
 from optscale_jax.predictor.errors import PredictorError
 from optscale_jax.predictor.features import FeatureConfig, Recipe
 from optscale_jax.predictor.head import HeadConfig
@@ -142,27 +142,34 @@ def test_exported_predictor_comes_back(trained, tmp_path):
 
 def test_point_predictions_are_put_right_by_least_squares():
     random = np.random.default_rng(0)
-    mean, sd = random.uniform(0.3, 0.9, 500), random.uniform(0.02, 0.2, 500)
-    noise = random.normal(size=(2, 500)) * 0.02
-    # Predictions of the mean that are twice as bold as they should be, and sds that are too small.
-    stats = ScoreStats(np.full(500, 64.0), mean, 64 * sd**2)
-    expected = Predictive(0.6 + 2 * (mean - 0.6) + noise[0], 0.5 * sd - 0.004 + 0.2 * noise[1])
-    points = Points.fit(expected, stats)
-    for name, own in (("mean", mean), ("sd", sd)):
-        before, after = (getattr(each, name) for each in (expected, points(expected)))
-        # The line of least squares, by another way.
-        slope, intercept = np.polyfit(before, own, 1)
-        np.testing.assert_allclose(getattr(points, name), (intercept, slope), rtol=1e-6)
-        np.testing.assert_allclose(after, intercept + slope * before, rtol=1e-6)
-        assert np.mean((after - own) ** 2) < 0.2 * np.mean((before - own) ** 2)
-    # What predicts the wrong way round, or nothing, is no better than the average.
-    for useless in (Predictive(1 - mean, 0.3 - sd), Predictive(mean * 0 + 0.5, sd * 0 + 0.1)):
-        flat = Points.fit(useless, stats)(useless)
-        np.testing.assert_allclose(flat.mean, mean.mean(), rtol=1e-6)
-        np.testing.assert_allclose(flat.sd, sd.mean(), rtol=1e-6)
+    count = 2000
+    loc, scale = random.uniform(0.4, 1.2, count), random.uniform(0.05, 0.3, count)
+    widths = random.uniform(0.02, 0.1, count), random.uniform(0.005, 0.03, count)
+    prior = jax.tree.map(np.float32, Prior(loc, scale, *widths))
+    columns = np.stack([*predictive(prior), *predictive_spread(prior)], axis=-1)
+    # Means that the priors are too bold about; sds that they expect too small, less so where they
+    # are sure of the mean.
+    mean = 0.3 + 0.5 * columns[:, 0] + 0.002 * random.normal(size=count)
+    sd = 0.01 + columns @ [0.02, 0.9, 0.3, -0.2] + 0.002 * random.normal(size=count)
+    points = Points.fit(prior, ScoreStats(np.full(count, 64.0), mean, 64 * sd**2))
+    for index, own, used in ((0, mean, columns[:, :1]), (1, sd, columns)):
+        # By another way; the ridge is worth one problem in two thousand.
+        design = np.column_stack([np.ones(count), used])
+        best = design @ np.linalg.lstsq(design, own)[0]
+        np.testing.assert_allclose(points(prior)[index], best, atol=3e-4)
+        before = predictive(prior)[index]
+        assert np.mean((best - own) ** 2) < 0.1 * np.mean((before - own) ** 2)
+    # Without regressions, what the priors expect.
+    np.testing.assert_allclose(Points()(prior), predictive(prior), atol=1e-6)
+    # Priors that are all the same predict the average.
+    same = jax.tree.map(lambda v: np.full(count, v[0]), prior)
+    flat_mean, flat_sd = Points.fit(same, ScoreStats(np.full(count, 64.0), mean, 64 * sd**2))(same)
+    np.testing.assert_allclose(flat_mean, mean.mean(), atol=1e-5)
+    np.testing.assert_allclose(flat_sd, sd.mean(), atol=1e-5)
     # Never outside what scores in [0, 1] can have.
-    wild = Points((-3.0, 9.0), (-3.0, 9.0))(Predictive(np.array([0.1, 0.9]), np.array([0.1, 0.9])))
-    np.testing.assert_array_equal(wild, [[0, 1], [0, 0.5]])
+    wild = Points((-3.0, 6.0), (-3.0, 0.0, 30.0, 0.0, 0.0))(prior)
+    for values, most in zip(wild, (1.0, 0.5), strict=True):
+        assert (values.min(), values.max()) == (0.0, most)
 
 
 def test_damaged_predictors_are_refused(trained, tmp_path):
@@ -171,7 +178,7 @@ def test_damaged_predictors_are_refused(trained, tmp_path):
     Predictor.of(trained[0], FeatureConfig(), RECIPE, CONFIG.head, {}).save(tmp_path)
     weights, described = (tmp_path / name for name in FILES)
     text = described.read_text()
-    described.write_text(text.replace('"version": 2', '"version": 9'))
+    described.write_text(text.replace('"version": 3', '"version": 9'))
     with pytest.raises(PredictorError, match="version 9"):
         Predictor.load(tmp_path)
     other = json.loads(text)

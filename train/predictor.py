@@ -38,7 +38,7 @@ from optscale_jax.predictor.training import COVERAGE, Quality, TrainingConfig
 from optscale_jax.problems import ProblemsError, load_problems
 from optscale_jax.report.tables import Table
 
-__all__ = ["DistributedConfig", "PredictorConfig", "main"]
+__all__ = ["DistributedConfig", "PredictorConfig", "load_labels", "main"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +128,7 @@ def run(config: PredictorConfig) -> None:
     """
     if config.labels is None:
         raise BadInput("labels is not given; use --labels FILE")
-    labels = _labels(config, config.labels)
+    labels = load_labels(config, config.labels)
     _join(config.distributed)
     import jax  # after the processes have found each other
 
@@ -193,7 +193,12 @@ def run(config: PredictorConfig) -> None:
         print(f"predictor: {out / FILES[1]}")
 
 
-def _labels(config: PredictorConfig, path: str) -> Labels:
+def load_labels(config: PredictorConfig, path: str) -> Labels:
+    """The labels that a configuration trains on, every one with its problem's text.
+
+    Raises:
+        BadInput: If they cannot be used.
+    """
     with bad_input("labels"):
         labels = read_labels(path, num_samples=config.num_samples)
         labels = labels.with_spread(leave_out=config.leave_out_constant)

@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from optscale_jax.empirical_bayes import predictive, predictive_interval
+from optscale_jax.empirical_bayes import predictive_interval
 from optscale_jax.estimation import Prior
 from optscale_jax.predictor.errors import PredictorError
 from optscale_jax.predictor.features import FeatureConfig, Recipe, extract
@@ -35,7 +35,7 @@ from optscale_jax.predictor.training import COVERAGE, Fitted, Normalisation, Poi
 __all__ = ["FILES", "Kind", "Prediction", "Predictor"]
 
 FILES = ("predictor.safetensors", "predictor.json")
-_VERSION = 2
+_VERSION = 3
 _BATCH = 64
 _PAPER_WIDTH = 0.1
 
@@ -73,7 +73,7 @@ class Predictor:
         params: The heads' parameters, by path, [members, ...] each; their outputs are averaged.
         normalisation: Of the features.
         reference: The pooled prior of the training problems, scalar fields.
-        points: What makes point predictions of a prior's expectations.
+        points: What makes point predictions of the priors.
         record: How it was trained and how good it is, as JSON.
     """
 
@@ -174,9 +174,7 @@ class Predictor:
                 },
                 normalisation=Normalisation(tensors["features.mean"], tensors["features.sd"]),
                 reference=Prior(**described["reference"]),
-                points=Points(
-                    **{k: (float(a), float(b)) for k, (a, b) in described["points"].items()}
-                ),
+                points=Points(**{k: tuple(map(float, v)) for k, v in described["points"].items()}),
                 record=described["record"],
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -229,7 +227,7 @@ class Predictor:
         else:
             prior, tokens = self._priors(texts, model, cache, advance)
         points = Points() if kind == "pooled" else self.points
-        mean, sd = points(predictive(prior))
+        mean, sd = points(prior)
         low, high = np.moveaxis(np.asarray(predictive_interval(prior, COVERAGE)), -1, 0)
         if kind == "paper":
             width = np.full(len(texts), _PAPER_WIDTH, np.float32)

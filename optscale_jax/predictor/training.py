@@ -25,12 +25,12 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from optscale_jax.empirical_bayes import (
     Posterior,
-    Predictive,
     fit_pooled_prior,
     log_marginal,
     posterior_nodes,
     predictive,
     predictive_interval,
+    predictive_spread,
 )
 from optscale_jax.estimation import Prior, ScoreStats
 from optscale_jax.predictor.errors import PredictorError
@@ -128,8 +128,8 @@ class TrainingConfig:
         epochs: Most passes over the training problems, at least 1.
         patience: Epochs without a better validation likelihood before stopping, at least 1.
         batch_size: Problems in a step, at least 1.
-        calibrate: Whether to fit two factors of the widths, and the lines of `Points`, to the
-            validation problems at the end.
+        calibrate: Whether to fit two factors of the widths, and the regressions of `Points`,
+            to the validation problems at the end.
         seed: Of the split, the weights, the order and the dropout, at least 0.
     """
 
@@ -178,40 +178,61 @@ class Normalisation(NamedTuple):
         return (np.asarray(rows, np.float32) - self.mean) / self.sd
 
 
+_RIDGE = 1.0
+# Of the regressions of point predictions: worth one problem, for columns that hardly differ.
+
+
 class Points(NamedTuple):
-    """Straight lines from what a prior expects of mean and sd to the best point predictions.
+    """Linear regressions from what a prior expects, and how sure it is, to point predictions.
 
     Scores are no truncated normal exactly. A law that is likely has, on average, a smaller standard
     deviation than the scores, and one with theirs would be less likely; so the prior stays as it
     is, and its point predictions are put right by least squares.
 
     Attributes:
-        mean: Intercept and slope.
-        sd: Likewise.
+        mean: Intercept, and slope of the expected mean.
+        sd: Intercept, and slopes of the expected mean and sd (`predictive`) and of their sds over
+            the prior (`predictive_spread`).
     """
 
-    mean: tuple[float, float] = (0.0, 1.0)
-    sd: tuple[float, float] = (0.0, 1.0)
+    mean: tuple[float, ...] = (0.0, 1.0)
+    sd: tuple[float, ...] = (0.0, 0.0, 1.0, 0.0, 0.0)
 
     @classmethod
-    def fit(cls, expected: Predictive, stats: ScoreStats) -> "Points":
-        """The lines of least squares, none of which falls."""
+    def fit(cls, prior: Prior, stats: ScoreStats) -> "Points":
+        """Least squares over problems.
+
+        Args:
+            prior: Fields [P], of problems that these priors were not trained on.
+            stats: Statistics of their scores [P].
+        """
         own_sd = np.sqrt(np.asarray(stats.m2) / np.asarray(stats.n))
-        return cls(_line(expected.mean, stats.mean), _line(expected.sd, own_sd))
+        columns = _columns(prior)
+        return cls(_regression(columns[:, :1], stats.mean), _regression(columns, own_sd))
 
-    def __call__(self, expected: Predictive) -> Predictive:
-        """The point predictions, in [0, 1] and [0, 1/2]."""
-        lines = zip(self, expected, (1.0, 0.5), strict=True)
-        return Predictive(
-            *(np.clip(a + b * np.asarray(value), 0, most) for (a, b), value, most in lines)
-        )
+    def __call__(self, prior: Prior) -> tuple[np.ndarray, np.ndarray]:
+        """The point predictions of mean and sd [P], in [0, 1] and [0, 1/2]."""
+        columns = _columns(prior)
+
+        def line(slopes, most):
+            value = slopes[0] + columns[:, : len(slopes) - 1] @ np.asarray(slopes[1:])
+            return np.clip(value, 0, most).astype(np.float32)
+
+        return line(self.mean, 1.0), line(self.sd, 0.5)
 
 
-def _line(x: ArrayLike, y: ArrayLike) -> tuple[float, float]:
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    varies = np.var(x) > 0
-    slope = max(float(np.mean((x - x.mean()) * (y - y.mean())) / np.var(x)), 0.0) if varies else 0.0
-    return float(y.mean() - slope * x.mean()), slope
+def _columns(prior: Prior) -> np.ndarray:
+    return np.stack([*predictive(prior), *predictive_spread(prior)], axis=-1).astype(np.float64)
+
+
+def _regression(x: np.ndarray, y: ArrayLike) -> tuple[float, ...]:
+    """Intercept and slopes of least squares, the slopes with a ridge."""
+    y = np.asarray(y, np.float64)
+    centre, scale = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-6)
+    z = (x - centre) / scale
+    gram = z.T @ z + _RIDGE * np.eye(x.shape[1])
+    slopes = np.linalg.solve(gram, z.T @ (y - y.mean())) / scale
+    return float(y.mean() - slopes @ centre), *map(float, slopes)
 
 
 _AS_EXPECTED = Points()
@@ -246,7 +267,7 @@ class Fitted(NamedTuple):
         params: The members' parameters, by path, [members, ...] each.
         normalisation: Of the features.
         reference: The pooled prior of the training problems, which the outputs deviate from.
-        points: Its point predictions, put right.
+        points: What makes point predictions of the priors.
         splits: Who was trained on.
         quality: The quality of the "head" and of the "pooled" prior, for "held_out", where each
             problem has the prior of the one member that was not trained on it, and for "test".
@@ -563,8 +584,8 @@ def train(
     if config.calibrate:
         offset = _calibrate(unseen, held_out, problems, reference)
         _shift_output(flat, offset, config.head)
-        expected = predictive(_to_prior(jnp.asarray(unseen + offset), reference))
-        points = Points.fit(expected, jax.tree.map(lambda v: v[held_out], stats))
+        prior = _to_prior(jnp.asarray(unseen + offset), reference)
+        points = Points.fit(prior, jax.tree.map(lambda v: v[held_out], stats))
     parts = {"held_out": (unseen, held_out)}
     if len(splits.test):
         parts["test"] = outputs(best, splits.test).mean(axis=1), splits.test
@@ -705,13 +726,13 @@ def quality(
         prior: Fields [P], or scalar for one prior for all.
         stats: Statistics of the scores [P].
         posterior: Nodes of the same problems.
-        points: What makes point predictions of the priors' expectations.
+        points: What makes point predictions of the priors.
 
     Returns:
         The figures.
     """
     prior = jax.tree.map(lambda v: jnp.broadcast_to(jnp.asarray(v), stats.mean.shape), prior)
-    mean, sd = points(predictive(prior))
+    mean, sd = points(prior)
     low, high = np.moveaxis(np.asarray(predictive_interval(prior, COVERAGE, stats.n)), -1, 0)
     own_mean = np.asarray(stats.mean)
     own_sd = np.sqrt(np.asarray(stats.m2) / np.asarray(stats.n))
