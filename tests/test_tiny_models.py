@@ -1,7 +1,9 @@
 """The two models that are shipped: what they can do, and that every library reads them alike."""
 
+import asyncio
 import functools
 import json
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +13,17 @@ import torch
 import transformers
 from flax import nnx
 
+from eval.bench_live import TransformersPrm, sample_all
 from optscale_jax import Pool, policies, replay
+from optscale_jax.backends import Score
+from optscale_jax.backends.config import SamplerConfig, VerifierConfig, make_sampler, make_verifier
+from optscale_jax.backends.prm import split_steps
 from optscale_jax.models import Qwen2
 from optscale_jax.predictor.labels import read_labels
-from optscale_jax.problems import load_problems
+from optscale_jax.problems import Problem, load_problems
 from optscale_jax.tiny import (
     Chain,
+    check_steps,
     draw_chains,
     labels_path,
     pool_path,
@@ -24,7 +31,7 @@ from optscale_jax.tiny import (
     verifier_path,
 )
 from optscale_jax.tiny.tokenizer import build_tokenizer
-from train.tiny import GROUPS, IGNORED, Examples, TinyConfig
+from train.tiny import GROUPS, IGNORED, Examples, Judged, TinyConfig, auc
 
 FOLDERS = {"reasoner": reasoner_path(), "verifier": verifier_path()}
 # Apart from the seeds of training, of the shipped pool and of the predictor's labels.
@@ -124,3 +131,93 @@ def test_the_shipped_statistics_are_of_other_problems():
     # There are only some ten thousand problems of two operations, which are drawn twice at times.
     common = pool_texts & set(labels.texts)
     assert len(common) < 0.02 * len(labels.texts)
+
+
+# On vLLM ------------------------------------------------------------------------------------------
+
+
+def on_vllm(test):
+    """Marks a test that runs engines."""
+    for mark in (
+        pytest.mark.vllm,
+        # Those of vLLM and torch, when they are imported and when an engine ends.
+        pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+        pytest.mark.filterwarnings("ignore::ResourceWarning"),
+        pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    ):
+        test = mark(test)
+    return test
+
+
+class Scored(NamedTuple):
+    """A solution that the reasoner wrote on vLLM, and what the verifier said of it there."""
+
+    judged: Judged
+    finished: bool
+    score: Score
+
+
+@pytest.fixture(scope="module")
+def scored() -> list[Scored]:
+    pytest.importorskip("vllm")
+    chains = draw_chains(SEED, 350)
+    problems = [Problem(str(index), chain.question) for index, chain in enumerate(chains)]
+    sampling = SamplerConfig(
+        model=str(FOLDERS["reasoner"]), temperature=0.7, top_p=1.0, max_tokens=160
+    )
+
+    async def sample_and_score():
+        sampler = make_sampler(sampling, seed=0)
+        try:
+            drawn = await sample_all(sampler, problems, 1)
+        finally:
+            await sampler.close()
+        verifier = make_verifier(VerifierConfig(model=str(FOLDERS["verifier"])), seed=0)
+        try:
+            pairs = zip(problems, drawn, strict=True)
+            return drawn, await asyncio.gather(*(verifier.score(*pair) for pair in pairs))
+        finally:
+            await verifier.close()
+
+    drawn, scores = asyncio.run(sample_and_score())
+    found = []
+    for chain, (one,), (score,) in zip(chains, drawn, scores, strict=True):
+        steps = split_steps(one.text)
+        judged = Judged(chain, steps, check_steps(chain, steps))
+        found.append(Scored(judged, one.finish_reason == "stop", score))
+    return found
+
+
+@on_vllm
+def test_the_reasoner_is_right_on_easy_problems_and_wrong_on_hard_ones(scored):
+    right = {level: [] for level in range(2, 9)}
+    for judged, *_ in scored:
+        whole = len(judged.steps) == judged.chain.level + 1
+        right[judged.chain.level].append(whole and all(judged.labels))
+    # 50 problems of a level: .92 and .11 were measured on more, and the standard error is .045.
+    assert np.mean(right[2]) > 0.8
+    assert np.mean(right[8]) < 0.3
+    assert 0.4 < np.mean(np.concatenate(list(right.values()))) < 0.7
+
+
+@on_vllm
+def test_the_verifier_tells_good_steps_from_bad_and_is_fallible(scored):
+    labels = np.concatenate([one.judged.labels for one in scored if one.finished])
+    steps = np.concatenate([one.score.steps for one in scored if one.finished])
+    assert 0.85 < auc(steps, labels) < 0.98
+
+
+@on_vllm
+def test_step_scores_on_vllm_are_those_of_flax_and_of_transformers(scored, tokenizer):
+    finished = [one for one in scored if one.finished]
+    ours = log_probabilities("verifier", [one.judged for one in finished], tokenizer)
+    compared = 0
+    for one, (logs, _) in zip(finished, ours, strict=True):
+        if len(logs) == len(one.judged.steps):  # not cut off at the length of a training batch
+            np.testing.assert_allclose(one.score.steps, np.exp(logs[:, 1]), rtol=0, atol=1e-4)
+            compared += 1
+    assert compared > 0.9 * len(finished)
+    theirs = TransformersPrm(FOLDERS["verifier"])
+    for one in finished[:50]:
+        expected = theirs.step_scores(one.judged.chain.question, one.judged.steps)
+        np.testing.assert_allclose(one.score.steps, expected, rtol=0, atol=1e-4)
