@@ -61,7 +61,7 @@ POLICIES = {
     "first hit": first_hit(0.9, SAMPLES),
     "every sample": optscale(0.95, 0.8, SAMPLES, 3),
     "once": optscale(0.95, 0.8, SAMPLES, 3, decide="once"),
-    "prior for each": optscale(0.9, 0.9, SAMPLES, 2, prior=EACH),
+    "prior for each": optscale(0.9, 0.9, SAMPLES, 1, prior=EACH),
     "stop at s_min": optscale(0.9, 0.95, SAMPLES, 1, stop_at_s_min=True),
 }
 
@@ -134,7 +134,7 @@ def test_best_of_n_takes_the_first_of_the_best_eligible(pool):
 
 @pytest.mark.parametrize(
     ("name", "s_min", "alpha", "least"),
-    [("every sample", 0.95, 0.8, 3), ("prior for each", 0.9, 0.9, 2)],
+    [("every sample", 0.95, 0.8, 3), ("prior for each", 0.9, 0.9, 1)],
 )
 def test_the_rule_is_the_papers(name, s_min, alpha, least, pool, ordered_scores):
     """Every sample: the first n at which the fit of the first n scores asks for no more than n."""

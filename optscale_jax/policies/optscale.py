@@ -27,7 +27,9 @@ PAPER_ALPHA = tuple(round(1 - missed, 3) for missed in (0.01, 0.02, 0.035, 0.05,
 PAPER_MIN_SAMPLES = {8: 3, 16: 5, 32: 10, 64: 20}
 """max_samples -> how many scores the authors look at before they decide."""
 
-_SCORES_FOR_A_FIT = 2  # one score has no spread: every law through it is as likely as it is narrow
+_SCORES_FOR_A_FIT = 2
+# By maximum likelihood: one score has no spread, and every law through it is as likely as it is
+# narrow. With a prior one will do.
 
 
 class OptScaleState(NamedTuple):
@@ -74,7 +76,8 @@ def optscale(
 
         N* = min {N : F(s_min)^N <= 1 - alpha},    stop as soon as n >= min(N*, max_samples),
 
-    and return the best score. Until there are two scores the law is the prior's mean, or `START`.
+    and return the best score. Before a fit the law is the prior's mean, or `START`; a fit needs one
+    score with a prior, and two without.
     All scores enter the fit, those of answerless completions too: F is the law of what the
     verifier says. Such completions are never returned.
 
@@ -142,12 +145,12 @@ def optscale(
     def observe(state, observation):
         count = state.count + 1
         stats = state.stats.add(observation.score)
-        looks = jnp.maximum(min_samples, _SCORES_FOR_A_FIT)
+        needed = _SCORES_FOR_A_FIT if state.prior is None else 1
+        looks = jnp.maximum(min_samples, needed)
+        # Where one score is no fit, a decision after it is the start's, which is there already.
+        fit_now = count >= looks
         if decide == "once":
-            # One score is no fit: a decision after it is the start's, which is there already.
-            fit_now = (count == min_samples) & (count >= _SCORES_FOR_A_FIT)
-        else:
-            fit_now = count >= looks
+            fit_now &= count == min_samples
 
         def fit():
             params, _ = fit_mle(stats) if state.prior is None else fit_map(stats, state.prior)
