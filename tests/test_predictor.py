@@ -96,6 +96,22 @@ def test_labels_without_spread_are_refused_or_left_out(tmp_path, n, m2, what):
         labels.take([1]).with_spread(leave_out=True)
 
 
+def test_equal_scores_are_kept_with_a_least_spread(tmp_path):
+    records = [("flat", 5, 0.0), ("narrow", 4, 4 * 0.01**2), ("wide", 4, 4 * 0.1**2), ("one", 1, 0)]
+    path = write(
+        tmp_path / "l.jsonl", *({"id": i, "n": n, "mean": 0.5, "m2": m2} for i, n, m2 in records)
+    )
+    labels = read_labels(path)
+    with pytest.raises(PredictorError, match=r"'flat': sd = 0, 5 equal.*--min_sd 0.02"):
+        labels.with_spread(leave_out=False)
+    kept = labels.with_spread(leave_out=True, min_sd=0.02)
+    assert kept.problem_ids == ("flat", "narrow", "wide")
+    np.testing.assert_allclose(kept.sd, [0.02, 0.02, 0.1])
+    # One score has no spread, whatever is taken for the least.
+    with pytest.raises(PredictorError, match=r"'one': n = 1.*; leave them out"):
+        labels.with_spread(leave_out=False, min_sd=0.02)
+
+
 def test_a_missing_text_is_named(tmp_path):
     path = write(tmp_path / "l.jsonl", *({"id": i, "n": 4, "mean": 0.5, "m2": 0.1} for i in "abc"))
     with pytest.raises(PredictorError, match=r"no text for problem 'b'.* and 1 more"):

@@ -81,6 +81,8 @@ class PredictorConfig:
         num_samples: Number of scores behind each label, for labels without n.
         leave_out_constant: Whether to leave out problems with one score or equal ones, which have
             no spread, instead of refusing them.
+        min_sd: Standard deviation, in [0, 1/2], that the scores of a problem are taken to have at
+            least, so that problems of several equal scores can be learned from. 0: none.
         features: Of which model.
         training: How.
         cache: Folder of the features' cache. null: features are not kept.
@@ -92,6 +94,7 @@ class PredictorConfig:
     problems: str | None = None
     num_samples: int | None = None
     leave_out_constant: bool = False
+    min_sd: float = 0.0
     features: FeatureConfig = dataclasses.field(default_factory=FeatureConfig)
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
     cache: str | None = "runs/features"
@@ -106,6 +109,8 @@ class PredictorConfig:
         """
         if self.num_samples is not None and self.num_samples < 1:
             raise ValueError(f"num_samples is {self.num_samples}; it must be at least 1")
+        if not 0 <= self.min_sd <= 0.5:
+            raise ValueError(f"min_sd is {self.min_sd}; it must be in [0, 1/2]")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -201,7 +206,7 @@ def load_labels(config: PredictorConfig, path: str) -> Labels:
     """
     with bad_input("labels"):
         labels = read_labels(path, num_samples=config.num_samples)
-        labels = labels.with_spread(leave_out=config.leave_out_constant)
+        labels = labels.with_spread(leave_out=config.leave_out_constant, min_sd=config.min_sd)
     texts: dict[str, str] = {}
     if config.problems is not None:
         with bad_input("problems", (ProblemsError,)):

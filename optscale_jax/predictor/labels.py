@@ -76,32 +76,39 @@ class Labels:
             )
         return dataclasses.replace(self, texts=found)
 
-    def with_spread(self, *, leave_out: bool) -> "Labels":
+    def with_spread(self, *, leave_out: bool, min_sd: float = 0.0) -> "Labels":
         """The problems whose scores spread: n >= 2, and not all equal.
 
         A single score, or equal ones, say nothing of the law's scale: the likelihood of equal
-        scores has no bound, and one score's spread is not known.
+        scores has no bound, and one score's spread is not known. Equal scores do say that the
+        spread is small, though, and where they are the easy problems', to leave them out teaches
+        that problems are harder than they are: `min_sd` keeps them.
 
         Args:
             leave_out: Whether to leave the others out, instead of refusing them.
+            min_sd: Standard deviation, in [0, 1/2], that several scores are taken to have at least.
 
         Raises:
             PredictorError: If there are others and they are not to be left out, or none is left.
         """
-        spread = (self.stats.n >= 2) & (self.stats.m2 > 0)
+        several = self.stats.n >= 2
+        m2 = np.where(several, np.maximum(self.stats.m2, min_sd**2 * self.stats.n), self.stats.m2)
+        spread = several & (m2 > 0)
         others = len(self) - int(spread.sum())
         if others and not leave_out:
             row = int(np.argmin(spread))
             n = int(self.stats.n[row])
             what = "n = 1" if n == 1 else f"sd = 0, {n} equal scores"
             more = f" (and {others - 1} more such problems)" if others > 1 else ""
+            keep = "" if n == 1 else "keep equal scores with --min_sd 0.02, or "
             raise PredictorError(
                 f"{self.source}: problem {self.problem_ids[row]!r}: {what}: no spread to learn the "
-                f"scale from{more}; leave them out with --leave_out_constant true"
+                f"scale from{more}; {keep}leave them out with --leave_out_constant true"
             )
         if not spread.any():
             raise PredictorError(f"{self.source}: no problem whose scores spread is left")
-        return self.take(spread) if others else self
+        wider = dataclasses.replace(self, stats=dataclasses.replace(self.stats, m2=m2))
+        return wider.take(spread) if others else wider
 
 
 def read_labels(path: str | os.PathLike[str], *, num_samples: int | None = None) -> Labels:
