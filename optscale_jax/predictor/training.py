@@ -49,6 +49,7 @@ __all__ = [
     "Splits",
     "TrainingConfig",
     "quality",
+    "rank_correlation",
     "split",
     "train",
 ]
@@ -739,16 +740,24 @@ def quality(
     return Quality(
         problems=len(own_mean),
         mean_error=float(np.mean((mean - own_mean) ** 2)),
-        mean_rank=_rank_correlation(mean, own_mean),
+        mean_rank=rank_correlation(mean, own_mean),
         sd_error=float(np.mean((sd - own_sd) ** 2)),
-        sd_rank=_rank_correlation(sd, own_sd),
+        sd_rank=rank_correlation(sd, own_sd),
         coverage=float(np.mean((low <= own_mean) & (own_mean <= high))),
         nll=-float(np.mean(log_marginal(posterior, prior))),
     )
 
 
-def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's: the correlation of ranks, ties sharing theirs; NaN for a constant."""
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's rank correlation.
+
+    Args:
+        a: [P] any real numbers.
+        b: [P] likewise.
+
+    Returns:
+        The correlation of the ranks, ties sharing theirs; NaN if one of the two is constant.
+    """
 
     def ranks(values):
         _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)

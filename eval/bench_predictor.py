@@ -1,0 +1,175 @@
+"""Speed of a predictor's features, as a ratio within one run, and of its training.
+
+    python -m eval.bench_predictor --predictor configs/predictor/minilm.yaml --labels labels.jsonl
+
+The features of all problems are held to sentence-transformers, which encodes the same texts with
+the same model, as much of each and in its own batches; the two take turns. Then the features are
+read again from the cache, and the head is trained on them. The exit code is 1 where a figure
+demanded is missed.
+"""
+
+import dataclasses
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from eval.bench import Report, machine
+from eval.cli import BadInput, bad_input, command, output_folder, parse
+from optscale_jax.predictor.errors import PredictorError
+from optscale_jax.predictor.features import FeatureConfig, extract, model_folder
+from optscale_jax.predictor.training import train
+from train.predictor import PredictorConfig, load_labels
+
+__all__ = ["BenchPredictorConfig", "main"]
+
+FEATURES_RATIO = 1.1
+CACHED_SECONDS = 2.0
+TRAINING_SECONDS = 60.0
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchPredictorConfig:
+    """What to measure.
+
+    Attributes:
+        predictor: Configuration of train.predictor, with mean-pooled features. Needed.
+        labels: Labels, if the configuration does not name them.
+        repeats: Turns that features and sentence-transformers take, at least 1; the medians are
+            compared.
+        out: Folder for bench_predictor.json and bench_predictor.md. null: none.
+    """
+
+    predictor: str | None = None
+    labels: str | None = None
+    repeats: int = 3
+    out: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses what is outside its domain.
+
+        Raises:
+            ValueError: Naming the field.
+        """
+        if self.predictor is None:
+            raise ValueError("predictor is not given; use --predictor FILE")
+        if self.repeats < 1:
+            raise ValueError(f"repeats is {self.repeats}; it must be at least 1")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    return command(
+        BenchPredictorConfig,
+        bench,
+        argv,
+        prog="python -m eval.bench_predictor",
+        description="Measures a predictor's features against sentence-transformers, and training.",
+    )
+
+
+def bench(config: BenchPredictorConfig) -> None:
+    """Measures everything, shows and writes it; exits with 1 where a figure is missed."""
+    if config.out is None:
+        report = measure(config)
+    else:
+        names = ("bench_predictor.json", "bench_predictor.md")
+        with output_folder(Path(config.out), names) as folder:
+            report = measure(config)
+            (folder / names[0]).write_text(json.dumps(report.rows, indent=1) + "\n")
+            table = dataclasses.replace(report.table(), title=f"a predictor, {machine()}")
+            (folder / names[1]).write_text(table.to_markdown())
+    if not report.met:
+        sys.exit(1)
+
+
+def measure(config: BenchPredictorConfig) -> Report:
+    """All measurements.
+
+    Raises:
+        BadInput: If the labels or the model cannot be used.
+    """
+    given = ["--config", config.predictor or ""]
+    given += [] if config.labels is None else ["--labels", config.labels]
+    asked = parse(PredictorConfig, given, prog="", description="")
+    if asked.labels is None:
+        raise BadInput("labels is not given; use --labels FILE")
+    labels = load_labels(asked, asked.labels)
+    texts = [text for text in labels.texts if text is not None]
+    pooling = asked.training.head.features
+    report = Report()
+    with tempfile.TemporaryDirectory() as base, bad_input(errors=(PredictorError,)):
+        encode = sentence_transformers(asked.features)
+        seconds: dict[str, list[float]] = {"features": [], "encode": []}
+        cache = Path(base)
+        for turn in range(config.repeats):
+            cache = Path(base) / str(turn)
+            start = time.perf_counter()
+            extract(texts, asked.features, pooling, cache=cache)
+            middle = time.perf_counter()
+            encode(texts)
+            end = time.perf_counter()
+            seconds["features"].append(middle - start)
+            seconds["encode"].append(end - middle)
+        ours, theirs = (float(np.median(seconds[name])) for name in ("features", "encode"))
+        report.add(
+            f"features of {len(texts):,} texts against sentence-transformers",
+            f"{ours:.1f} s against {theirs:.1f} s: {ours / theirs:.2f}",
+            f"<= {FEATURES_RATIO}",
+            ours / theirs <= FEATURES_RATIO,
+            features=ours,
+            encode=theirs,
+        )
+        start = time.perf_counter()
+        features, _ = extract(texts, asked.features, pooling, cache=cache)
+        cached = time.perf_counter() - start
+        if features.computed:
+            raise AssertionError(f"{features.computed} texts were not in the cache")
+        report.add(
+            "features again, from the cache",
+            f"{cached:.2f} s",
+            f"< {CACHED_SECONDS:g} s",
+            cached < CACHED_SECONDS,
+            cached=cached,
+        )
+        start = time.perf_counter()
+        fitted = train(features, labels, asked.training, checkpoints=Path(base) / "checkpoints")
+        training = time.perf_counter() - start
+    report.add(
+        f"training of the head, {fitted.epochs['trained']} epochs, compilation included",
+        f"{training:.1f} s",
+        f"< {TRAINING_SECONDS:g} s",
+        training < TRAINING_SECONDS,
+        training=training,
+    )
+    return report
+
+
+def sentence_transformers(config: FeatureConfig) -> Callable[[list[str]], object]:
+    """The encoder of a checkpoint in sentence-transformers, with its own defaults.
+
+    Raises:
+        BadInput: If sentence-transformers is not installed.
+    """
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise BadInput(
+            "sentence-transformers is what is compared with: pip install sentence-transformers"
+        ) from error
+    folder = str(model_folder(config.model, config.revision))
+    model = SentenceTransformer(folder)
+    model.max_seq_length = config.max_tokens
+
+    def encode(texts: list[str]) -> object:
+        return model.encode(texts, show_progress_bar=False)
+
+    return encode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,276 @@
+"""Which loss trains the best head, and whether any is better than what needs no head.
+
+    python -m eval.compare_losses --predictor configs/predictor/minilm.yaml --labels labels.jsonl
+        --out runs/losses
+
+trains a head with each loss on several splits of the problems, and measures it on the problems that
+the split kept from it, beside three floors:
+
+    constant       the training problems' average
+    ridge          linear regression of mean and sd on the mean-pooled features, with the penalty
+                   that generalised cross-validation finds
+    pooled prior   one prior for all problems
+
+Only a prior has an interval and a likelihood. The output folder gets `summary.md` and
+`comparison.csv`, a line for each split and row.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from rich.console import Console
+
+from eval.cli import BadInput, bad_input, command, output_folder, parse, progress
+from optscale_jax.predictor.errors import PredictorError
+from optscale_jax.predictor.features import Features, extract
+from optscale_jax.predictor.labels import Labels
+from optscale_jax.predictor.losses import LossConfig
+from optscale_jax.predictor.training import (
+    COVERAGE,
+    Quality,
+    Splits,
+    TrainingConfig,
+    rank_correlation,
+    split,
+    train,
+)
+from optscale_jax.report.tables import Table, write_csv
+from train.predictor import PredictorConfig, load_labels
+
+__all__ = ["LOSSES", "CompareLossesConfig", "main", "ridge"]
+
+LOSSES = {
+    "squared error": LossConfig(marginal=0.0, squared_error=1.0),
+    "likelihood": LossConfig(marginal=0.0, squared_error=0.0, likelihood=1.0),
+    "marginal": LossConfig(marginal=1.0, squared_error=0.0),
+    "marginal and squared error": LossConfig(marginal=1.0, squared_error=1.0),
+}
+OUTPUTS = ("summary.md", "comparison.csv")
+PENALTIES = np.logspace(0, 6, 25)
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareLossesConfig:
+    """What to compare on.
+
+    Attributes:
+        predictor: Configuration of train.predictor; its loss and test share are not read. Needed.
+        labels: Labels, if the configuration does not name them.
+        losses: Which of the losses; "squared error", "likelihood", "marginal", "marginal and
+            squared error".
+        splits: How many splits, at least 1; the seeds are 0, 1, ...
+        test: Share of the problems that each split keeps from training, in (0, 1).
+        out: Folder for the files, made if it does not exist.
+    """
+
+    predictor: str | None = None
+    labels: str | None = None
+    losses: list[str] = dataclasses.field(default_factory=lambda: list(LOSSES))
+    splits: int = 5
+    test: float = 0.2
+    out: str = "runs/losses"
+
+    def __post_init__(self) -> None:
+        """Refuses what is outside its domain.
+
+        Raises:
+            ValueError: Naming the field.
+        """
+        if self.predictor is None:
+            raise ValueError("predictor is not given; use --predictor FILE")
+        for name in self.losses:
+            if name not in LOSSES:
+                raise ValueError(f"losses: {name!r} is none of {', '.join(LOSSES)}")
+        if self.splits < 1:
+            raise ValueError(f"splits is {self.splits}; it must be at least 1")
+        if not 0 < self.test < 1:
+            raise ValueError(f"test is {self.test}; it must be in (0, 1)")
+
+
+class Found(NamedTuple):
+    """A row of one split.
+
+    Attributes:
+        seed: Of the split.
+        name: What made the predictions.
+        quality: How good they are on the problems kept from it.
+    """
+
+    seed: int
+    name: str
+    quality: Quality
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    return command(
+        CompareLossesConfig,
+        run,
+        argv,
+        prog="python -m eval.compare_losses",
+        description="Heads trained with each loss, on problems that they have not seen.",
+    )
+
+
+def run(config: CompareLossesConfig) -> None:
+    """Trains, measures, writes the files and shows the table.
+
+    Args:
+        config: What to compare on.
+
+    Raises:
+        BadInput: If the labels or the features cannot be used.
+    """
+    given = ["--config", config.predictor or ""]
+    given += [] if config.labels is None else ["--labels", config.labels]
+    asked = parse(PredictorConfig, given, prog="", description="")
+    if asked.labels is None:
+        raise BadInput("labels is not given; use --labels FILE")
+    labels = load_labels(asked, asked.labels)
+    with output_folder(Path(config.out), OUTPUTS) as folder:
+        with progress() as bar, bad_input(errors=(PredictorError,)):
+            task = bar.add_task("features", total=len(labels))
+            features, _ = extract(
+                [text for text in labels.texts if text is not None],
+                asked.features,
+                asked.training.head.features,
+                cache=asked.cache,
+                advance=lambda count: bar.advance(task, count),
+            )
+            task = bar.add_task("training", total=config.splits * len(config.losses))
+            found: list[Found] = []
+            for seed in range(config.splits):
+                setting = dataclasses.replace(
+                    asked.training,
+                    seed=seed,
+                    split=dataclasses.replace(asked.training.split, test=config.test),
+                )
+                found += _floors(features, labels, setting)
+                for place, name in enumerate(config.losses):
+                    chosen = dataclasses.replace(setting, loss=LOSSES[name])
+                    quality = train(features, labels, chosen).quality["test"]
+                    if place == 0:
+                        found.append(Found(seed, "pooled prior", quality["pooled"]))
+                    found.append(Found(seed, name, quality["head"]))
+                    bar.advance(task)
+        table = _table(found, config)
+        (folder / "summary.md").write_text(table.to_markdown(), encoding="utf-8")
+        columns = {"split": [one.seed for one in found], "row": [one.name for one in found]}
+        for field in Quality._fields:
+            values = [getattr(one.quality, field) for one in found]
+            columns[field] = ["" if np.isnan(value) else value for value in values]
+        write_csv(folder / "comparison.csv", columns)
+    console = Console()
+    if not console.is_terminal:  # in a log, lines need not break
+        console = Console(width=120)
+    console.print(table.to_rich())
+    print(f"results: {config.out}")
+
+
+# The floors ---------------------------------------------------------------------------------------
+
+
+def _floors(features: Features, labels: Labels, config: TrainingConfig) -> list[Found]:
+    splits = split(labels, config.split, config.seed)
+    rows = np.stack([np.mean(each, axis=0, dtype=np.float64) for each in features.rows])
+    targets = np.stack([labels.stats.mean, labels.sd], axis=-1)
+    constant = np.broadcast_to(targets[splits.train].mean(axis=0), (len(splits.test), 2))
+    fitted = ridge(rows[splits.train], targets[splits.train], rows[splits.test])
+    return [
+        Found(config.seed, "constant", _quality(constant, targets, splits)),
+        Found(config.seed, "ridge", _quality(fitted, targets, splits)),
+    ]
+
+
+def ridge(x: np.ndarray, y: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """Ridge regression of each target, its penalty by generalised cross-validation.
+
+    Args:
+        x: Features [P, D], which are standardised.
+        y: Targets [P, T].
+        new: Features [Q, D] of what is to be predicted.
+
+    Returns:
+        Predictions [Q, T].
+
+    References:
+        Golub, Heath and Wahba (1979), Generalized cross-validation as a method for choosing a good
+            ridge parameter, Technometrics 21(2).
+    """
+    centre, scale = x.mean(axis=0), x.std(axis=0)
+    scale = np.where(scale > 0, scale, 1.0)
+    left, singular, right = np.linalg.svd((x - centre) / scale, full_matrices=False)
+    average = y.mean(axis=0)
+    along = left.T @ (y - average)
+    predictions = []
+    for target in range(y.shape[1]):
+        best = np.inf, 0.0
+        for penalty in PENALTIES:
+            shrunk = singular**2 / (singular**2 + penalty)
+            residual = y[:, target] - average[target] - left @ (shrunk * along[:, target])
+            # One degree of freedom more for the average.
+            free = 1 - (shrunk.sum() + 1) / len(x)
+            best = min(best, (float(np.mean(residual**2)) / free**2, penalty))
+        slopes = right.T @ (singular / (singular**2 + best[1]) * along[:, target])
+        predictions.append(average[target] + (new - centre) / scale @ slopes)
+    return np.stack(predictions, axis=-1)
+
+
+def _quality(predicted: np.ndarray, targets: np.ndarray, splits: Splits) -> Quality:
+    truth = targets[splits.test]
+    errors = np.mean((predicted - truth) ** 2, axis=0)
+    ranks = [rank_correlation(predicted[:, i], truth[:, i]) for i in range(2)]
+    return Quality(
+        problems=len(truth),
+        mean_error=float(errors[0]),
+        mean_rank=ranks[0],
+        sd_error=float(errors[1]),
+        sd_rank=ranks[1],
+        coverage=np.nan,
+        nll=np.nan,
+    )
+
+
+# What is found ------------------------------------------------------------------------------------
+
+
+def _table(found: Sequence[Found], config: CompareLossesConfig) -> Table:
+    names = list(dict.fromkeys(one.name for one in found))
+    by_name = {name: [one.quality for one in found if one.name == name] for name in names}
+
+    def mean(name: str, field: str, form: str) -> str:
+        value = float(np.mean([getattr(quality, field) for quality in by_name[name]]))
+        return "" if np.isnan(value) else format(value, form)
+
+    head = ["mean: error", "rank", "sd: error", "rank"]
+    return Table(
+        title="Losses, on problems kept from training",
+        columns=["", *head, f"{COVERAGE:.0%} interval", "nats"],
+        rows=[
+            [
+                name,
+                mean(name, "mean_error", ".5f"),
+                mean(name, "mean_rank", ".3f"),
+                mean(name, "sd_error", ".5f"),
+                mean(name, "sd_rank", ".3f"),
+                mean(name, "coverage", ".1%"),
+                mean(name, "nll", ".3f"),
+            ]
+            for name in names
+        ],
+        notes=[
+            f"averages of {config.splits} splits that keep {config.test:.0%} of the problems from "
+            "training",
+            "error: squared, of the mean (sd) of a problem's scores; rank: Spearman's correlation",
+            "interval: share of the problems whose mean is inside their central interval",
+            "nats: negative log marginal likelihood of a problem's scores",
+        ],
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
