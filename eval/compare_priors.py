@@ -3,16 +3,20 @@
     python -m eval.compare_priors --checkpoint runs/predictor --problems problems.jsonl
         --pool pool.npz --out runs/priors
 
-compares, at every N, four rules that differ in the prior alone:
+compares, at every N, rules that differ in the prior alone:
 
     OptScale^0         none; the law is (0.8, 0.2) until two scores are in
     pooled prior       one prior for all problems, fitted to the predictor's training labels
     authors' widths    the predicted mean and sd as loc and scale, with widths of 0.1
     OptScale^t         what the head reads off each problem, as sure as it is
+    law known          the law that fits all of the problem's scores, and no doubt: what the best
+                       of all predictors would make of the bound
 
 Each chooses s_min, alpha and min_samples on other problems than those that it is scored on: fewest
 tokens among the settings that lose at most `max_loss` against best-of-N (`optscale_jax.tuning`).
-Differences are paired, problem by problem and order by order. The predictor's tokens count.
+Differences are paired, problem by problem and order by order. The predictor's tokens count. A note
+says how many completions the prediction is worth: as many as explain as much of the variance of
+problems' mean scores.
 
 The output folder gets `summary.md`, `comparison.csv`, the figures `saving` and `accuracy_vs_tokens`
 as .png and .pdf, and the priors as `learned.jsonl`, `pooled.jsonl` and `paper.jsonl`. Use problems
@@ -20,6 +24,7 @@ that the predictor was not trained on.
 """
 
 import dataclasses
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,11 +36,14 @@ from rich.console import Console
 from eval import predict
 from eval.cli import bad_input, command, output_folder, progress
 from eval.grid import Entry, PolicyConfig, PriorConfig, describe, expand
-from eval.outcomes import leave_out, replay_entries
+from eval.outcomes import ORACLE, leave_out, replay_entries
 from eval.pools import ReadConfig, load_pool
 from eval.report import run_of_replayed
+from optscale_jax import Pool
 from optscale_jax.metrics import Interval
 from optscale_jax.policies import PAPER_ALPHA, PAPER_S_MIN
+from optscale_jax.predictor.errors import PredictorError
+from optscale_jax.predictor.labels import labels_of_pool
 from optscale_jax.predictor.predictor import Kind
 from optscale_jax.report.comparison import Options, Row, Run, compare_methods, frontiers
 from optscale_jax.report.tables import Table, write_csv
@@ -49,6 +57,7 @@ LABELS: dict[Kind | None, str] = {
     "paper": "authors' widths",
     "learned": "OptScaleᵗ",
 }
+KNOWN = "law known"
 FIGURES = ("saving", "accuracy_vs_tokens")
 OUTPUTS = (
     "summary.md",
@@ -157,8 +166,13 @@ def run(config: ComparePriorsConfig) -> None:
                 )
             )
         entries = [_entry(config, kind, folder) for kind in LABELS]
+        targets = {"s_min": list(config.s_min), "alpha": list(config.alpha)}
+        known = PolicyConfig(ORACLE, label=KNOWN, max_samples=list(config.n), **targets)
+        entries += expand(known, KNOWN)
         entries += expand(PolicyConfig("best_of_n", label="best-of-N", n=list(config.n)), "n")
         entries, notes = leave_out(entries, pool, config.permutations)
+        with bad_input(config.pool, (PredictorError,)):
+            notes = [_worth(pool, folder / "learned.jsonl"), *notes]
         with progress() as bar:
             task = bar.add_task("replaying", total=len(entries))
             replayed = replay_entries(
@@ -279,6 +293,32 @@ def _table(
     )
 
 
+def _worth(pool: Pool, predicted: Path) -> str:
+    """What a prediction says of a problem's mean score, beside what one score says."""
+    with open(predicted, encoding="utf-8") as file:
+        records = {record["problem_id"]: record for record in map(json.loads, file)}
+    labels = labels_of_pool(pool, "")
+    known = [records[name] for name in labels.problem_ids]
+    n, mean, m2 = labels.stats.n, labels.stats.mean, labels.stats.m2
+    within = float(np.sum(m2) / max(np.sum(n - 1), 1))
+    # Means of n scores differ by more than the laws' means do, and from predictions likewise.
+    noise = within * float(np.mean(1 / n))
+    between = float(np.var(mean)) - noise
+    error = float(np.mean((np.array([record["mean"] for record in known]) - mean) ** 2)) - noise
+    if not (within > 0 and between > 0 and 0 < error < between):
+        return "The prediction of a problem's mean score explains nothing of it, or all."
+    explained, one = 1 - error / between, between / (between + within)
+    worth = explained / (1 - explained) * within / between
+    cost = ""
+    if pool.has_tokens:
+        length = max(float(np.mean(pool.tokens[pool.mask])), 1e-9)
+        cost = f", and costs {np.mean([record['tokens'] for record in known]) / length:.2f}"
+    return (
+        f"Of the variance of problems' mean scores the prediction explains {explained:.0%} and one "
+        f"score {one:.0%}: it is worth {worth:.2f} completions{cost}."
+    )
+
+
 def _words(interval: Interval, scale: float, digits: int) -> str:
     mean, low, high = (scale * float(part) for part in interval)
     return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
@@ -333,7 +373,7 @@ def _draw(
 
     shown = [
         Curve(label, *(np.array(column, float) for column in zip(*points, strict=True)))
-        for label in LABELS.values()
+        for label in [*LABELS.values(), KNOWN]
         if (
             points := [
                 (row.cap, *(float(part) for part in pair.tokens))

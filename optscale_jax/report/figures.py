@@ -239,7 +239,7 @@ def differences_against_n(
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:+g}"))
         axes.set_xlabel("N: most completions per problem")
         unit = "tokens" if cost == "tokens" else "completions"
-        axes.set_ylabel(f"{unit} against {baseline} (%), {level:.0%} intervals")
+        axes.set_ylabel(f"{unit} against {baseline} (%)\n{level:.0%} intervals")
         _outside_legend(figure, handles, [curve.label for curve in curves], columns)
     return figure
 
