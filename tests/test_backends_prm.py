@@ -167,6 +167,93 @@ def test_only_what_follows_the_thinking_is_scored_on_request(tokenizer):
     assert len(plain.steps) == 2
 
 
+class SlowPooler(FakePooler):
+    """Reads when it is told to, and can fail."""
+
+    def __init__(self, tokenizer):
+        super().__init__(tokenizer)
+        self.told = asyncio.Event()
+        self.given_up = 0
+        self.fails = False
+
+    async def pool(self, prompt):
+        rows = await super().pool(prompt)
+        try:
+            await self.told.wait()
+        except asyncio.CancelledError:
+            self.given_up += 1
+            raise
+        if self.fails:
+            raise BackendError("no")
+        return rows
+
+
+def test_a_repeated_text_is_read_once_and_costs_nothing_again(tokenizer):
+    pooler = FakePooler(tokenizer)
+    verifier = PrmVerifier(VerifierConfig(model="m"), pooler)
+    texts = ["a\n\nb", "a\n\nc", "a\n\n\nb", "a\n\nb"]  # the third has the same steps
+    completions = [Completion(i, text, 1, "stop") for i, text in enumerate(texts)]
+    unfinished = Completion(4, "a\n\nb", 1, "length")
+
+    async def score_all():
+        first = await verifier.score(PROBLEM, completions)
+        again = await verifier.score(PROBLEM, [unfinished])
+        other = await verifier.score(Problem("q", PROBLEM.text + "?"), completions[:1])
+        return [*first, *again, *other]
+
+    scores = asyncio.run(score_all())
+    assert len(pooler.prompts) == 3
+    read = len(pooler.prompts[0].token_ids)
+    assert [one.tokens for one in scores] == [read, read, 0, 0, 0, read + 1]
+    assert len({(one.value, one.steps) for one in scores}) == 1
+    assert [one.note for one in scores] == [None] * 4 + ["unfinished", None]
+
+
+def test_a_text_is_read_as_long_as_one_completion_waits_for_it(tokenizer):
+    async def run(cancel):
+        pooler = SlowPooler(tokenizer)
+        verifier = PrmVerifier(VerifierConfig(model="m"), pooler)
+        tasks = [
+            asyncio.create_task(verifier.score(PROBLEM, [Completion(i, "a", 1, "stop")]))
+            for i in range(2)
+        ]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        for task in tasks[:cancel]:
+            task.cancel()
+        # What is being given up is read again for who asks at this very moment.
+        tasks.append(asyncio.create_task(verifier.score(PROBLEM, [Completion(2, "a", 1, "stop")])))
+        await asyncio.sleep(0)
+        pooler.told.set()
+        *results, (last,) = await asyncio.gather(*tasks, return_exceptions=True)
+        return pooler, results, last
+
+    pooler, results, last = asyncio.run(run(cancel=1))
+    assert isinstance(results[0], asyncio.CancelledError)
+    assert results[1][0].value == last.value == 0.5
+    assert (len(pooler.prompts), pooler.given_up, last.tokens) == (1, 0, 0)
+
+    pooler, results, last = asyncio.run(run(cancel=2))
+    assert all(isinstance(one, asyncio.CancelledError) for one in results)
+    assert (len(pooler.prompts), pooler.given_up) == (2, 1)
+    assert last.tokens > 0
+
+
+def test_a_text_that_could_not_be_read_is_tried_again(tokenizer):
+    async def run():
+        pooler = SlowPooler(tokenizer)
+        pooler.told.set()
+        pooler.fails = True
+        verifier = PrmVerifier(VerifierConfig(model="m"), pooler)
+        completions = [Completion(i, "a", 1, "stop") for i in range(2)]
+        with pytest.raises(BackendError, match="no"):
+            await verifier.score(PROBLEM, completions)
+        pooler.fails = False
+        return await verifier.score(PROBLEM, completions)
+
+    assert [one.value for one in asyncio.run(run())] == [0.5, 0.5]
+
+
 def test_another_family_is_one_class(tokenizer, monkeypatch):
     class Scorer:
         """A logit in the first column, and problem and steps in one message."""

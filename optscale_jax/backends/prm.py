@@ -5,8 +5,10 @@ model, an engine in this process or a server, is a `Pooler`. `PrmVerifier` joins
 """
 
 import asyncio
+import hashlib
 import math
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -27,6 +29,8 @@ __all__ = [
     "step_prompt",
 ]
 
+_REMEMBERED = 1 << 16
+# Prompts whose outputs are kept, some hundred bytes each: those of a thousand problems at work.
 _BLANK_LINES = re.compile(r"\n[ \t\r]*\n\s*")
 
 
@@ -138,8 +142,37 @@ class Pooler(Protocol):
         ...
 
 
+class _Reading:
+    """One prompt being read, or read, and how many completions wait for it."""
+
+    def __init__(self, task: "asyncio.Task[np.ndarray]"):
+        self.task = task
+        self.waiting = 0
+        self.given_up = False
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is nothing to wait for: it was given up, or ended in an error."""
+        task = self.task
+        return self.given_up or (task.done() and (task.cancelled() or task.exception() is not None))
+
+    async def rows(self) -> np.ndarray:
+        """The model's outputs; the reading is given up when nobody waits for it any more."""
+        self.waiting += 1
+        try:
+            return await asyncio.shield(self.task)
+        finally:
+            self.waiting -= 1
+            if not self.waiting and not self.task.done():
+                self.given_up = True
+                self.task.cancel()
+
+
 class PrmVerifier:
-    """Scores completions by a process reward model; every completion is a request of its own.
+    """Scores completions by a process reward model; every text is a request of its own.
+
+    A text that a problem's completions repeat, as those of a small or a sure model do, is read
+    once: its other completions have the same score and cost no token.
 
     A score's note says what was unusual: "no step" for a blank completion, which scores 0;
     "truncated" where the verifier's context ended before the completion did, which is scored by
@@ -151,6 +184,7 @@ class PrmVerifier:
         self._config = config
         self._pooler = pooler
         self._family = FORMATS[config.family]
+        self._readings: OrderedDict[bytes, _Reading] = OrderedDict()
         tokenizer = pooler.tokenizer
         separator = tokenizer.encode(self._family.separator, add_special_tokens=False)
         if len(separator) != 1:
@@ -182,11 +216,25 @@ class PrmVerifier:
         note = "; ".join(notes) or None
         if not prompt.positions:
             return Score(0.0, note=note)
-        rows = await pooler.pool(prompt)
+        reading, tokens = self._reading(prompt)
+        rows = await reading.rows()
         # Half precision may leave [0, 1] by a rounding.
         scores = tuple(np.clip(self._family.scores(rows), 0.0, 1.0).tolist())
         value = aggregate(scores, self._config.aggregate)
-        return Score(value, scores, tokens=len(prompt.token_ids), note=note)
+        return Score(value, scores, tokens=tokens, note=note)
+
+    def _reading(self, prompt: StepPrompt) -> tuple[_Reading, int]:
+        """What reads a prompt, and how many tokens are read for it."""
+        key = hashlib.blake2b(np.asarray(prompt.token_ids, np.int64).tobytes()).digest()
+        reading = self._readings.get(key)
+        if reading is not None and not reading.failed:
+            self._readings.move_to_end(key)
+            return reading, 0
+        reading = _Reading(asyncio.ensure_future(self._pooler.pool(prompt)))
+        self._readings[key] = reading
+        while len(self._readings) > _REMEMBERED:
+            self._readings.popitem(last=False)
+        return reading, len(prompt.token_ids)
 
     async def close(self) -> None:
         """Releases the model."""

@@ -108,10 +108,14 @@ def start_engine(
                 config, model=model, revision=revision, tokenizer=tokenizer, seeded=seeded
             )
             from vllm import AsyncEngineArgs
+            from vllm.usage.usage_lib import UsageContext
             from vllm.v1.engine.async_llm import AsyncLLM
 
-            values = {**values, **arguments, **config.extra}
-            return Engine(AsyncLLM.from_engine_args(AsyncEngineArgs(**values)), model, log)
+            # What decides vLLM's own choice of batch sizes: those for throughput, as of its class
+            # LLM (1,024 sequences at once on an H100), not those of an engine of unknown use (128).
+            use = UsageContext.LLM_CLASS
+            args = AsyncEngineArgs(**{**values, **arguments, **config.extra})
+            return Engine(AsyncLLM.from_engine_args(args, usage_context=use), model, log)
         # vLLM has no type of its own for what can go wrong here: memory, files, the network, an
         # architecture that it does not know.
         except Exception as error:
