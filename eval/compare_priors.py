@@ -166,8 +166,13 @@ def run(config: ComparePriorsConfig) -> None:
                 )
             )
         entries = [_entry(config, kind, folder) for kind in LABELS]
-        targets = {"s_min": list(config.s_min), "alpha": list(config.alpha)}
-        known = PolicyConfig(ORACLE, label=KNOWN, max_samples=list(config.n), **targets)
+        known = PolicyConfig(
+            ORACLE,
+            label=KNOWN,
+            s_min=list(config.s_min),
+            alpha=list(config.alpha),
+            max_samples=list(config.n),
+        )
         entries += expand(known, KNOWN)
         entries += expand(PolicyConfig("best_of_n", label="best-of-N", n=list(config.n)), "n")
         entries, notes = leave_out(entries, pool, config.permutations)
