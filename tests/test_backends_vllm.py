@@ -110,18 +110,18 @@ def test_aborted_completions_come_back_with_what_they_have_cost(run, sampler):
     async def abort_after_some():
         abort = asyncio.Event()
         found = []
-        async for one in sampler.sample(PROBLEM, 64, 0, abort=abort):
+        async for one in sampler.sample(PROBLEM, 512, 0, abort=abort):
             found.append(one)
             if len(found) == 8:
                 abort.set()
         return found
 
     found = run(abort_after_some())
-    assert sorted(one.index for one in found) == list(range(64))
+    assert sorted(one.index for one in found) == list(range(512))
     aborted = [one for one in found if one.finish_reason == "abort"]
     assert len(aborted) > 32
     assert sum(one.tokens for one in aborted) > 64
-    whole = {one.index: one for one in run(drawn(sampler, 64))}
+    whole = {one.index: one for one in run(drawn(sampler, 512))}
     for one in aborted:
         assert one.tokens <= whole[one.index].tokens
         # A token is a byte, and a character one or more; the last may be there in part.
