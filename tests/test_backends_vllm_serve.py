@@ -168,13 +168,14 @@ def test_completions_are_a_function_of_seed_problem_and_index(servers):
 
 def test_aborted_completions_are_counted(servers):
     async def main():
-        # Long ones: most go on for seconds after the first has ended, however late this process
-        # hears of that.
+        # Long ones: by the fourth's end all have begun, and most go on for seconds, however late
+        # this process hears of it.
         long = dataclasses.replace(sampling(servers["first"][1]), max_tokens=CONTEXT - 50)
         sampler = make_sampler(long, seed=4)
         abort = asyncio.Event()
+        stop = lambda found: abort.set() if len(found) == 4 else None  # noqa: E731
         try:
-            cut = await drawn(sampler, 32, abort=abort, each=lambda _: abort.set())
+            cut = await drawn(sampler, 32, abort=abort, each=stop)
             return cut, await drawn(sampler, 32)
         finally:
             await sampler.close()

@@ -108,6 +108,9 @@ class OpenAISampler:
             events = self._servers.stream(self._path, body)
             async with contextlib.aclosing(events):
                 async for event in events:
+                    # What has come already is read without a pause: let the others have their turn,
+                    # so that those that end early are seen early where this process is behind.
+                    await asyncio.sleep(0)
                     if "restarted" in event:
                         draft.restart()
                     else:
