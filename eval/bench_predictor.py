@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 
 from eval.bench import Report, machine
-from eval.cli import BadInput, bad_input, command, output_folder, parse
+from eval.cli import BadInput, bad_input, command, output_folder
 from optscale_jax.predictor.errors import PredictorError
 from optscale_jax.predictor.features import FeatureConfig, extract, model_folder
 from optscale_jax.predictor.training import train
-from train.predictor import PredictorConfig, load_labels
+from train.predictor import configured
 
 __all__ = ["BenchPredictorConfig", "main"]
 
@@ -93,12 +93,8 @@ def measure(config: BenchPredictorConfig) -> Report:
     Raises:
         BadInput: If the labels or the model cannot be used.
     """
-    given = ["--config", config.predictor or ""]
-    given += [] if config.labels is None else ["--labels", config.labels]
-    asked = parse(PredictorConfig, given, prog="", description="")
-    if asked.labels is None:
-        raise BadInput("labels is not given; use --labels FILE")
-    labels = load_labels(asked, asked.labels)
+    assert config.predictor is not None  # __post_init__
+    asked, labels = configured(config.predictor, config.labels)
     texts = [text for text in labels.texts if text is not None]
     pooling = asked.training.head.features
     report = Report()

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from rich.console import Console
 
-from eval.cli import BadInput, bad_input, command, output_folder, parse, progress
+from eval.cli import bad_input, command, output_folder, progress
 from optscale_jax.predictor.errors import PredictorError
 from optscale_jax.predictor.features import Features, extract
 from optscale_jax.predictor.labels import Labels
@@ -39,7 +39,7 @@ from optscale_jax.predictor.training import (
     train,
 )
 from optscale_jax.report.tables import Table, write_csv
-from train.predictor import PredictorConfig, load_labels
+from train.predictor import configured
 
 __all__ = ["LOSSES", "CompareLossesConfig", "main", "ridge"]
 
@@ -125,12 +125,8 @@ def run(config: CompareLossesConfig) -> None:
     Raises:
         BadInput: If the labels or the features cannot be used.
     """
-    given = ["--config", config.predictor or ""]
-    given += [] if config.labels is None else ["--labels", config.labels]
-    asked = parse(PredictorConfig, given, prog="", description="")
-    if asked.labels is None:
-        raise BadInput("labels is not given; use --labels FILE")
-    labels = load_labels(asked, asked.labels)
+    assert config.predictor is not None  # __post_init__
+    asked, labels = configured(config.predictor, config.labels)
     with output_folder(Path(config.out), OUTPUTS) as folder:
         with progress() as bar, bad_input(errors=(PredictorError,)):
             task = bar.add_task("features", total=len(labels))

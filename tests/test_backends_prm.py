@@ -231,6 +231,8 @@ def test_a_text_is_read_as_long_as_one_completion_waits_for_it(tokenizer):
     pooler, results, last = asyncio.run(run(cancel=1))
     assert isinstance(results[0], asyncio.CancelledError)
     assert results[1][0].value == last.value == 0.5
+    # What was read is counted once, though the one that asked first is gone.
+    assert results[1][0].tokens == len(pooler.prompts[0].token_ids)
     assert (len(pooler.prompts), pooler.given_up, last.tokens) == (1, 0, 0)
 
     pooler, results, last = asyncio.run(run(cancel=2))

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from eval.cli import BadInput, bad_input, command, progress, to_yaml
+from eval.cli import BadInput, bad_input, command, parse, progress, to_yaml
 from optscale_jax.predictor.errors import PredictorError
 from optscale_jax.predictor.features import FeatureConfig
 from optscale_jax.predictor.labels import Labels, read_labels
@@ -38,7 +38,7 @@ from optscale_jax.predictor.training import COVERAGE, Quality, TrainingConfig
 from optscale_jax.problems import ProblemsError, load_problems
 from optscale_jax.report.tables import Table
 
-__all__ = ["DistributedConfig", "PredictorConfig", "load_labels", "main"]
+__all__ = ["DistributedConfig", "PredictorConfig", "configured", "load_labels", "main"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,6 +196,23 @@ def run(config: PredictorConfig) -> None:
             console = Console(width=120)
         console.print(_table(fitted.quality).to_rich())
         print(f"predictor: {out / FILES[1]}")
+
+
+def configured(path: str, labels: str | None) -> tuple[PredictorConfig, Labels]:
+    """A configuration of this command from its file, and the labels that it trains on.
+
+    Args:
+        path: The file.
+        labels: The labels' file; None: the one that the configuration names.
+
+    Raises:
+        BadInput: If either cannot be read, or there are no labels.
+    """
+    given = [] if labels is None else ["--labels", labels]
+    config = parse(PredictorConfig, ["--config", path, *given], prog="", description="")
+    if config.labels is None:
+        raise BadInput("labels is not given; use --labels FILE")
+    return config, load_labels(config, config.labels)
 
 
 def load_labels(config: PredictorConfig, path: str) -> Labels:

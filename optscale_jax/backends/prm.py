@@ -145,8 +145,9 @@ class Pooler(Protocol):
 class _Reading:
     """One prompt being read, or read, and how many completions wait for it."""
 
-    def __init__(self, task: "asyncio.Task[np.ndarray]"):
+    def __init__(self, task: "asyncio.Task[np.ndarray]", tokens: int):
         self.task = task
+        self.tokens = tokens
         self.waiting = 0
         self.given_up = False
 
@@ -156,11 +157,16 @@ class _Reading:
         task = self.task
         return self.given_up or (task.done() and (task.cancelled() or task.exception() is not None))
 
-    async def rows(self) -> np.ndarray:
-        """The model's outputs; the reading is given up when nobody waits for it any more."""
+    async def rows(self) -> tuple[np.ndarray, int]:
+        """The model's outputs, and what reading has cost, for the first that gets them.
+
+        The reading is given up when nobody waits for it any more.
+        """
         self.waiting += 1
         try:
-            return await asyncio.shield(self.task)
+            rows = await asyncio.shield(self.task)
+            tokens, self.tokens = self.tokens, 0
+            return rows, tokens
         finally:
             self.waiting -= 1
             if not self.waiting and not self.task.done():
@@ -216,25 +222,25 @@ class PrmVerifier:
         note = "; ".join(notes) or None
         if not prompt.positions:
             return Score(0.0, note=note)
-        reading, tokens = self._reading(prompt)
-        rows = await reading.rows()
+        rows, tokens = await self._reading(prompt).rows()
         # Half precision may leave [0, 1] by a rounding.
         scores = tuple(np.clip(self._family.scores(rows), 0.0, 1.0).tolist())
         value = aggregate(scores, self._config.aggregate)
         return Score(value, scores, tokens=tokens, note=note)
 
-    def _reading(self, prompt: StepPrompt) -> tuple[_Reading, int]:
-        """What reads a prompt, and how many tokens are read for it."""
+    def _reading(self, prompt: StepPrompt) -> _Reading:
+        """What reads a prompt, or has read it."""
         key = hashlib.blake2b(np.asarray(prompt.token_ids, np.int64).tobytes()).digest()
         reading = self._readings.get(key)
         if reading is not None and not reading.failed:
             self._readings.move_to_end(key)
-            return reading, 0
-        reading = _Reading(asyncio.ensure_future(self._pooler.pool(prompt)))
+            return reading
+        task = asyncio.ensure_future(self._pooler.pool(prompt))
+        reading = _Reading(task, len(prompt.token_ids))
         self._readings[key] = reading
         while len(self._readings) > _REMEMBERED:
             self._readings.popitem(last=False)
-        return reading, len(prompt.token_ids)
+        return reading
 
     async def close(self) -> None:
         """Releases the model."""
