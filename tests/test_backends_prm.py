@@ -182,6 +182,7 @@ class SlowPooler(FakePooler):
             await self.told.wait()
         except asyncio.CancelledError:
             self.given_up += 1
+            await asyncio.sleep(0.01)  # an engine takes a moment to give up
             raise
         if self.fails:
             raise BackendError("no")
