@@ -13,10 +13,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.cli import BadInput, bad_input
 from optscale_jax import PoolError
 from optscale_jax.answers import extract_answer, normalize_answer
 from optscale_jax.equivalence import EquivalenceChecker
+from optscale_jax.errors import InputError, bad_input
 from optscale_jax.readers.records import Record, read_records
 
 __all__ = ["main"]
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with EquivalenceChecker(seconds=arguments.seconds, workers=1) as equal:
             shares = [_check(Path(file), equal) for file in arguments.files]
-    except BadInput as error:
+    except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return int(min(shares) < arguments.least)

@@ -17,15 +17,16 @@ from typing import Any
 import numpy as np
 import yaml
 
-from eval.cli import BadInput, bad_input, parse
-from eval.priors import priors_of
 from eval.sample import SampleConfig, policy_of_sample
 from eval.solve import SolveConfig, policy_of_solve
 from optscale_jax import Policy, Pool, PoolError, Prior, replay
-from optscale_jax.engine import FAILED
+from optscale_jax.cli import parse
+from optscale_jax.errors import InputError, bad_input
+from optscale_jax.live.engine import FAILED
+from optscale_jax.live.runs import CONFIG, DECISIONS, PROBLEMS
 from optscale_jax.problems import ProblemsError, read_problems
 from optscale_jax.readers import read_pool
-from optscale_jax.runs import CONFIG, DECISIONS, PROBLEMS
+from optscale_jax.study.priors import priors_of
 
 __all__ = ["main"]
 
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's directory")
     try:
         same = [_check(Path(run)) for run in parser.parse_args(argv).runs]
-    except BadInput as error:
+    except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return int(not all(same))
@@ -56,7 +57,7 @@ def _check(directory: Path) -> bool:
         if problem.id in decisions and decisions[problem.id]["stop_reason"] != FAILED
     ]
     if not decided:
-        raise BadInput(f"{directory}: no problem is decided yet")
+        raise InputError(f"{directory}: no problem is decided yet")
     config = parse(
         SampleConfig if "n" in settings else SolveConfig,
         ["--config", str(directory / CONFIG)],

@@ -24,7 +24,8 @@ from typing import NamedTuple
 import numpy as np
 from rich.console import Console
 
-from eval.cli import bad_input, command, output_folder, progress
+from optscale_jax.cli import command, output_folder, progress
+from optscale_jax.errors import bad_input
 from optscale_jax.predictor.errors import PredictorError
 from optscale_jax.predictor.features import Features, extract
 from optscale_jax.predictor.labels import Labels
@@ -123,7 +124,7 @@ def run(config: CompareLossesConfig) -> None:
         config: What to compare on.
 
     Raises:
-        BadInput: If the labels or the features cannot be used.
+        InputError: If the labels or the features cannot be used.
     """
     assert config.predictor is not None  # __post_init__
     asked, labels = configured(config.predictor, config.labels)

@@ -13,7 +13,7 @@ compares, at every N, rules that differ in the prior alone:
                        of all predictors would make of the bound
 
 Each chooses s_min, alpha and min_samples on other problems than those that it is scored on: fewest
-tokens among the settings that lose at most `max_loss` against best-of-N (`optscale_jax.tuning`).
+tokens among the settings that lose at most `max_loss` against best-of-N (`study.tuning`).
 Differences are paired, problem by problem and order by order. The predictor's tokens count. A note
 says how many completions the prediction is worth: as many as explain as much of the variance of
 problems' mean scores.
@@ -34,20 +34,21 @@ import numpy as np
 from rich.console import Console
 
 from eval import predict
-from eval.cli import bad_input, command, output_folder, progress
-from eval.grid import Entry, PolicyConfig, PriorConfig, describe, expand
-from eval.outcomes import ORACLE, leave_out, replay_entries
-from eval.pools import ReadConfig, load_pool
 from eval.report import run_of_replayed
 from optscale_jax import Pool
-from optscale_jax.metrics import Interval
+from optscale_jax.cli import command, output_folder, progress
+from optscale_jax.cli.pools import ReadConfig, load_pool
+from optscale_jax.errors import bad_input
 from optscale_jax.policies import PAPER_ALPHA, PAPER_S_MIN
 from optscale_jax.predictor.errors import PredictorError
 from optscale_jax.predictor.labels import labels_of_pool
 from optscale_jax.predictor.predictor import Kind
-from optscale_jax.report.comparison import Options, Row, Run, compare_methods, frontiers
 from optscale_jax.report.tables import Table, write_csv
-from optscale_jax.tuning import Aim
+from optscale_jax.study.comparison import Options, Row, Run, compare_methods, frontiers
+from optscale_jax.study.metrics import Interval
+from optscale_jax.study.outcomes import ORACLE, leave_out, replay_entries
+from optscale_jax.study.registry import Entry, PolicyConfig, PriorConfig, describe, expand
+from optscale_jax.study.tuning import Aim
 
 __all__ = ["ComparePriorsConfig", "main"]
 
@@ -149,7 +150,7 @@ def run(config: ComparePriorsConfig) -> None:
         config: What to compare on.
 
     Raises:
-        BadInput: If the predictor, the problems or the pool cannot be used.
+        InputError: If the predictor, the problems or the pool cannot be used.
     """
     assert config.pool is not None  # __post_init__
     pool = load_pool(config.pool, config)

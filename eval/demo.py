@@ -27,10 +27,11 @@ import numpy as np
 from rich.console import Console
 
 from eval import predict, report, sample, solve
-from eval.cli import BadInput, command, parse
-from optscale_jax.metrics import compare
+from optscale_jax.cli import command, parse
+from optscale_jax.errors import InputError
+from optscale_jax.live.runs import DECISIONS
 from optscale_jax.report.tables import Table
-from optscale_jax.runs import DECISIONS
+from optscale_jax.study.metrics import compare
 from optscale_jax.tiny import labels_path, pool_path
 from train import predictor
 
@@ -121,7 +122,7 @@ def run(config: DemoConfig) -> None:
         config: What to show.
 
     Raises:
-        BadInput: If a part fails, which has said why.
+        InputError: If a part fails, which has said why.
     """
     out = Path(config.out)
     trained, fixed, page = out / "predictor", out / "best_of_n", out / "report"
@@ -163,7 +164,7 @@ def _part(name: str, command: Callable[[Sequence[str]], int], arguments: Sequenc
     started = time.monotonic()
     code = command(arguments)
     if code:
-        raise BadInput(f"{name} ended with exit code {code}")
+        raise InputError(f"{name} ended with exit code {code}")
     print(f"({time.monotonic() - started:.0f} s)\n", flush=True)
 
 
@@ -179,13 +180,13 @@ def comparison(runs: Mapping[str, Path], baseline: str, *, level: float = 0.95) 
         The table, a row for each run in order.
 
     Raises:
-        BadInput: If the runs' problems differ.
+        InputError: If the runs' problems differ.
     """
     found = {name: _outcomes(directory) for name, directory in runs.items()}
     base = found[baseline]
     for name, run in found.items():
         if run.problem_ids != base.problem_ids:
-            raise BadInput(
+            raise InputError(
                 f"{runs[name]} and {runs[baseline]}: not the same problems, so they cannot be "
                 "compared"
             )

@@ -1,6 +1,6 @@
 """What eval.solve and eval.sample share: configuration, the run's directory, files and table.
 
-Both are the live loop (`optscale_jax.engine`) over a benchmark, with a sampler and a verifier of
+Both are the live loop (`live.engine`) over a benchmark, with a sampler and a verifier of
 `optscale_jax.backends` or a recorded pool in their place; they differ in who decides how many
 completions a problem gets.
 """
@@ -22,9 +22,6 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from eval.cli import BadInput, Terminated, bad_input, output_folder, progress, to_yaml
-from eval.grid import describe
-from eval.priors import priors_of
 from optscale_jax import Policy, PoolError, Prior
 from optscale_jax.answers import answers_equal
 from optscale_jax.backends.base import BackendError, Sampler, Verifier
@@ -35,13 +32,17 @@ from optscale_jax.backends.config import (
     make_verifier,
 )
 from optscale_jax.backends.recorded import RecordedSampler, RecordedVerifier, recorded_problems
-from optscale_jax.engine import FAILED, EngineError, Solution, solutions_pool, solve_async
+from optscale_jax.cli import Terminated, output_folder, progress, to_yaml
 from optscale_jax.equivalence import EquivalenceChecker
-from optscale_jax.metrics import TokenLedger
+from optscale_jax.errors import InputError, bad_input
+from optscale_jax.live.engine import FAILED, EngineError, Solution, solutions_pool, solve_async
+from optscale_jax.live.runs import Run, RunError
 from optscale_jax.problems import Problem, ProblemsError, load_problems
 from optscale_jax.readers import read_pool
 from optscale_jax.report.tables import Table, cells, write_csv
-from optscale_jax.runs import Run, RunError
+from optscale_jax.study.metrics import TokenLedger
+from optscale_jax.study.priors import priors_of
+from optscale_jax.study.registry import describe
 
 __all__ = ["OUTPUTS", "Decider", "LiveConfig", "RecordedConfig", "run_live"]
 
@@ -172,19 +173,19 @@ def run_live(
         priors: File with a prior for each problem.
 
     Raises:
-        BadInput: If something given cannot be used, a model fails or the disk does; what was drawn
+        InputError: Something given cannot be used, a model fails or the disk does; what was drawn
             is kept.
     """
     name, label, setting = decider
     # The models' accelerator is not for decisions of a few scalars.
     jax.config.update("jax_platforms", "cpu")
     if policy.plan is not None:
-        raise BadInput(
+        raise InputError(
             f"policy.name: {name} couples all problems, so it cannot decide while sampling; draw a "
             "pool with eval.sample and replay it with eval.replay"
         )
     if policy.uses_scores and not config.verify:
-        raise BadInput(f"verify is false, but {name} reads scores")
+        raise InputError(f"verify is false, but {name} reads scores")
     stand_in = _StandIn(config.recorded) if config.recorded.pool is not None else None
     problems = _problems(config, stand_in)
     prior_of, predictor_tokens = priors_of(priors, name, [problem.id for problem in problems])
@@ -213,8 +214,8 @@ def run_live(
             run.finish()
         except (BackendError, EngineError, PoolError, RunError, ImportError) as error:
             if not run.num_samples:
-                raise BadInput(str(error)) from error
-            raise BadInput(
+                raise InputError(str(error)) from error
+            raise InputError(
                 f"{error}; {run.num_samples} completions are kept in {config.out}: run the same "
                 "command to go on"
             ) from error
@@ -306,7 +307,7 @@ def _models(
     for name in ("sampler", "verifier"):
         wanted = name == "sampler" or config.verify
         if wanted and not getattr(config, name).model:
-            raise BadInput(f"{name}.model is not given; name a folder, or a model of the hub")
+            raise InputError(f"{name}.model is not given; name a folder, or a model of the hub")
     with progress() as bar:
         bar.add_task("starting the sampler", total=None)
         sampler = make_sampler(config.sampler, seed=config.seed)
@@ -350,10 +351,10 @@ class _Absent:
 def _problems(config: LiveConfig, stand_in: _StandIn | None) -> list[Problem]:
     if stand_in is not None:
         if config.problems is not None:
-            raise BadInput("problems: a recorded pool has its own; leave one of the two out")
+            raise InputError("problems: a recorded pool has its own; leave one of the two out")
         return recorded_problems(stand_in.pool)[: config.limit]
     if config.problems is None:
-        raise BadInput("problems is not given; use --problems NAME or PATH")
+        raise InputError("problems is not given; use --problems NAME or PATH")
     with bad_input("problems", (ProblemsError,)):
         return load_problems(config.problems, limit=config.limit)
 

@@ -20,7 +20,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.cli import BadInput, bad_input, command, output_file, progress
+from optscale_jax.cli import command, output_file, progress
+from optscale_jax.errors import InputError, bad_input
 from optscale_jax.predictor.errors import PredictorError
 from optscale_jax.predictor.predictor import Kind, Prediction, Predictor
 from optscale_jax.problems import ProblemsError, load_problems
@@ -68,7 +69,7 @@ def run(config: PredictConfig) -> None:
     """Predicts, writes the file and says so.
 
     Raises:
-        BadInput: As `write_priors`.
+        InputError: As `write_priors`.
     """
     found = write_priors(config)
     tokens = int(found.tokens.sum())
@@ -85,12 +86,12 @@ def write_priors(config: PredictConfig) -> Prediction:
         What was predicted, in the problems' order.
 
     Raises:
-        BadInput: If the predictor, its model or the problems cannot be used.
+        InputError: If the predictor, its model or the problems cannot be used.
     """
     if config.checkpoint is None:
-        raise BadInput("checkpoint is not given; use --checkpoint DIR")
+        raise InputError("checkpoint is not given; use --checkpoint DIR")
     if config.problems is None:
-        raise BadInput("problems is not given; use --problems FILE.jsonl")
+        raise InputError("problems is not given; use --problems FILE.jsonl")
     with bad_input("checkpoint", (PredictorError,)):
         predictor = Predictor.load(config.checkpoint)
     with bad_input("problems", (ProblemsError,)):

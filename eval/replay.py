@@ -33,14 +33,15 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from eval.cli import BadInput, bad_input, command, output_folder, progress, to_yaml
-from eval.grid import Entry, PolicyConfig, PriorConfig, describe, expand
-from eval.outcomes import Replayed, caps_of, leave_out, replay_entries, write_outcomes
-from eval.pools import ReadConfig, checksum, load_pool
 from optscale_jax import Pool, synthetic_pool
-from optscale_jax.metrics import Comparison, Interval, bootstrap, compare, summarise
+from optscale_jax.cli import command, output_folder, progress, to_yaml
+from optscale_jax.cli.pools import ReadConfig, checksum, load_pool
+from optscale_jax.errors import InputError, bad_input
 from optscale_jax.policies import StopReason
 from optscale_jax.report.tables import Table, cells, write_csv, write_rows
+from optscale_jax.study.metrics import Comparison, Interval, bootstrap, compare, summarise
+from optscale_jax.study.outcomes import Replayed, caps_of, leave_out, replay_entries, write_outcomes
+from optscale_jax.study.registry import Entry, PolicyConfig, PriorConfig, describe, expand
 from optscale_jax.synthetic import SyntheticConfig
 
 __all__ = [
@@ -197,7 +198,7 @@ def run(config: ReplayConfig) -> None:
         config: What to run.
 
     Raises:
-        BadInput: If the configuration or the pool cannot be used.
+        InputError: If the configuration or the pool cannot be used.
     """
     entries = entries_of(config)
     pool = load(config)
@@ -208,7 +209,7 @@ def run(config: ReplayConfig) -> None:
     if config.leave_out:
         entries, notes = leave_out(entries, pool, config.permutations)
         if not entries:
-            raise BadInput(f"{config.pool}: no policy is left: {notes[0]}")
+            raise InputError(f"{config.pool}: no policy is left: {notes[0]}")
         if config.baseline not in [entry.label for entry in entries]:
             config = dataclasses.replace(config, baseline=None)
     with output_folder(out, OUTPUTS) as folder, progress() as bar:
@@ -246,7 +247,7 @@ def entries_of(config: ReplayConfig) -> list[Entry]:
     """The policies of a configuration with their grids, checked against each other.
 
     Raises:
-        BadInput: If a policy cannot be made, or two cannot be told apart.
+        InputError: If a policy cannot be made, or two cannot be told apart.
     """
     configured = [("policy", config.policy)]
     configured += [(f"compare[{index}]", policy) for index, policy in enumerate(config.compare)]
@@ -255,7 +256,7 @@ def entries_of(config: ReplayConfig) -> list[Entry]:
     seen: dict[tuple[str, str], str] = {}
     for entry in entries:
         if entry.label in labels:
-            raise BadInput(
+            raise InputError(
                 f"{entry.where}.label: {entry.label!r} is also {labels[entry.label]}; give each "
                 "its own"
             )
@@ -263,16 +264,16 @@ def entries_of(config: ReplayConfig) -> list[Entry]:
         for setting in entry.settings:
             key = (entry.name, describe(setting, entry.name))
             if key in seen:
-                raise BadInput(f"{entry.where}: {' '.join(key)} is also in {seen[key]}")
+                raise InputError(f"{entry.where}: {' '.join(key)} is also in {seen[key]}")
             seen[key] = entry.where
     if config.baseline is not None:
         if config.baseline not in labels:
-            raise BadInput(
+            raise InputError(
                 f"baseline is {config.baseline!r}; the policies' labels are {', '.join(labels)}"
             )
         _by_cap(next(entry for entry in entries if entry.label == config.baseline))
     if config.show.over is not None and not any(config.show.over in e.varying for e in entries):
-        raise BadInput(f"show.over is {config.show.over!r}, which no policy varies")
+        raise InputError(f"show.over is {config.show.over!r}, which no policy varies")
     return entries
 
 
@@ -281,7 +282,7 @@ def _by_cap(entry: Entry) -> dict[int, int]:
     found: dict[int, int] = {}
     for index, cap in enumerate(caps_of(entry)):
         if cap in found:
-            raise BadInput(
+            raise InputError(
                 f"baseline: {entry.label} has several settings that draw up to {cap}; name a "
                 "policy that has one for each cap"
             )
@@ -293,10 +294,10 @@ def load(config: ReplayConfig) -> Pool:
     """The pool of a configuration, read or made.
 
     Raises:
-        BadInput: If there is none, or it cannot be read.
+        InputError: If there is none, or it cannot be read.
     """
     if config.pool is None:
-        raise BadInput("pool is not given; use --pool PATH, or --pool synthetic to make one")
+        raise InputError("pool is not given; use --pool PATH, or --pool synthetic to make one")
     if config.pool != SYNTHETIC:
         return load_pool(config.pool, config)
     with bad_input():

@@ -34,14 +34,14 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from eval import replay
-from eval.cli import BadInput, bad_input, command, output_folder, parse, progress, to_yaml
-from eval.grid import PriorConfig, describe
-from eval.outcomes import Replayed, leave_out, read_outcomes, replay_entries, write_outcomes
-from eval.pools import ReadConfig, checksum, load_pool
 from optscale_jax import Pool
-from optscale_jax.calibration import calibrate, realised_alpha, verdict
+from optscale_jax.cli import command, output_folder, parse, progress, to_yaml
+from optscale_jax.cli.pools import ReadConfig, checksum, load_pool
+from optscale_jax.errors import InputError, bad_input
 from optscale_jax.estimation import Params
-from optscale_jax.report.comparison import (
+from optscale_jax.report.paper_table import PaperTable, paper_table
+from optscale_jax.report.tables import write_csv
+from optscale_jax.study.comparison import (
     ORACLE,
     Frontier,
     Method,
@@ -52,10 +52,17 @@ from optscale_jax.report.comparison import (
     frontiers,
     sensitivity,
 )
-from optscale_jax.report.paper_table import PaperTable, paper_table
-from optscale_jax.report.tables import write_csv
-from optscale_jax.statistics import best_at_k, majority_at_k, pass_at_k
-from optscale_jax.tuning import Aim
+from optscale_jax.study.goodness_of_fit import calibrate, realised_alpha, verdict
+from optscale_jax.study.outcomes import (
+    Replayed,
+    leave_out,
+    read_outcomes,
+    replay_entries,
+    write_outcomes,
+)
+from optscale_jax.study.registry import PriorConfig, describe
+from optscale_jax.study.statistics import best_at_k, majority_at_k, pass_at_k
+from optscale_jax.study.tuning import Aim
 
 __all__ = ["AimConfig", "ReportConfig", "main", "run_of", "run_of_replayed"]
 
@@ -214,7 +221,7 @@ def run(config: ReportConfig) -> None:
         config: What to report on.
 
     Raises:
-        BadInput: If the configuration, a run or a pool cannot be used.
+        InputError: If the configuration, a run or a pool cannot be used.
     """
     out = Path(config.out)
     sources = [_read_run(Path(path)) for path in config.runs]
@@ -257,7 +264,7 @@ def _comparison(config: ReportConfig) -> replay.ReplayConfig:
         return comparison
     plain = comparison.policy
     if plain.name != "optscale" or plain.prior != PriorConfig():
-        raise BadInput(f"{file}: policy must be optscale without a prior for priors to join it")
+        raise InputError(f"{file}: policy must be optscale without a prior for priors to join it")
     learned = dataclasses.replace(plain, label="OptScaleᵗ", prior=PriorConfig(file=config.priors))
     return dataclasses.replace(comparison, compare=[learned, *comparison.compare])
 
@@ -270,7 +277,7 @@ def _replay(path: str, pool: Pool, comparison: replay.ReplayConfig, config: Repo
     )
     entries, notes = leave_out(replay.entries_of(ran), pool, permutations)
     if not entries:
-        raise BadInput(f"{path}: no method is left: {notes[0]}")
+        raise InputError(f"{path}: no method is left: {notes[0]}")
     if ran.baseline not in [entry.label for entry in entries]:
         ran = dataclasses.replace(ran, baseline=None)
     replayed = replay_entries(
@@ -298,7 +305,7 @@ def _read_run(folder: Path) -> Source:
         try:
             given = yaml.safe_load(config_file.read_text(encoding="utf-8")) or {}
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise BadInput(f"{config_file}: not valid YAML") from error
+            raise InputError(f"{config_file}: not valid YAML") from error
     notes: list[str] = []
     pool = None
     path = given.get("pool")
@@ -337,7 +344,7 @@ def _pool_of_run(folder: Path, given: dict[str, Any]) -> tuple[Pool | None, str]
         try:
             known = json.loads(versions.read_text(encoding="utf-8"))["pool"]["sha256"]
         except (ValueError, KeyError, TypeError) as error:
-            raise BadInput(f"{versions}: not what eval.replay writes; run it again") from error
+            raise InputError(f"{versions}: not what eval.replay writes; run it again") from error
         if known is not None and known != checksum(path):
             return None, f"its pool, {path}, is another one now: no figures of scores"
     return load_pool(path, config), ""
@@ -409,7 +416,7 @@ def _named(sources: list[Source], config: ReportConfig) -> list[Source]:
     for name, source in zip(names, sources, strict=True):
         for method in source.run.methods:
             if (name, method.label) in seen:
-                raise BadInput(
+                raise InputError(
                     f"{name}: {method.label} is there twice; give each of runs and pools a name "
                     "of its own with --names"
                 )
@@ -437,7 +444,7 @@ def _section(source: Source, options: Options, config: ReportConfig) -> Section:
     with bad_input(run_.name, (ValueError,)):
         rows = compare_methods(run_, _caps(run_, config), options)
         if not rows:
-            raise BadInput(f"{run_.name}: no method has an N of {config.n}")
+            raise InputError(f"{run_.name}: no method has an N of {config.n}")
         found = frontiers(run_, options)
     figures, findings = [], []
     figures += _policy_figures(run_, rows, found, options)
@@ -634,7 +641,7 @@ def _paper_table(sections: list[Section], config: ReportConfig) -> PaperTable:
         run_ = section.source.run
         value = "accuracy, %" if run_.value == "accuracy" else "score"
         if headings.setdefault(run_.name, (value, run_.cost)) != (value, run_.cost):
-            raise BadInput(
+            raise InputError(
                 f"{run_.name}: its runs count different things ({', '.join(headings[run_.name])} "
                 f"and {value}, {run_.cost}); give them different names with --names"
             )

@@ -11,10 +11,10 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
-from eval.cli import command
-from eval.grid import PolicyConfig, expand
 from eval.live import Decider, LiveConfig, run_live
 from optscale_jax import Policy
+from optscale_jax.cli import command
+from optscale_jax.study.registry import PolicyConfig, expand
 
 __all__ = ["SampleConfig", "main", "policy_of_sample"]
 
@@ -51,7 +51,7 @@ def run(config: SampleConfig) -> None:
         config: What to run.
 
     Raises:
-        BadInput: As `run_live` and `policy_of_sample`.
+        InputError: As `run_live` and `policy_of_sample`.
     """
     run_live(config, *policy_of_sample(config))
 
@@ -66,7 +66,7 @@ def policy_of_sample(config: SampleConfig) -> tuple[Decider, Policy]:
         What it is called, and the policy.
 
     Raises:
-        BadInput: If n is less than 1.
+        InputError: If n is less than 1.
     """
     # Without scores nothing says which of them is best, so the most frequent answer is returned.
     selection = "best_score" if config.verify else "majority"

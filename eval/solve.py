@@ -19,10 +19,11 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
-from eval.cli import BadInput, command
-from eval.grid import PolicyConfig, expand
 from eval.live import Decider, LiveConfig, run_live
 from optscale_jax import Policy
+from optscale_jax.cli import command
+from optscale_jax.errors import InputError
+from optscale_jax.study.registry import PolicyConfig, expand
 
 __all__ = ["SolveConfig", "main", "policy_of_solve"]
 
@@ -69,7 +70,7 @@ def run(config: SolveConfig) -> None:
         config: What to run.
 
     Raises:
-        BadInput: As `run_live` and `policy_of_solve`.
+        InputError: As `run_live` and `policy_of_solve`.
     """
     run_live(config, *policy_of_solve(config), priors=config.priors_file)
 
@@ -84,11 +85,11 @@ def policy_of_solve(config: SolveConfig) -> tuple[Decider, Policy]:
         What it is called, and the policy.
 
     Raises:
-        BadInput: If it cannot be made, or has several settings.
+        InputError: If it cannot be made, or has several settings.
     """
     entries = expand(config.policy, "policy")
     if len(entries) > 1 or len(entries[0].settings) > 1:
-        raise BadInput("policy: a list stands for several settings; a live run has one")
+        raise InputError("policy: a list stands for several settings; a live run has one")
     (entry,) = entries
     (family,) = entry.families
     return Decider(entry.name, entry.label, family.settings[0]), family.policy(0)

@@ -23,7 +23,7 @@ from optscale_jax.replay import ReplayResult, replay, replay_settings
 from optscale_jax.synthetic import SyntheticConfig, synthetic_pool
 
 if TYPE_CHECKING:
-    from optscale_jax.engine import solve
+    from optscale_jax.live.engine import solve
 
 __all__ = [
     "BestOfN",
@@ -51,7 +51,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "solve":
-        from optscale_jax.engine import solve
+        from optscale_jax.live.engine import solve
 
         return solve
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

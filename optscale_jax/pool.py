@@ -16,6 +16,8 @@ from typing import Any, BinaryIO, Literal, get_args
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32, Shaped
 
+from optscale_jax.errors import InputError
+
 __all__ = ["Pool", "PoolError", "PoolKind"]
 
 PoolKind = Literal["parallel", "sequential"]
@@ -26,7 +28,7 @@ _PER_PROBLEM = ("gold", "problem_ids")
 _NOT_AN_ARCHIVE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
-class PoolError(ValueError):
+class PoolError(InputError):
     """A pool that cannot be used: one line with the file, the array, the place and the remedy."""
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from optscale_jax.answers import extract_gold
+from optscale_jax.errors import InputError
 from optscale_jax.pool import PoolError
 from optscale_jax.readers.records import Record, read_records
 from optscale_jax.tiny.arithmetic import records
@@ -26,7 +27,7 @@ _ARITHMETIC = re.compile(r"arithmetic-(?P<seed>[0-9]{1,9})")
 _ARITHMETIC_COUNT = 400
 
 
-class ProblemsError(ValueError):
+class ProblemsError(InputError):
     """Problems that cannot be used: one line with the file or dataset, the place and the remedy."""
 
 

@@ -7,7 +7,7 @@ import shutil
 import psutil
 import pytest
 
-from eval.bench_live import TransformersPrm
+from eval.bench.live import TransformersPrm
 from optscale_jax.backends import BackendError, Completion, ProblemError, sample_seed
 from optscale_jax.backends.config import (
     EngineConfig,

@@ -13,7 +13,7 @@ import time
 import httpx
 import pytest
 
-from eval.bench_live import TransformersPrm
+from eval.bench.live import TransformersPrm
 from optscale_jax.backends import BackendError, Completion, ProblemError
 from optscale_jax.backends.config import (
     JudgeConfig,

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from eval.bench import (
+from eval.bench.core import (
     Report,
     grid_stepping,
     main,

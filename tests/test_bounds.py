@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorflow_probability.substrates import jax as tfp
 
-from eval.reference import GivenLogCdf, hard_bounds, least_count
+from eval.bench.reference import GivenLogCdf, hard_bounds, least_count
 from optscale_jax import (
     BestOfN,
     TruncatedNormal,

@@ -7,8 +7,8 @@ import jax
 import pytest
 
 from eval import demo, sample, solve
-from eval.cli import BadInput
 from optscale_jax import Pool, synthetic_pool
+from optscale_jax.errors import InputError
 
 
 def test_two_runs_are_compared_problem_by_problem(tmp_path):
@@ -51,5 +51,5 @@ def test_two_runs_are_compared_problem_by_problem(tmp_path):
 
     few = tmp_path / "few"
     assert sample.main([*recorded, "--n=8", "--limit=9", "--out", str(few)]) == 0
-    with pytest.raises(BadInput, match="not the same problems"):
+    with pytest.raises(InputError, match="not the same problems"):
         demo.comparison({"first hit": live, "best-of-N": few}, "best-of-N")

@@ -19,12 +19,12 @@ import optscale_jax
 from optscale_jax import Pool, Prior, policies, replay, synthetic_pool
 from optscale_jax.backends.base import Completion, ProblemError, Score
 from optscale_jax.backends.recorded import RecordedSampler, RecordedVerifier, recorded_problems
-from optscale_jax.engine import EngineError, ask_again, solutions_pool, solve
-from optscale_jax.metrics import TokenLedger
+from optscale_jax.live.engine import EngineError, ask_again, solutions_pool, solve
+from optscale_jax.live.runs import Run
 from optscale_jax.pool import PoolError
 from optscale_jax.problems import Problem
 from optscale_jax.readers import read_pool
-from optscale_jax.runs import Run
+from optscale_jax.study.metrics import TokenLedger
 
 ROOT = Path(__file__).resolve().parents[1]
 N = 16
@@ -361,9 +361,9 @@ KILLED = """
 import json, sys
 import jax
 from optscale_jax import policies, synthetic_pool
-from optscale_jax.engine import solve
+from optscale_jax.live.engine import solve
 from optscale_jax.backends.recorded import RecordedSampler, RecordedVerifier, recorded_problems
-from optscale_jax.runs import Run
+from optscale_jax.live.runs import Run
 
 class Sampler(RecordedSampler):
     def sample(self, problem, n, first_index, *, abort):
@@ -428,7 +428,7 @@ def len_lines(path) -> int:
 def test_solve_is_a_public_name_that_is_loaded_when_asked_for():
     assert optscale_jax.solve is solve
     script = (
-        "import sys, optscale_jax; assert 'optscale_jax.engine' not in sys.modules; "
-        "optscale_jax.solve; assert 'optscale_jax.engine' in sys.modules"
+        "import sys, optscale_jax; assert 'optscale_jax.live.engine' not in sys.modules; "
+        "optscale_jax.solve; assert 'optscale_jax.live.engine' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import yaml
 
-from eval import cli, grid
 from eval import replay as command
-from optscale_jax import Pool, SyntheticConfig, policies, replay_settings, synthetic_pool
+from optscale_jax import Pool, SyntheticConfig, cli, policies, replay_settings, synthetic_pool
 from optscale_jax.replay import permutations
+from optscale_jax.study import registry as grid
 
 ROOT = Path(__file__).resolve().parents[1]
 PROBLEMS, SAMPLES, ORDERS = 12, 8, 3
@@ -601,7 +601,7 @@ def test_out_that_is_a_file(tmp_path, capsys, pool_path):
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(KeyboardInterrupt, 130), (cli.BadInput("late"), 2), (KeyError, None)]
+    ("error", "code"), [(KeyboardInterrupt, 130), (cli.InputError("late"), 2), (KeyError, None)]
 )
 def test_an_error_half_way_leaves_nothing(tmp_path, pool_path, monkeypatch, capsys, error, code):
     def fail(*arguments):

@@ -11,16 +11,16 @@ import pytest
 import yaml
 
 from eval import report as command
-from eval.outcomes import read_outcomes
-from optscale_jax.report.comparison import (
+from optscale_jax.report.paper_table import latex, paper_table
+from optscale_jax.study.comparison import (
     Options,
     Run,
     compare_methods,
     frontiers,
     sensitivity,
 )
-from optscale_jax.report.paper_table import latex, paper_table
-from optscale_jax.tuning import Aim, cross_fit
+from optscale_jax.study.outcomes import read_outcomes
+from optscale_jax.study.tuning import Aim, cross_fit
 
 CAPS, PROBLEMS, ORDERS = (8, 16), 40, 3
 S_MIN, ALPHA = (0.85, 0.9, 0.95), (0.9, 0.95)

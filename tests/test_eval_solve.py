@@ -11,12 +11,12 @@ import jax
 import pytest
 
 from eval import check_decisions, replay, sample, solve
-from eval.cli import parse
-from eval.grid import expand
 from eval.live import OUTPUTS
 from optscale_jax import Pool, synthetic_pool
+from optscale_jax.cli import parse
 from optscale_jax.problems import BENCHMARKS
 from optscale_jax.readers import read_pool
+from optscale_jax.study.registry import expand
 
 ROOT = Path(__file__).resolve().parents[1]
 N = 12

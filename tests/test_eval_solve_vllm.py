@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from eval import check_decisions, solve
-from eval.cli import parse
 from optscale_jax.backends import BackendError
 from optscale_jax.backends.config import make_sampler, make_verifier
+from optscale_jax.cli import parse
 from optscale_jax.problems import BENCHMARKS
 from optscale_jax.readers import read_pool
 from tests.checkpoints import save_model

@@ -7,7 +7,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optscale_jax.metrics import TokenLedger, bootstrap, compare, known_tokens, summarise
+from optscale_jax.study.metrics import TokenLedger, bootstrap, compare, known_tokens, summarise
 
 KEY = jax.random.key(0)
 

@@ -1,4 +1,4 @@
-"""Commands that measure predictors: eval.compare_losses and eval.bench_predictor."""
+"""Commands that measure predictors: eval.compare_losses and eval.bench.predictor."""
 
 import contextlib
 import csv
@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from eval import bench_predictor, compare_losses
+from eval import compare_losses
+from eval.bench import predictor as bench_predictor
 from optscale_jax.predictor.features import FeatureConfig, extract
 from optscale_jax.predictor.predictor import FILES
 from tests.checkpoints import save_model

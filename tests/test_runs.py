@@ -8,10 +8,10 @@ import resource
 import pytest
 
 from optscale_jax.backends.base import Completion
-from optscale_jax.metrics import TokenLedger
+from optscale_jax.live.runs import Decision, Run, RunError, Sample
 from optscale_jax.problems import Problem
 from optscale_jax.readers import read_pool
-from optscale_jax.runs import Decision, Run, RunError, Sample
+from optscale_jax.study.metrics import TokenLedger
 
 PROBLEMS = [Problem("a", "1+1?", "2"), Problem("b", "2+2?", "4")]
 CONFIG = "policy:\n  name: first_hit\n  s_min: 0.9\nseed: 0\nout: here\n"

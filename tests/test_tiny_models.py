@@ -13,7 +13,7 @@ import torch
 import transformers
 from flax import nnx
 
-from eval.bench_live import TransformersPrm, sample_all
+from eval.bench.live import TransformersPrm, sample_all
 from optscale_jax import Pool, policies, replay
 from optscale_jax.backends import Score
 from optscale_jax.backends.config import SamplerConfig, VerifierConfig, make_sampler, make_verifier

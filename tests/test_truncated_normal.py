@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from eval.bench import library_columns
-from eval.reference import (
+from eval.bench.core import library_columns
+from eval.bench.reference import (
     HARD_CASES,
     TOLERANCES,
     Grid,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from optscale_jax.tuning import Aim, cross_fit, folds
+from optscale_jax.study.tuning import Aim, cross_fit, folds
 
 
 def test_folds_are_balanced_and_cover_every_problem():

@@ -23,7 +23,6 @@ from optscale_jax import (
     replay_settings,
     required_samples,
 )
-from optscale_jax.metrics import TokenLedger
 from optscale_jax.policies import (
     Allotment,
     Observation,
@@ -49,6 +48,7 @@ from optscale_jax.policies.difficulty_adaptive_self_consistency import (
     narrow,
     start_search,
 )
+from optscale_jax.study.metrics import TokenLedger
 
 N = 12
 KEY = jax.random.key(3)

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from eval.cli import BadInput, bad_input, command, output_file
+from optscale_jax.cli import command, output_file
 from optscale_jax.empirical_bayes import fit_pooled_prior
+from optscale_jax.errors import InputError, bad_input
 from optscale_jax.estimation import ScoreStats
 from optscale_jax.pool import PoolError
 from optscale_jax.predictor.labels import Labels, labels_of_pool, lines, read_labels
@@ -63,10 +64,10 @@ def run(config: LabelsConfig) -> None:
     """Reads the pool and writes the labels.
 
     Raises:
-        BadInput: If the pool or the problems cannot be used.
+        InputError: If the pool or the problems cannot be used.
     """
     if config.pool is None:
-        raise BadInput("pool is not given; use --pool PATH")
+        raise InputError("pool is not given; use --pool PATH")
     with bad_input():
         labels = _labels(config)
     if config.problems is not None:

@@ -30,7 +30,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from eval.cli import BadInput, bad_input, command, parse, progress, to_yaml
+from optscale_jax.cli import command, parse, progress, to_yaml
+from optscale_jax.errors import InputError, bad_input
 from optscale_jax.predictor.errors import PredictorError
 from optscale_jax.predictor.features import FeatureConfig
 from optscale_jax.predictor.labels import Labels, read_labels
@@ -129,10 +130,10 @@ def run(config: PredictorConfig) -> None:
     """Extracts the features, trains the head and writes the predictor.
 
     Raises:
-        BadInput: If the labels, the features or the output folder cannot be used.
+        InputError: If the labels, the features or the output folder cannot be used.
     """
     if config.labels is None:
-        raise BadInput("labels is not given; use --labels FILE")
+        raise InputError("labels is not given; use --labels FILE")
     labels = load_labels(config, config.labels)
     _join(config.distributed)
     import jax  # after the processes have found each other
@@ -206,12 +207,12 @@ def configured(path: str, labels: str | None) -> tuple[PredictorConfig, Labels]:
         labels: The labels' file; None: the one that the configuration names.
 
     Raises:
-        BadInput: If either cannot be read, or there are no labels.
+        InputError: If either cannot be read, or there are no labels.
     """
     given = [] if labels is None else ["--labels", labels]
     config = parse(PredictorConfig, ["--config", path, *given], prog="", description="")
     if config.labels is None:
-        raise BadInput("labels is not given; use --labels FILE")
+        raise InputError("labels is not given; use --labels FILE")
     return config, load_labels(config, config.labels)
 
 
@@ -219,7 +220,7 @@ def load_labels(config: PredictorConfig, path: str) -> Labels:
     """The labels that a configuration trains on, every one with its problem's text.
 
     Raises:
-        BadInput: If they cannot be used.
+        InputError: If they cannot be used.
     """
     with bad_input("labels"):
         labels = read_labels(path, num_samples=config.num_samples)
@@ -300,20 +301,20 @@ def _folder(
     """Makes the output folder, or checks that what is in it is this run's beginning."""
     record = out / "run.json"
     if out.exists() and not out.is_dir():
-        raise BadInput(f"--out: {out} is a file; give a folder")
+        raise InputError(f"--out: {out} is a file; give a folder")
     if record.is_file():
         try:
             before = json.loads(record.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise BadInput(f"{record}: damaged; give another --out") from error
+            raise InputError(f"{record}: damaged; give another --out") from error
         for name, value in identity.items():
             if before.get(name) != value:
-                raise BadInput(
+                raise InputError(
                     f"--out: {out} holds a run with other {name}{_difference(before, name, value)};"
                     " give another folder, or remove it"
                 )
     elif (out / "checkpoints").exists():
-        raise BadInput(f"--out: {out} has checkpoints of something else; give another folder")
+        raise InputError(f"--out: {out} has checkpoints of something else; give another folder")
     elif leads:
         with bad_input("--out", (OSError,)):
             out.mkdir(parents=True, exist_ok=True)

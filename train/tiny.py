@@ -26,8 +26,9 @@ import numpy as np
 import optax
 from flax import nnx
 
-from eval.cli import BadInput, bad_input, command, output_folder, progress
 from optscale_jax.backends.prm import split_steps
+from optscale_jax.cli import command, output_folder, progress
+from optscale_jax.errors import InputError, bad_input
 from optscale_jax.models import Qwen2, Qwen2Config
 from optscale_jax.tiny import SYSTEM_PROMPT, check_steps, draw_chains
 from optscale_jax.tiny.arithmetic import LEVELS, Chain
@@ -271,10 +272,10 @@ def run(config: TinyConfig) -> None:
         config: What to train.
 
     Raises:
-        BadInput: If a checkpoint cannot be read or the output not be written.
+        InputError: If a checkpoint cannot be read or the output not be written.
     """
     if config.reasoner is not None and not (Path(config.reasoner) / "config.json").is_file():
-        raise BadInput(f"reasoner: {config.reasoner} is not a checkpoint's folder")
+        raise InputError(f"reasoner: {config.reasoner} is not a checkpoint's folder")
     tokenizer = build_tokenizer()
     model = _model(config, len(tokenizer))
     examples = Examples(config.task, tokenizer)
@@ -316,7 +317,7 @@ def _model(config: TinyConfig, vocab_size: int) -> Qwen2:
         )
     depth = sizes.num_hidden_layers
     if config.task == "verifier" and config.early and depth + DIGITS_LAYER < 0:
-        raise BadInput(
+        raise InputError(
             f"early is {config.early}, and the model has {depth} layers: what it learns on the way "
             f"needs {-DIGITS_LAYER}; give a deeper one, or --early 0"
         )

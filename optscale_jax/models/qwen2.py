@@ -29,6 +29,8 @@ from jaxtyping import Array, Bool, Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from optscale_jax.errors import InputError
+
 __all__ = ["CheckpointError", "Qwen2", "Qwen2Config"]
 
 Head = Literal["language_model", "process_reward"]
@@ -48,7 +50,7 @@ _TYPES: dict[Any, tuple[tuple[type, ...], str]] = {
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """A checkpoint cannot be read; the message is one line that names the file and the fault."""
 
 

@@ -8,10 +8,10 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from optscale_jax.calibration import Calibration, Realised
 from optscale_jax.distributions import TruncatedNormal
 from optscale_jax.pool import Pool
 from optscale_jax.report.figures import COLOURS, MARKERS, PAGE_WIDTH, STYLE
+from optscale_jax.study.goodness_of_fit import Calibration, Realised
 
 __all__ = ["calibration_panels", "score_histograms"]
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from optscale_jax.report.comparison import ORACLE, Row
+from optscale_jax.study.comparison import ORACLE, Row
 
 __all__ = ["Cell", "Pair", "PaperTable", "latex", "paper_table"]
 

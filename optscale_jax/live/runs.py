@@ -27,8 +27,8 @@ from typing import Any
 import yaml
 
 from optscale_jax.backends.base import Completion
-from optscale_jax.metrics import TokenLedger
 from optscale_jax.problems import Problem
+from optscale_jax.study.metrics import TokenLedger
 
 __all__ = ["CONFIG", "DECISIONS", "PROBLEMS", "Decision", "Run", "RunError", "Sample"]
 

@@ -14,9 +14,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from eval.cli import BadInput, bad_input
-from optscale_jax import Policy, Prior, policies
-from optscale_jax.policies import StopReason
+from optscale_jax import policies
+from optscale_jax.errors import InputError, bad_input
+from optscale_jax.estimation import Prior
+from optscale_jax.policies import Policy, StopReason
 from optscale_jax.policies.base import capped
 from optscale_jax.typing import ArrayLike
 
@@ -65,7 +66,7 @@ class PriorConfig:
     file: str | None = None
 
     def build(self) -> Prior | None:
-        """The library's prior; None without one, or if it is in a file (`eval.priors` reads it).
+        """The library's prior; None without one, or if it is in a file (`study.priors`).
 
         Raises:
             ValueError: If only one of loc and scale is given, a file beside them, or a number is
@@ -224,22 +225,22 @@ def expand(config: PolicyConfig, where: str) -> list[Entry]:
         lists.
 
     Raises:
-        BadInput: An unknown name, an argument that the factory does not take, lacks or refuses.
+        InputError: An unknown name, an argument that the factory does not take, lacks or refuses.
     """
     factory = FACTORIES.get(config.name)
     if factory is None:
         names = ", ".join(FACTORIES)
-        raise BadInput(f"{where}.name is {config.name!r}; the policies are {names}")
+        raise InputError(f"{where}.name is {config.name!r}; the policies are {names}")
     parameters = inspect.signature(factory).parameters
     given = _given(config)
     for name in given:
         if name not in parameters:
             taken = ", ".join(parameters)
-            raise BadInput(f"{where}.{name}: {config.name} does not take it; it takes {taken}")
+            raise InputError(f"{where}.{name}: {config.name} does not take it; it takes {taken}")
     for name, parameter in parameters.items():
         derived = name == "min_samples"  # from max_samples, below
         if parameter.default is parameter.empty and name not in given and not derived:
-            raise BadInput(f"{where}.{name}: {config.name} needs it")
+            raise InputError(f"{where}.{name}: {config.name} needs it")
 
     lists = {name: _listed(given[name], f"{where}.{name}") for name in parameters if name in given}
     words = [name for name, values in lists.items() if isinstance(values[0], bool | str)]
@@ -362,16 +363,16 @@ def _given(config: PolicyConfig) -> dict[str, Any]:
 def _listed(value: Any, where: str) -> list[Any]:
     values = value if isinstance(value, list) else [value]
     if not values:
-        raise BadInput(f"{where}: an empty list; give at least one value")
+        raise InputError(f"{where}: an empty list; give at least one value")
     if len(set(values)) < len(values):
-        raise BadInput(f"{where}: a value is given twice")
+        raise InputError(f"{where}: a value is given twice")
     return values
 
 
 def _look(max_samples: Any, where: str) -> int:
     if max_samples not in policies.PAPER_MIN_SAMPLES:
         caps = ", ".join(map(str, policies.PAPER_MIN_SAMPLES))
-        raise BadInput(
+        raise InputError(
             f"{where}.min_samples: needed for max_samples {max_samples}; the paper has one for "
             f"{caps} only"
         )

@@ -37,9 +37,7 @@ import scipy.optimize
 import scipy.special
 import scipy.stats
 
-from eval.cli import command, output_folder, parse
-from eval.outcomes import leave_out
-from eval.reference import (
+from eval.bench.reference import (
     TOLERANCES,
     GivenLogCdf,
     Grid,
@@ -65,6 +63,7 @@ from optscale_jax import (
     required_samples,
     synthetic_pool,
 )
+from optscale_jax.cli import command, output_folder, parse
 from optscale_jax.estimation import (
     MIN_SCALE,
     Params,
@@ -73,8 +72,9 @@ from optscale_jax.estimation import (
 )
 from optscale_jax.policies import PAPER_ALPHA, PAPER_S_MIN, Observation, optscale, run
 from optscale_jax.replay import permutations
-from optscale_jax.report.comparison import ORACLE
 from optscale_jax.report.tables import Table
+from optscale_jax.study.comparison import ORACLE
+from optscale_jax.study.outcomes import leave_out
 from optscale_jax.synthetic import synthetic_problems
 
 PROBLEMS, SAMPLES, PERMUTATIONS = 500, 64, 20

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.cli import BadInput, bad_input
-from eval.grid import FACTORIES, Entry, PriorConfig
-from optscale_jax import Pool, PoolError, Prior
+from optscale_jax.errors import InputError, bad_input
+from optscale_jax.estimation import Prior
+from optscale_jax.pool import Pool, PoolError
 from optscale_jax.readers.records import read_records
+from optscale_jax.study.registry import FACTORIES, Entry, PriorConfig
 
 __all__ = ["priors_of", "priors_of_entries"]
 
@@ -32,12 +33,12 @@ def priors_of(
         The priors, and the tokens that predicting each took, by problem.
 
     Raises:
-        BadInput: If the policy takes none, a line cannot be used, or a problem has no prior.
+        InputError: If the policy takes none, a line cannot be used, or a problem has no prior.
     """
     if path is None:
         return {}, {}
     if "prior" not in inspect.signature(FACTORIES[name]).parameters:
-        raise BadInput(f"priors: {name} takes no prior; use optscale, or leave priors out")
+        raise InputError(f"priors: {name} takes no prior; use optscale, or leave priors out")
     priors, tokens = {}, {}
     with bad_input("priors", (PoolError,)):
         for record in read_records(Path(path)):
@@ -47,7 +48,7 @@ def priors_of(
                     raise record.error(field, says=f"is {value!r}; it must be a number")
             problem_id = record.label("problem_id")
             try:
-                prior = PriorConfig(**numbers).build()
+                prior = PriorConfig(**{k: float(v) for k, v in numbers.items()}).build()
             except ValueError as error:
                 raise record.error(says=str(error)) from error
             assert prior is not None  # loc and scale are numbers
@@ -55,7 +56,7 @@ def priors_of(
             tokens[problem_id] = max(record.length("tokens"), 0) if "tokens" in record.value else 0
     missing = next((each for each in problem_ids if each not in priors), None)
     if missing is not None:
-        raise BadInput(
+        raise InputError(
             f"{path}: no prior for problem {missing!r}; predict them for these problems (python -m "
             "eval.predict)"
         )
@@ -76,7 +77,7 @@ def priors_of_entries(
         [P].
 
     Raises:
-        BadInput: As `priors_of`.
+        InputError: As `priors_of`.
     """
     priors, tokens = {}, {}
     ids = [str(each) for each in pool.problem_ids]
@@ -84,7 +85,7 @@ def priors_of_entries(
         config = entry.settings[0].get("prior")
         if not isinstance(config, PriorConfig) or config.file is None:
             continue
-        with bad_input(entry.where, (BadInput,)):
+        with bad_input(entry.where, (InputError,)):
             found, spent = priors_of(config.file, entry.name, ids)
         priors[entry.label] = Prior(
             *(

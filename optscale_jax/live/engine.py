@@ -6,7 +6,7 @@ enough, requests still in flight are aborted. Hundreds of problems do so at once
 the batches of one sampler and one verifier, which know nothing of each other or of the policy.
 
 The policy's functions are those that replay runs, so a recorded run replayed comes to the same
-decisions (`optscale_jax.replay`). With a run directory (`optscale_jax.runs`) everything drawn is
+decisions (`optscale_jax.replay`). With a run directory (`live.runs`) everything drawn is
 kept as it comes, and a run that was cut off goes on from there.
 """
 
@@ -26,11 +26,11 @@ from optscale_jax.answers import AnswerIds, Equal, Extract, answers_equal, extra
 from optscale_jax.backends.base import Completion, ProblemError, Sampler, Verifier
 from optscale_jax.equivalence import EquivalenceChecker
 from optscale_jax.estimation import Prior
-from optscale_jax.metrics import TokenLedger
+from optscale_jax.live.runs import Decision, Run, RunError, Sample
 from optscale_jax.policies import Info, Observation, Policy, StopReason
 from optscale_jax.pool import Pool
 from optscale_jax.problems import Problem
-from optscale_jax.runs import Decision, Run, RunError, Sample
+from optscale_jax.study.metrics import TokenLedger
 
 __all__ = [
     "FAILED",

@@ -8,8 +8,8 @@ import pytest
 import scipy.stats
 
 from optscale_jax import Pool, PoolError, synthetic_pool
-from optscale_jax.calibration import calibrate, realised_alpha, verdict
 from optscale_jax.estimation import Params
+from optscale_jax.study.goodness_of_fit import calibrate, realised_alpha, verdict
 from optscale_jax.synthetic import synthetic_problems
 
 KEY = jax.random.key(0)

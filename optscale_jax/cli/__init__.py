@@ -26,9 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 __all__ = [
-    "BadInput",
     "Terminated",
-    "bad_input",
     "command",
     "output_file",
     "output_folder",
@@ -37,39 +35,9 @@ __all__ = [
     "to_yaml",
 ]
 
+from optscale_jax.errors import InputError, bad_input
+
 ConfigT = TypeVar("ConfigT")
-
-
-class BadInput(Exception):
-    """Something given to a command cannot be used; the message is one line that says what."""
-
-
-@contextlib.contextmanager
-def bad_input(
-    where: str = "", errors: tuple[type[Exception], ...] = (ValueError, OSError)
-) -> Iterator[None]:
-    """Turns a library's errors into `BadInput`.
-
-    Wrap only calls whose errors speak of what the user gave: a ValueError of our own making
-    should keep its traceback.
-
-    Args:
-        where: What the message begins with, such as the configuration's field.
-        errors: Which errors.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        BadInput: For one of `errors`.
-    """
-    try:
-        yield
-    except errors as error:
-        message = str(error)
-        if isinstance(error, OSError) and error.strerror:
-            message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-        raise BadInput(f"{where}: {message}" if where else message) from error
 
 
 def command(
@@ -98,7 +66,7 @@ def command(
     try:
         with _terminations_unwind():
             run(parse(config_class, argv, prog=prog, description=description))
-    except BadInput as error:
+    except InputError as error:
         # Whatever a message quotes, it stays one line.
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -151,7 +119,7 @@ def parse(
         The configuration.
 
     Raises:
-        BadInput: An argument, key or value that cannot be used; the message names the file, the
+        InputError: An argument, key or value that cannot be used; the message names the file, the
             line and the field.
     """
     parser = jsonargparse.ArgumentParser(prog=prog, description=description, exit_on_error=False)
@@ -168,7 +136,7 @@ def parse(
     try:
         parsed = parser.parse_args(arguments)
     except jsonargparse.ArgumentError as error:
-        raise BadInput(_one_line(str(error), config_class)) from error
+        raise InputError(_one_line(str(error), config_class)) from error
     # The dataclasses' own checks.
     with bad_input():
         values = parser.instantiate(parsed)
@@ -220,7 +188,7 @@ def _files_first(arguments: list[str]) -> tuple[list[str], list[str]]:
         if argument == "--config":
             file = next(remaining, None)
             if file is None:
-                raise BadInput("--config: expected a file")
+                raise InputError("--config: expected a file")
             files.append(file)
         elif argument.startswith("--config="):
             files.append(argument.removeprefix("--config="))
@@ -235,15 +203,15 @@ def _check_file(file: Path, config_class: type) -> None:
         try:
             root = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         except UnicodeDecodeError as error:
-            raise BadInput(f"{file}: not a text file in UTF-8") from error
+            raise InputError(f"{file}: not a text file in UTF-8") from error
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             line = f"{mark.line + 1}" if mark else "?"
-            raise BadInput(f"{file}:{line}: not valid YAML: {error.problem}") from error
+            raise InputError(f"{file}:{line}: not valid YAML: {error.problem}") from error
         except yaml.YAMLError as error:
-            raise BadInput(f"{file}: not valid YAML: {error}") from error
+            raise InputError(f"{file}: not valid YAML: {error}") from error
     if root is None:
-        raise BadInput(f"{file}: empty; a configuration is a mapping of fields to values")
+        raise InputError(f"{file}: empty; a configuration is a mapping of fields to values")
     _check_node(root, config_class, "", file)
 
 
@@ -253,7 +221,7 @@ def _check_node(node: yaml.Node, expected: Any, path: str, file: Path) -> None:
     if dataclasses.is_dataclass(expected):
         if not isinstance(node, yaml.MappingNode):
             what = path or "the configuration"
-            raise BadInput(f"{place}: {what} must be a mapping of fields to values")
+            raise InputError(f"{place}: {what} must be a mapping of fields to values")
         fields = typing.get_type_hints(expected)
         seen = set()
         for key, value in node.value:
@@ -261,9 +229,9 @@ def _check_node(node: yaml.Node, expected: Any, path: str, file: Path) -> None:
             where = f"{path}.{name}" if path else name
             line = f"{file}:{key.start_mark.line + 1}"
             if name not in fields:
-                raise BadInput(f"{line}: {where}: no such key{_did_you_mean(name, fields)}")
+                raise InputError(f"{line}: {where}: no such key{_did_you_mean(name, fields)}")
             if name in seen:
-                raise BadInput(f"{line}: {where}: given twice")
+                raise InputError(f"{line}: {where}: given twice")
             seen.add(name)
             _check_node(value, fields[name], where, file)
     elif item is not None and isinstance(node, yaml.SequenceNode):
@@ -276,7 +244,7 @@ def _check_node(node: yaml.Node, expected: Any, path: str, file: Path) -> None:
         try:
             parser.parse_object({"value": value})
         except jsonargparse.ArgumentError as error:
-            raise BadInput(f"{place}: {_wrong_type(path, value, expected)}") from error
+            raise InputError(f"{place}: {_wrong_type(path, value, expected)}") from error
 
 
 def _constructed(node: yaml.Node, place: str) -> Any:
@@ -284,7 +252,7 @@ def _constructed(node: yaml.Node, place: str) -> Any:
     try:
         return jsonargparse.get_loader("yaml")(yaml.serialize(node))
     except (ValueError, yaml.YAMLError) as error:
-        raise BadInput(f"{place}: not valid YAML: {error}") from error
+        raise InputError(f"{place}: not valid YAML: {error}") from error
 
 
 def _item_class(expected: Any) -> Any:
@@ -361,14 +329,14 @@ def output_folder(out: Path, owned: Collection[str]) -> Iterator[Path]:
         An empty folder beside `out`. On any error it is removed, and `out` is as it was.
 
     Raises:
-        BadInput: If `out` is not a folder, or files cannot be made there.
+        InputError: If `out` is not a folder, or files cannot be made there.
     """
     out = out.expanduser().resolve()
     # A sibling, because os.replace is atomic only within one file system.
     unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     with bad_input("--out", (OSError,)):
         if out.exists() and not out.is_dir():
-            raise BadInput(f"--out: {out} is a file; give a folder")
+            raise InputError(f"--out: {out} is a file; give a folder")
         unfinished.mkdir(parents=True)
     try:
         yield unfinished
@@ -399,14 +367,14 @@ def output_file(out: Path) -> Iterator[TextIO]:
         A file beside `out`. On any error it is removed, and `out` is as it was.
 
     Raises:
-        BadInput: If a file cannot be made there.
+        InputError: If a file cannot be made there.
     """
     out = out.expanduser().resolve()
     # A sibling, because os.replace is atomic only within one file system.
     unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     with bad_input("--out", (OSError,)):
         if out.is_dir():
-            raise BadInput(f"--out: {out} is a folder; give a file")
+            raise InputError(f"--out: {out} is a folder; give a file")
         out.parent.mkdir(parents=True, exist_ok=True)
         file = open(unfinished, "w", encoding="utf-8")  # noqa: SIM115 - closed below
     try:

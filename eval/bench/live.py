@@ -1,6 +1,6 @@
 """Speed of the live backends against the straightforward way, as ratios within one run.
 
-    python -m eval.bench_live [--quick true] [--out DIR]
+    python -m eval.bench.live [--quick true] [--out DIR]
 
 The sampler, one asynchronous request a completion, is held to one blocking `LLM.generate` of the
 same requests: the same engine of vLLM, which returns only when all of them have ended. The verifier
@@ -22,8 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.bench import Report, machine
-from eval.cli import BadInput, command, output_folder
+from eval.bench.core import Report, machine
 from optscale_jax import Policy, policies
 from optscale_jax.backends import BackendError, Completion, sample_seed
 from optscale_jax.backends.config import PromptConfig, SamplerConfig, VerifierConfig
@@ -31,9 +30,11 @@ from optscale_jax.backends.prm import PrmVerifier, split_steps
 from optscale_jax.backends.vllm_engine import engine_arguments, engine_environment
 from optscale_jax.backends.vllm_sampler import VllmSampler, prompt_token_ids
 from optscale_jax.backends.vllm_verifier import VllmPooler
-from optscale_jax.engine import Solution, solve_async
+from optscale_jax.cli import command, output_folder
+from optscale_jax.errors import InputError
+from optscale_jax.live.engine import Solution, solve_async
+from optscale_jax.live.runs import Run
 from optscale_jax.problems import Problem
-from optscale_jax.runs import Run
 from optscale_jax.tiny import SYSTEM_PROMPT, draw_chains, reasoner_path, verifier_path
 
 SAMPLER_SHARE = 0.9
@@ -312,7 +313,7 @@ def bench_verifier(
         if score.note is None
     ][:: max(1, sum(map(len, completions)) // config.scored_alone)][: config.scored_alone]
     if not chosen:
-        raise BadInput("no completion has a step and an end; raise max_tokens")
+        raise InputError("no completion has a step and an end; raise max_tokens")
     reference.step_scores(chosen[0][0].text, chosen[0][1])
     start = time.perf_counter()
     alone = [reference.step_scores(problem.text, steps) for problem, steps, _ in chosen]
@@ -359,7 +360,7 @@ def measure(config: BenchLiveConfig) -> Report:
     """All measurements.
 
     Raises:
-        BadInput: If a model cannot be used.
+        InputError: If a model cannot be used.
     """
     report = Report()
     count = max(1, config.problems // 4) if config.quick else config.problems
@@ -370,7 +371,7 @@ def measure(config: BenchLiveConfig) -> Report:
             completions = bench_sampler(report, config, problems, runner)
             bench_verifier(report, config, problems, completions, runner)
     except BackendError as error:
-        raise BadInput(str(error)) from error
+        raise InputError(str(error)) from error
     return report
 
 
@@ -380,7 +381,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         BenchLiveConfig,
         bench,
         argv,
-        prog="python -m eval.bench_live",
+        prog="python -m eval.bench.live",
         description="Measures the live backends against the straightforward way.",
     )
 

@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from eval.cli import BadInput, bad_input
-from eval.grid import Entry, Family, merge_caps
-from eval.priors import priors_of_entries
-from optscale_jax import Pool, PoolError, ReplayResult, replay_settings
-from optscale_jax.calibration import fitted_law
-from optscale_jax.metrics import known_tokens
-from optscale_jax.replay import check_pool
+from optscale_jax.errors import InputError, bad_input
+from optscale_jax.pool import Pool, PoolError
+from optscale_jax.replay import ReplayResult, check_pool, replay_settings
+from optscale_jax.study.goodness_of_fit import fitted_law
+from optscale_jax.study.metrics import known_tokens
+from optscale_jax.study.priors import priors_of_entries
+from optscale_jax.study.registry import Entry, Family, merge_caps
 
 __all__ = [
     "Replayed",
@@ -134,7 +134,7 @@ def replay_entries(
         The outcomes, in the entries' order.
 
     Raises:
-        BadInput: If the pool cannot serve a policy, or a policy's file of priors cannot be used.
+        InputError: If the pool cannot serve a policy, or a policy's file of priors cannot be used.
     """
     priors, predictor_tokens = priors_of_entries(entries, pool)
     for entry in entries:
@@ -250,17 +250,17 @@ def read_outcomes(
         problem ids [P].
 
     Raises:
-        BadInput: If the folder has neither file, or they cannot be used.
+        InputError: If the folder has neither file, or they cannot be used.
     """
     if not folder.is_dir():
-        raise BadInput(f"{folder}: no such folder; give one that eval.replay wrote")
+        raise InputError(f"{folder}: no such folder; give one that eval.replay wrote")
     file = folder / "outcomes.npz"
     if file.is_file():
         return _read_npz(file)
     file = folder / "per_problem.csv"
     if file.is_file():
         return _read_csv(file)
-    raise BadInput(
+    raise InputError(
         f"{folder}: neither outcomes.npz nor per_problem.csv is in it; give a folder that "
         "eval.replay wrote"
     )
@@ -280,9 +280,9 @@ def _read_npz(file: Path) -> tuple[list[dict[str, Any]], dict[str, np.ndarray], 
         if not {"tokens", "score"} <= arrays.keys():
             raise KeyError("tokens or score")
     except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError) as error:
-        raise BadInput(f"{file}: not what eval.replay writes ({error}); run it again") from error
+        raise InputError(f"{file}: not what eval.replay writes ({error}); run it again") from error
     except (zipfile.BadZipFile, zlib.error) as error:
-        raise BadInput(f"{file}: damaged or cut short; run eval.replay again") from error
+        raise InputError(f"{file}: damaged or cut short; run eval.replay again") from error
     return methods, arrays, problem_ids
 
 
@@ -296,7 +296,7 @@ def _read_csv(file: Path) -> tuple[list[dict[str, Any]], dict[str, np.ndarray], 
         reader = csv.DictReader(opened)
         missing = [name for name in _CSV_COLUMNS if name not in (reader.fieldnames or ())]
         if missing:
-            raise BadInput(
+            raise InputError(
                 f"{file}: no column {missing[0]!r}; give a folder that eval.replay wrote"
             )
         for row in reader:
@@ -308,23 +308,23 @@ def _read_csv(file: Path) -> tuple[list[dict[str, Any]], dict[str, np.ndarray], 
                     bool(int(row["correct"])) if row["correct"] else None,
                 )
             except (TypeError, ValueError) as error:
-                raise BadInput(
+                raise InputError(
                     f"{file}: line {reader.line_num}: n_samples, tokens and correct must be "
                     "integers"
                 ) from error
             settings.setdefault(key, []).append(outcome)
             problems.setdefault(key, []).append((row["permutation"], row["problem_id"]))
     if not settings:
-        raise BadInput(f"{file}: no rows")
+        raise InputError(f"{file}: no rows")
     (first, order), *others = problems.items()
     ids = list(dict.fromkeys(problem for _, problem in order))
     for key, found in others:
         if found != order:
-            raise BadInput(
+            raise InputError(
                 f"{file}: {' '.join(key)} has other problems or permutations than {' '.join(first)}"
             )
     if len(order) % len(ids):
-        raise BadInput(f"{file}: {' '.join(first)} lacks some problems of a permutation")
+        raise InputError(f"{file}: {' '.join(first)} lacks some problems of a permutation")
     methods: dict[str, dict[str, Any]] = {}
     parts: dict[str, list[list[tuple[int, int, bool | None]]]] = {}
     for (policy, setting), outcomes in settings.items():
@@ -346,7 +346,7 @@ def _read_csv(file: Path) -> tuple[list[dict[str, Any]], dict[str, np.ndarray], 
     }
     arrays["score"] = np.full(arrays["tokens"].shape, np.nan, np.float32)
     if any(o[2] is None for each in flat for o in each):
-        raise BadInput(
+        raise InputError(
             f"{file}: it does not say which completions are correct; let eval.replay write "
             "outcomes.npz, which holds their scores"
         )

@@ -1,7 +1,7 @@
 """Methods compared as the paper's main table does, but tuned without looking at the answers.
 
 Takes the outcomes of a replay and gives what tables and figures show: each method at each N with a
-setting chosen by cross-fitting (`optscale_jax.tuning`), beside what the search on the test set
+setting chosen by cross-fitting (`study.tuning`), beside what the search on the test set
 would have claimed; its accuracy at every budget; and how much of an oracle's saving it realises.
 """
 
@@ -12,9 +12,9 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from optscale_jax.metrics import Interval, bootstrap
-from optscale_jax.statistics import area_under_curve, share_of_saving, tokens_to_reach
-from optscale_jax.tuning import Aim, CrossFit, cross_fit
+from optscale_jax.study.metrics import Interval, bootstrap
+from optscale_jax.study.statistics import area_under_curve, share_of_saving, tokens_to_reach
+from optscale_jax.study.tuning import Aim, CrossFit, cross_fit
 
 __all__ = [
     "ORACLE",

@@ -1,6 +1,6 @@
 """Speed of a predictor's features, as a ratio within one run, and of its training.
 
-    python -m eval.bench_predictor --predictor configs/predictor/minilm.yaml --labels labels.jsonl
+    python -m eval.bench.predictor --predictor configs/predictor/minilm.yaml --labels labels.jsonl
 
 The features of all problems are held to sentence-transformers, which encodes the same texts with
 the same model, as much of each and in its own batches; the two take turns. Then the features are
@@ -18,8 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.bench import Report, machine
-from eval.cli import BadInput, bad_input, command, output_folder
+from eval.bench.core import Report, machine
+from optscale_jax.cli import command, output_folder
+from optscale_jax.errors import InputError, bad_input
 from optscale_jax.predictor.errors import PredictorError
 from optscale_jax.predictor.features import FeatureConfig, extract, model_folder
 from optscale_jax.predictor.training import train
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         BenchPredictorConfig,
         bench,
         argv,
-        prog="python -m eval.bench_predictor",
+        prog="python -m eval.bench.predictor",
         description="Measures a predictor's features against sentence-transformers, and training.",
     )
 
@@ -91,7 +92,7 @@ def measure(config: BenchPredictorConfig) -> Report:
     """All measurements.
 
     Raises:
-        BadInput: If the labels or the model cannot be used.
+        InputError: If the labels or the model cannot be used.
     """
     assert config.predictor is not None  # __post_init__
     asked, labels = configured(config.predictor, config.labels)
@@ -149,12 +150,12 @@ def sentence_transformers(config: FeatureConfig) -> Callable[[list[str]], object
     """The encoder of a checkpoint in sentence-transformers, with its own defaults.
 
     Raises:
-        BadInput: If sentence-transformers is not installed.
+        InputError: If sentence-transformers is not installed.
     """
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
-        raise BadInput(
+        raise InputError(
             "sentence-transformers is what is compared with: pip install sentence-transformers"
         ) from error
     folder = str(model_folder(config.model, config.revision))

@@ -5,8 +5,8 @@ import hashlib
 from pathlib import Path
 from typing import Any, Literal
 
-from eval.cli import bad_input
-from optscale_jax import Pool
+from optscale_jax.errors import bad_input
+from optscale_jax.pool import Pool
 from optscale_jax.readers import read_pool
 
 __all__ = ["ReadConfig", "checksum", "load_pool"]
@@ -53,7 +53,7 @@ def load_pool(path: str, config: ReadConfig) -> Pool:
         The pool.
 
     Raises:
-        BadInput: If it cannot be read, or an option is not one of its format.
+        InputError: If it cannot be read, or an option is not one of its format.
     """
     defaults = ReadConfig()
     options: dict[str, Any] = {

@@ -1,0 +1,50 @@
+"""The root of all errors that say: what you gave cannot be used.
+
+    InputError             anything given to a function or a command
+      PoolError            a pool, or a file of completions
+      ProblemsError        a file or a benchmark of problems
+      PredictorError       labels, features, or a saved predictor
+      CheckpointError      a checkpoint of a language model
+
+Every message is one line that names the place, what was wrong and what to do, so that a command can
+print it as it is and exit with 2.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+__all__ = ["InputError", "bad_input"]
+
+
+class InputError(ValueError):
+    """Something given cannot be used; the message is one line that says what."""
+
+
+@contextlib.contextmanager
+def bad_input(
+    where: str = "", errors: tuple[type[Exception], ...] = (ValueError, OSError)
+) -> Iterator[None]:
+    """Turns a library's errors into `InputError`.
+
+    Wrap only calls whose errors speak of what the user gave: a ValueError of our own making
+    should keep its traceback.
+
+    Args:
+        where: What the message begins with, such as the configuration's field.
+        errors: Which errors.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        InputError: For one of `errors`.
+    """
+    try:
+        yield
+    except errors as error:
+        if type(error) is InputError and InputError not in errors:
+            raise  # in words already
+        message = str(error)
+        if isinstance(error, OSError) and error.strerror:
+            message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        raise InputError(f"{where}: {message}" if where else message) from error
