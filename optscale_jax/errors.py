@@ -11,9 +11,10 @@ print it as it is and exit with 2.
 """
 
 import contextlib
-from collections.abc import Iterator
+import difflib
+from collections.abc import Collection, Iterator
 
-__all__ = ["InputError", "bad_input"]
+__all__ = ["InputError", "bad_input", "did_you_mean"]
 
 
 class InputError(ValueError):
@@ -48,3 +49,18 @@ def bad_input(
         if isinstance(error, OSError) and error.strerror:
             message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
         raise InputError(f"{where}: {message}" if where else message) from error
+
+
+def did_you_mean(name: str, known: Collection[str], otherwise: str = "there are") -> str:
+    """The end of a message on a name that there is not.
+
+    Args:
+        name: What was given.
+        known: The names that there are.
+        otherwise: What introduces all of them, if none is near.
+
+    Returns:
+        "; did you mean NAME?", or else "; there are NAME, NAME, ...".
+    """
+    close = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {close[0]}?" if close else f"; {otherwise} {', '.join(known)}"

@@ -9,7 +9,6 @@ run's directory, or another project's log. Also reads JSON lines that hold stati
 
 import dataclasses
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,17 +46,6 @@ class LabelsConfig:
     num_samples: int | None = None
     clip: bool = False
     out: str = "labels.jsonl"
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    return command(
-        LabelsConfig,
-        run,
-        argv,
-        prog="python -m train.labels",
-        description="Writes the statistics of each problem's scores, a predictor's labels.",
-    )
 
 
 def run(config: LabelsConfig) -> None:
@@ -113,6 +101,8 @@ def _has_statistics(path: Path) -> bool:
         return False  # the pool's readers say what is wrong
     return first is not None and bool({"score_mean", "mean"} & first.value.keys())
 
+
+main = command(LabelsConfig, run, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -19,18 +19,16 @@ devices share every batch. The output folder has to be on a disk that they share
 import contextlib
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
-from optscale_jax.cli import command, parse, progress, to_yaml
+from optscale_jax.cli import command, package_versions, parse, progress, show, to_yaml
 from optscale_jax.errors import InputError, bad_input
 from optscale_jax.predictor.errors import PredictorError
 from optscale_jax.predictor.features import FeatureConfig
@@ -40,6 +38,8 @@ from optscale_jax.problems import ProblemsError, load_problems
 from optscale_jax.report.tables import Table
 
 __all__ = ["DistributedConfig", "PredictorConfig", "configured", "load_labels", "main"]
+
+PACKAGES = ("optscale-jax", "jax", "flax", "optax", "torch", "transformers", "numpy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,18 +114,6 @@ class PredictorConfig:
             raise ValueError(f"min_sd is {self.min_sd}; it must be in [0, 1/2]")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    return command(
-        PredictorConfig,
-        run,
-        argv,
-        prog="python -m train.predictor",
-        description="Trains a predictor of priors on frozen features of a language model.",
-        interrupted="checkpoints are kept; run the same command to go on",
-    )
-
-
 def run(config: PredictorConfig) -> None:
     """Extracts the features, trains the head and writes the predictor.
 
@@ -186,16 +174,13 @@ def run(config: PredictorConfig) -> None:
                 },
                 "training": dataclasses.asdict(config.training),
                 "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-                "packages": _packages(),
+                "packages": package_versions(*PACKAGES),
             }
             if leads:
                 made = Predictor.of(fitted, config.features, recipe, config.training.head, record)
                 made.save(out)
     if leads:
-        console = Console()
-        if not console.is_terminal:  # in a log, lines need not break
-            console = Console(width=120)
-        console.print(_table(fitted.quality).to_rich())
+        show(_table(fitted.quality).to_rich())
         print(f"predictor: {out / FILES[1]}")
 
 
@@ -377,15 +362,13 @@ class _Log:
                 self._writer.add_scalar(name, value, int(numbers["epoch"]))
 
 
-def _packages() -> dict[str, str | None]:
-    found = {}
-    for name in ("optscale-jax", "jax", "flax", "optax", "torch", "transformers", "numpy"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
-
+main = command(
+    PredictorConfig,
+    run,
+    __doc__,
+    configs="predictor",
+    interrupted="checkpoints are kept; run the same command to go on",
+)
 
 if __name__ == "__main__":
     sys.exit(main())
