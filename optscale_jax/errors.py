@@ -14,11 +14,15 @@ import contextlib
 import difflib
 from collections.abc import Collection, Iterator
 
-__all__ = ["InputError", "bad_input", "did_you_mean"]
+__all__ = ["InputError", "Terminated", "bad_input", "did_you_mean"]
 
 
 class InputError(ValueError):
     """Something given cannot be used; the message is one line that says what."""
+
+
+class Terminated(BaseException):
+    """SIGTERM, as an exception so that unfinished outputs are removed on the way out."""
 
 
 @contextlib.contextmanager

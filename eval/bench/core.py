@@ -482,7 +482,9 @@ def comparison(report: Report, quick: bool) -> None:
         arguments = ["--config", COMPARISON, "--pool", str(file), "--out", f"{folder}/out"]
         start = time.perf_counter()
         subprocess.run(
-            [sys.executable, "-m", "optscale_jax.cli", "replay", *arguments], check=True, capture_output=True
+            [sys.executable, "-m", "optscale_jax.cli", "replay", *arguments],
+            check=True,
+            capture_output=True,
         )
         wall = time.perf_counter() - start
         # Of the children, which were imports and this command.

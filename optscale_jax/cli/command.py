@@ -13,9 +13,9 @@ from typing import Any, NoReturn, TypeVar
 
 from optscale_jax.cli import commands
 from optscale_jax.cli.config import parse
-from optscale_jax.errors import InputError
+from optscale_jax.errors import InputError, Terminated
 
-__all__ = ["EXTRAS", "Main", "Terminated", "command", "exit_code"]
+__all__ = ["EXTRAS", "Main", "command", "excuse_missing_packages", "exit_code"]
 
 ConfigT = TypeVar("ConfigT")
 Main = Callable[[Sequence[str] | None], int]
@@ -91,14 +91,8 @@ def exit_code(work: Callable[[], int | None], *, interrupted: str = "nothing was
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        extra = next((extra for extra, names in EXTRAS.items() if package in names), None)
-        if extra is None:
+        if not _say_extra(error):
             raise
-        print(
-            f'error: {package} is not installed: pip install "optscale-jax[{extra}]"',
-            file=sys.stderr,
-        )
         return 2
     except KeyboardInterrupt:
         print(f"interrupted; {interrupted}", file=sys.stderr)
@@ -106,10 +100,6 @@ def exit_code(work: Callable[[], int | None], *, interrupted: str = "nothing was
     except Terminated:
         print(f"terminated; {interrupted}", file=sys.stderr)
         return 143
-
-
-class Terminated(BaseException):
-    """SIGTERM, as an exception so that unfinished outputs are removed on the way out."""
 
 
 @contextlib.contextmanager
@@ -126,6 +116,31 @@ def _terminations_unwind() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def excuse_missing_packages() -> None:
+    """Has this process end with exit code 2 and one line where an import lacks a package.
+
+    For `python -m`, which imports what a command needs before its main can be called.
+    """
+    usual = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if isinstance(error, ModuleNotFoundError) and _say_extra(error):
+            sys.exit(2)
+        usual(kind, error, trace)
+
+    sys.excepthook = hook
+
+
+def _say_extra(error: ModuleNotFoundError) -> bool:
+    """Says how to install a package that an extra has; False for any other package."""
+    package = (error.name or "").partition(".")[0]
+    extra = next((extra for extra, names in EXTRAS.items() if package in names), None)
+    if extra is not None:
+        remedy = f'pip install "optscale-jax[{extra}]"'
+        print(f"error: {package} is not installed: {remedy}", file=sys.stderr)
+    return extra is not None
 
 
 def _called(run: Callable[..., Any]) -> str:
