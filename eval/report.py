@@ -41,6 +41,7 @@ from optscale_jax.errors import InputError, bad_input
 from optscale_jax.estimation import Params
 from optscale_jax.report.paper_table import PaperTable, paper_table
 from optscale_jax.report.tables import write_csv
+from optscale_jax.shipped import located
 from optscale_jax.study.comparison import (
     ORACLE,
     Frontier,
@@ -324,7 +325,7 @@ def _pool_of_run(folder: Path, given: dict[str, Any]) -> tuple[Pool | None, str]
     )
     if path == replay.SYNTHETIC:
         return replay.load(config), ""
-    if not Path(path).exists():
+    if not Path(located(path)).exists():
         return None, f"its pool, {path}, is no longer there: no figures of scores"
     versions = folder / "versions.json"
     if versions.is_file():

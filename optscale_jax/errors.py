@@ -55,16 +55,21 @@ def bad_input(
         raise InputError(f"{where}: {message}" if where else message) from error
 
 
-def did_you_mean(name: str, known: Collection[str], otherwise: str = "there are") -> str:
+def did_you_mean(
+    name: str, known: Collection[str], otherwise: str = "there are", *, prefix: str = ""
+) -> str:
     """The end of a message on a name that there is not.
 
     Args:
         name: What was given.
         known: The names that there are.
         otherwise: What introduces all of them, if none is near.
+        prefix: What stands before each of them where it is shown.
 
     Returns:
         "; did you mean NAME?", or else "; there are NAME, NAME, ...".
     """
     close = difflib.get_close_matches(name, known, 1)
-    return f"; did you mean {close[0]}?" if close else f"; {otherwise} {', '.join(known)}"
+    if close:
+        return f"; did you mean {prefix}{close[0]}?"
+    return f"; {otherwise} {', '.join(prefix + one for one in known)}"

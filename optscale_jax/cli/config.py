@@ -116,8 +116,7 @@ def _option_type(option: str, config_class: type) -> Any:
             return None  # a key of a mapping, which knows its own
         fields = typing.get_type_hints(expected)
         if name not in fields:
-            options = [f"--{path}{field}" for field in fields]
-            near = did_you_mean(f"--{path}{name}", options)
+            near = did_you_mean(name, fields, prefix=f"--{path}")
             raise InputError(f"{option}: no such option{near}")
         expected, path = fields[name], f"{path}{name}."
     return expected
