@@ -392,7 +392,7 @@ def sample_solutions(config: TinyConfig, chains: list[Chain]) -> list[Judged]:
         max_num_seqs=256,
         seed=config.seed,
     )
-    conversations = [[{"role": "user", "content": chain.question}] for chain in chains]
+    conversations: list[Any] = [[{"role": "user", "content": chain.question}] for chain in chains]
     sampling = [
         SamplingParams(temperature=config.temperature, max_tokens=128, seed=config.seed + index)
         for index in range(len(chains))

@@ -9,7 +9,7 @@ import contextlib
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from optscale_jax.cli import commands
 from optscale_jax.cli.config import parse
@@ -18,7 +18,6 @@ from optscale_jax.errors import InputError, Terminated
 __all__ = ["EXTRAS", "Main", "command", "excuse_missing_packages", "exit_code"]
 
 ConfigT = TypeVar("ConfigT")
-Main = Callable[[Sequence[str] | None], int]
 
 EXTRAS = {
     "readers": ("ijson", "orjson"),
@@ -29,6 +28,14 @@ EXTRAS = {
     "bench": ("mpmath", "psutil", "scipy"),
 }
 """What is imported only where it is needed, by the extra that installs it."""
+
+
+class Main(Protocol):
+    """A command's main."""
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int:
+        """Runs the command with its arguments (None: the process's); returns its exit code."""
+        ...
 
 
 def command(
