@@ -15,6 +15,7 @@ PACKAGE = "optscale_jax"
 CORE = [
     "typing",
     "errors",
+    "shipped",
     "special",
     "distributions",
     "estimation",

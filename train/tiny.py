@@ -571,7 +571,7 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> float:
     return float((rank[labels == 1].sum() - good * (good + 1) / 2) / (good * (len(labels) - good)))
 
 
-main = command(TinyConfig, run, __doc__, configs="tiny")
+main = command(TinyConfig, run, __name__, configs="tiny")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -598,7 +598,7 @@ def measure(quick: bool) -> Report:
     return report
 
 
-main = command(BenchConfig, bench, __doc__)
+main = command(BenchConfig, bench, __name__)
 
 if __name__ == "__main__":
     sys.exit(main())
