@@ -20,6 +20,7 @@ CORE = [
     "estimation",
     "empirical_bayes",
     "bounds",
+    "laws",
     "policies",
     "pool",
     "synthetic",
