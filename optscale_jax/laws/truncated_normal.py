@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from optscale_jax.distributions import TruncatedNormal
 from optscale_jax.estimation import FitInfo, Prior, ScoreStats, fit_map, fit_mle
 from optscale_jax.laws.base import Law, Params
-from optscale_jax.typing import ArrayLike
+from optscale_jax.typing import Array, ArrayLike
 
 __all__ = ["START", "TruncatedNormalLaw", "truncated_normal"]
 
@@ -45,6 +45,13 @@ class TruncatedNormalLaw(Law):
     def distribution(self, params: Params) -> TruncatedNormal:
         """`TruncatedNormal(loc, scale)`."""
         return TruncatedNormal(params["loc"], params["scale"])
+
+    def expected_rise(self, params: Params, best: Array) -> Array:
+        """P(X > best) (E[X | X > best] - best), exactly."""
+        best = jnp.clip(best, 0.0, 1.0 - jnp.finfo(params["loc"].dtype).eps)
+        above = self.distribution(params).survival_function(best)
+        rest = TruncatedNormal(params["loc"], params["scale"], low=best)
+        return above * (rest.mean() - best)
 
     def memory_of(self, scores: ArrayLike, mask: ArrayLike | None = None) -> ScoreStats:
         """`ScoreStats.from_scores`, in two passes over each row."""

@@ -14,7 +14,7 @@ def self_consistency(n: int) -> Policy:
     An answerless completion does not vote; a tie goes to the answer seen first. Reads no scores.
 
     Args:
-      n: number of completions, >= 1.
+      n: number of completions to draw, an integer >= 1.
 
     Returns:
       The policy; it selects the first completion with the winning answer.
@@ -37,7 +37,7 @@ def weighted_self_consistency(n: int) -> Policy:
     An answerless completion does not vote; a tie goes to the answer seen first.
 
     Args:
-      n: number of completions, >= 1.
+      n: number of completions to draw, an integer >= 1.
 
     Returns:
       The policy; it selects the first completion with the winning answer.
