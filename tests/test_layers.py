@@ -14,7 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "optscale_jax"
 CORE = [
     "typing",
+    "values",
     "errors",
+    "plugins",
     "special",
     "distributions",
     "estimation",
