@@ -78,16 +78,16 @@ __all__ = [
 RULES: dict[str, Callable[..., Policy]] = {
     rule.__name__: rule
     for rule in (
-        adaptive_self_consistency,
-        best_of_n,
-        difficulty_adaptive_self_consistency,
-        early_stopping_self_consistency,
-        first_hit,
-        known_law,
-        mr_thinking,
         optscale,
+        best_of_n,
+        first_hit,
         self_consistency,
         weighted_self_consistency,
+        adaptive_self_consistency,
+        early_stopping_self_consistency,
+        difficulty_adaptive_self_consistency,
+        known_law,
+        mr_thinking,
     )
 }
 """The shipped rules' factories by name."""

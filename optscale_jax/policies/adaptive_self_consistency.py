@@ -9,7 +9,7 @@ from jax.core import Tracer
 from optscale_jax.policies.base import Policy, Request, State, StopReason, check_count, until
 from optscale_jax.policies.seen import Votes
 from optscale_jax.policies.selection import Selector, make_selector
-from optscale_jax.typing import Array
+from optscale_jax.typing import Array, Count, Number
 
 __all__ = ["AdaptiveSelfConsistency", "adaptive_self_consistency", "certain_lead", "doubt"]
 
@@ -49,7 +49,7 @@ def doubt(max_samples: int) -> np.ndarray:
     return table
 
 
-def certain_lead(threshold: float | Array, max_samples: int) -> Array:
+def certain_lead(threshold: Number, max_samples: int) -> Array:
     """Votes that make the leader certain, for each count of the runner-up.
 
         a*(b) = min {a >= b : P(p > 1/2 | Beta(a + 1, b + 1)) >= threshold}
@@ -69,13 +69,13 @@ def certain_lead(threshold: float | Array, max_samples: int) -> Array:
     return jnp.sum(~enough, axis=0).astype(jnp.int32)
 
 
-def short_of_certain(votes: Votes, threshold: float | Array, max_samples: int) -> Array:
+def short_of_certain(votes: Votes, threshold: Number, max_samples: int) -> Array:
     """How many more votes, all for the leader, would make it certain; <= 0 if it is."""
     leader, runner_up = votes.leaders()
     return certain_lead(threshold, max_samples)[runner_up] - leader
 
 
-def check_threshold(threshold: float | Array) -> None:
+def check_threshold(threshold: Number) -> None:
     """A ValueError, where the threshold's value is known, if it is outside (1/2, 1)."""
     if not isinstance(threshold, Tracer):
         values = np.asarray(threshold, np.float64)
@@ -89,7 +89,7 @@ class AdaptiveSelfConsistency(Policy):
     rule_uses_scores = False
     rule_uses_answers = True
 
-    threshold: float
+    threshold: Number
 
     def rule(self, state: State) -> Request:
         """The fewest completions after which it could stop."""
@@ -103,7 +103,7 @@ class AdaptiveSelfConsistency(Policy):
 
 
 def adaptive_self_consistency(
-    threshold: float, max_samples: int, *, selection: str | Selector = "majority"
+    threshold: Number, max_samples: Count, *, selection: str | Selector = "majority"
 ) -> Policy:
     """Draws until the leading answer's majority is certain enough.
 

@@ -32,8 +32,8 @@ from jax.core import Tracer
 
 from optscale_jax.estimation import Prior
 from optscale_jax.policies.seen import Best, Observation, Votes
-from optscale_jax.policies.selection import BestScore, Selector
-from optscale_jax.typing import Array
+from optscale_jax.policies.selection import BestScore, Selector, make_selector
+from optscale_jax.typing import Array, Count
 from optscale_jax.values import Value, static
 
 __all__ = [
@@ -129,7 +129,7 @@ class State(NamedTuple):
       count: int32, completions seen.
       tokens: their tokens as far as known, floating.
       best: the best eligible one.
-      votes: the votes, where the rule or its selector compares answers; else None.
+      votes: `Votes`, where the rule or its selector compares answers; else None.
       own: what the rule itself remembers.
       chosen: what the selector itself remembers.
     """
@@ -137,7 +137,7 @@ class State(NamedTuple):
     count: Array
     tokens: Array
     best: Best
-    votes: Votes | None
+    votes: Any
     own: Any
     chosen: Any
 
@@ -186,13 +186,15 @@ class Policy(Value):
     rule_uses_answers: ClassVar[bool] = False
     rule_uses_tokens: ClassVar[bool] = False
 
-    max_samples: int
+    max_samples: Count
     selection: Selector = BestScore()
     prior: Prior | None = None
     slots: int = static(default=0)
 
     def __post_init__(self):
-        """Makes room for max_samples where nothing else is said."""
+        """Finds a selection given by name, and makes room for max_samples."""
+        if isinstance(self.selection, str):
+            object.__setattr__(self, "selection", make_selector(self.selection))
         if self.slots == 0:
             object.__setattr__(self, "slots", int(np.max(self.max_samples)))
 
@@ -403,5 +405,3 @@ def check_not_above(name: str, value: Any, limit: str, largest: Any) -> None:
         return
     if np.any(np.asarray(value) > np.asarray(largest)):
         raise ValueError(f"{name} must be at most {limit}, found {value} > {largest}")
-
-

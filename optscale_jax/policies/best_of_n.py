@@ -2,6 +2,7 @@
 
 from optscale_jax.policies.base import Policy, Request, State, StopReason, check_count, until
 from optscale_jax.policies.selection import Selector, make_selector
+from optscale_jax.typing import Count
 
 __all__ = ["BestOfN", "best_of_n"]
 
@@ -22,7 +23,7 @@ class BestOfN(Policy):
         )
 
 
-def best_of_n(n: int, *, selection: str | Selector = "best_score") -> Policy:
+def best_of_n(n: Count, *, selection: str | Selector = "best_score") -> Policy:
     """Draws n completions and returns the one with the highest score.
 
     Args:

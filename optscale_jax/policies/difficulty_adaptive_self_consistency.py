@@ -24,7 +24,7 @@ from optscale_jax.policies.base import (
 )
 from optscale_jax.policies.seen import Observation, Votes
 from optscale_jax.policies.selection import Selector, make_selector
-from optscale_jax.typing import Array, ArrayLike
+from optscale_jax.typing import Array, ArrayLike, Count, Number
 from optscale_jax.values import static
 
 __all__ = [
@@ -59,7 +59,7 @@ class DifficultyAdaptiveSelfConsistency(Policy):
     couples_problems = True
     rule_uses_answers = True
 
-    threshold: float
+    threshold: Number
     difficulty: str = static()
     ranks: tuple[int, ...] = static(default=())
     window: int = static()
@@ -127,9 +127,7 @@ class DifficultyAdaptiveSelfConsistency(Policy):
         # Every judgment leaves at most half of the ranks, rounded down.
         ends = jnp.zeros((), jnp.int32), jnp.asarray(num_problems, jnp.int32)
         never = jnp.zeros((num_problems,), bool)
-        boundary, _, judged = jax.lax.fori_loop(
-            0, num_problems.bit_length(), judge, (*ends, never)
-        )
+        boundary, _, judged = jax.lax.fori_loop(0, num_problems.bit_length(), judge, (*ends, never))
         rank = jnp.zeros_like(problems).at[problems].set(jnp.arange(num_problems))
         easy = rank < boundary
         presampled = jnp.where(judged[rank], self.window, 0).astype(jnp.int32)
@@ -165,8 +163,8 @@ class DifficultyAdaptiveSelfConsistency(Policy):
 
 
 def difficulty_adaptive_self_consistency(
-    threshold: float,
-    max_samples: int,
+    threshold: Number,
+    max_samples: Count,
     difficulty: Literal["first_tokens", "first_score"] | ArrayLike = "first_tokens",
     *,
     window: int = 5,
@@ -212,7 +210,8 @@ def difficulty_adaptive_self_consistency(
       easy.
 
     Raises:
-      ValueError: an argument outside its domain, an unknown selection; from `plan`, if difficulty has another length than the run has problems.
+      ValueError: an argument outside its domain, an unknown selection; from `plan`, if difficulty
+        has another length than the run has problems.
 
     References:
       Wang et al. (2024), "Make Every Penny Count: Difficulty-Adaptive Self-Consistency for

@@ -15,7 +15,7 @@ from optscale_jax.policies.base import (
 )
 from optscale_jax.policies.seen import Observation, is_eligible
 from optscale_jax.policies.selection import Selector, make_selector
-from optscale_jax.typing import Array
+from optscale_jax.typing import Array, Count
 
 __all__ = ["EarlyStoppingSelfConsistency", "early_stopping_self_consistency"]
 
@@ -40,7 +40,7 @@ class EarlyStoppingSelfConsistency(Policy):
     rule_uses_scores = False
     rule_uses_answers = True
 
-    window: int
+    window: Count
 
     def start(self, prior: Any) -> Window:
         """No window yet."""
@@ -70,7 +70,7 @@ class EarlyStoppingSelfConsistency(Policy):
 
 
 def early_stopping_self_consistency(
-    window: int, max_samples: int, *, selection: str | Selector = "majority"
+    window: Count, max_samples: Count, *, selection: str | Selector = "majority"
 ) -> Policy:
     """Draws consecutive windows of w completions and stops at the first unanimous one.
 

@@ -3,6 +3,7 @@
 from optscale_jax.bounds import check_targets
 from optscale_jax.policies.base import Policy, Request, State, StopReason, check_count, until
 from optscale_jax.policies.selection import Selector, make_selector
+from optscale_jax.typing import Count, Number
 
 __all__ = ["FirstHit", "first_hit"]
 
@@ -10,7 +11,7 @@ __all__ = ["FirstHit", "first_hit"]
 class FirstHit(Policy):
     """See `first_hit`."""
 
-    s_min: float
+    s_min: Number
 
     def rule(self, state: State) -> Request:
         """One more, until a score is high enough."""
@@ -18,7 +19,7 @@ class FirstHit(Policy):
 
 
 def first_hit(
-    s_min: float, max_samples: int, *, selection: str | Selector = "best_score"
+    s_min: Number, max_samples: Count, *, selection: str | Selector = "best_score"
 ) -> Policy:
     """Draws until an eligible completion scores at least s_min, at most max_samples.
 

@@ -1,12 +1,12 @@
 """The oracle: draw as many completions as each problem's true law of scores says are needed."""
 
-
 from optscale_jax.bounds import check_targets
 from optscale_jax.estimation import Prior
 from optscale_jax.policies.base import Policy, State, check_count
 from optscale_jax.policies.optscale import Fitted, OptScale
 from optscale_jax.policies.seen import Observation
 from optscale_jax.policies.selection import Selector, make_selector
+from optscale_jax.typing import Count, Number
 
 __all__ = ["KnownLaw", "known_law"]
 
@@ -27,9 +27,9 @@ class KnownLaw(OptScale):
 
 
 def known_law(
-    s_min: float,
-    alpha: float,
-    max_samples: int,
+    s_min: Number,
+    alpha: Number,
+    max_samples: Count,
     prior: Prior | None = None,
     *,
     selection: str | Selector = "best_score",

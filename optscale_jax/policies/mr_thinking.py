@@ -6,7 +6,7 @@ from optscale_jax.policies.base import Policy, State, check_count
 from optscale_jax.policies.best_of_n import BestOfN
 from optscale_jax.policies.seen import Observation, is_eligible
 from optscale_jax.policies.selection import Selector
-from optscale_jax.typing import Array
+from optscale_jax.typing import Array, Count
 
 __all__ = ["Latest", "mr_thinking"]
 
@@ -36,7 +36,7 @@ class MrThinking(BestOfN):
     kind = "sequential"
 
 
-def mr_thinking(rounds: int) -> Policy:
+def mr_thinking(rounds: Count) -> Policy:
     """Answers R times in a row, each time with the previous answer shown; returns the last answer.
 
         max {i <= R : round i is eligible}

@@ -22,7 +22,7 @@ from optscale_jax.policies.base import (
 from optscale_jax.policies.seen import Observation
 from optscale_jax.policies.selection import Selector, make_selector
 from optscale_jax.policies.stacking import any_setting
-from optscale_jax.typing import Array
+from optscale_jax.typing import Array, Count, Number
 from optscale_jax.values import static
 
 __all__ = ["PAPER_ALPHA", "PAPER_S_MIN", "OptScale", "make_law", "min_samples_for", "optscale"]
@@ -34,7 +34,7 @@ PAPER_ALPHA = tuple(round(1 - missed, 3) for missed in (0.01, 0.02, 0.035, 0.05,
 """The authors' grid of alpha."""
 
 
-def min_samples_for(max_samples: int) -> int:
+def min_samples_for(max_samples: Count) -> int:
     """Scores to look at before the first decision: 5 in 16 of the cap, rounded up.
 
     The authors' choice for the caps that they give one for: 3 of 8, 5 of 16, 10 of 32, 20 of 64.
@@ -63,9 +63,9 @@ class Fitted(NamedTuple):
 class OptScale(Policy):
     """See `optscale`."""
 
-    s_min: float
-    alpha: float
-    min_samples: int
+    s_min: Number
+    alpha: Number
+    min_samples: Count
     decide: str = static(default="every_sample")
     stop_at_s_min: bool = static(default=False)
     law: Law = laws.truncated_normal()
@@ -73,7 +73,9 @@ class OptScale(Policy):
     def _fitted(self, memory: Any, prior: Prior | None, params: dict[str, Array]) -> Fitted:
         """With the bound that the parameters give."""
         distribution = self.law.distribution(params)
-        return Fitted(memory, prior, params, *bound(distribution, self.s_min, self.alpha, self.slots))
+        return Fitted(
+            memory, prior, params, *bound(distribution, self.s_min, self.alpha, self.slots)
+        )
 
     def start(self, prior: Prior | None) -> Fitted:
         """The law before any score, which is the prior's mean or a guess."""
@@ -170,10 +172,10 @@ def make_law(law: str | Law) -> Law:
 
 
 def optscale(
-    s_min: float,
-    alpha: float,
-    max_samples: int,
-    min_samples: int | None = None,
+    s_min: Number,
+    alpha: Number,
+    max_samples: Count,
+    min_samples: Count | None = None,
     prior: Prior | None = None,
     decide: Literal["every_sample", "once"] = "every_sample",
     *,

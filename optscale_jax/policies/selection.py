@@ -33,8 +33,7 @@ class Selector(Value):
     uses_answers: ClassVar[bool] = False
 
     def init(self, slots: int) -> Any:
-        """What it keeps before any completion, a pytree of fixed shapes; slots: the most there can
-        be."""
+        """What it keeps before any completion: a pytree, of shapes that `slots` may decide."""
         del slots
 
     def update(self, chosen: Any, observation: Observation) -> Any:

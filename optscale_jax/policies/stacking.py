@@ -7,7 +7,7 @@ computed once for all of them.
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -119,7 +119,7 @@ def num_settings(policy: Policy) -> int | None:
 
 
 def axes(policy: Policy) -> Policy:
-    """For vmap: a policy without a prior, with 0 for each stacked number and None for the others."""
+    """For vmap, of a policy without a prior: 0 for each stacked number, None for the others."""
     ranks = [(np.ndim(number), rank) for _, number, rank in _numbers(policy)]
     leaves = [0 if ndim > rank else None for ndim, rank in ranks]
     return jax.tree.unflatten(jax.tree.structure(policy), leaves)
@@ -158,7 +158,7 @@ def _(axis_size, in_batched, condition):
 def _numbers(value: Any, path: str = "") -> Iterator[tuple[str, Any, int]]:
     """Yields (name, number, axes of one setting) of each leaf, in JAX's order."""
     if isinstance(value, Value):
-        for field in dataclasses.fields(value):
+        for field in dataclasses.fields(cast(Any, value)):
             if field.metadata.get("static"):
                 continue
             held, name = getattr(value, field.name), f"{path}{field.name}"
