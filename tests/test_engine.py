@@ -1,6 +1,7 @@
 """The live loop: the decisions of replay, nothing drawn twice, and every token accounted for."""
 
 import asyncio
+import dataclasses
 import json
 import os
 import random
