@@ -80,6 +80,11 @@ class PriorConfig:
 # What an argument's annotation means in a configuration.
 _NAMED: dict[Any, Any] = {Prior: PriorConfig, Selector: str, Law: str}
 _SCALARS = (float, int, bool, str)
+# The order of a table's columns; an argument that is not here comes after those that are.
+_FIRST = (
+    *("n", "s_min", "alpha", "threshold", "max_samples", "min_samples", "rounds", "window"),
+    *("judge_window", "extension", "decide", "stop_at_s_min", "difficulty", "selection"),
+)
 
 
 def find_rule(name: str) -> Callable[..., Policy]:
@@ -154,11 +159,14 @@ def policy_config(factories: Iterable[Callable[..., Policy]] = ()) -> type:
                 scalars[name] = known | scalar
             if told.get(name):
                 helps.setdefault(name, told[name])
-    # Numbers before words, as a table's columns are read.
-    numbers = [n for n, s in scalars.items() if s in (float, int)]
-    words = [n for n, s in scalars.items() if n not in numbers and s is not PriorConfig]
+    order = {name: place for place, name in enumerate(_FIRST)}
+    names = sorted(scalars, key=lambda name: order.get(name, len(order)))
     fields: list[Any] = [("name", str), ("label", str | None, None)]
-    fields += [(n, scalars[n] | list[scalars[n]] | None, None) for n in (*numbers, *words)]
+    fields += [
+        (name, scalars[name] | list[scalars[name]] | None, None)
+        for name in names
+        if scalars[name] is not PriorConfig
+    ]
     fields.append(("prior", PriorConfig, PriorConfig()))
     made = dataclasses.make_dataclass("PolicyConfig", fields, frozen=True)
     helps |= {
