@@ -24,10 +24,9 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from rich.console import Console
 
 from eval import predict, report, sample, solve
-from optscale_jax.cli import command, parse
+from optscale_jax.cli import command, parse, show
 from optscale_jax.errors import InputError
 from optscale_jax.live.runs import DECISIONS
 from optscale_jax.report.tables import Table
@@ -103,18 +102,6 @@ class Outcomes(NamedTuple):
     verifier_tokens: np.ndarray
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    return command(
-        DemoConfig,
-        run,
-        argv,
-        prog="python -m eval.demo",
-        description="A predictor, live sampling against best-of-N, and every method on a pool.",
-        interrupted="what was drawn is kept; run the same command to go on",
-    )
-
-
 def run(config: DemoConfig) -> None:
     """Runs the three parts and shows what came of them.
 
@@ -151,10 +138,7 @@ def run(config: DemoConfig) -> None:
     options += ["--priors", str(out / "pool_priors.jsonl"), "--comparison", config.comparison]
     _part("every method", report.main, ["--pools", f"[{json.dumps(config.pool)}]", *options])
     # Last, where it is seen.
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)
-    console.print(table.to_rich())
+    show(table.to_rich())
     print(f"comparison: {out / 'comparison.md'}")
     print(f"report: {page / 'index.html'}")
 
@@ -253,6 +237,10 @@ def _outcomes(directory: Path) -> Outcomes:
         verifier_tokens=np.array([ledger["verifier"] for ledger in ledgers], float),
     )
 
+
+main = command(
+    DemoConfig, run, __doc__, interrupted="what was drawn is kept; run the same command to go on"
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -17,7 +17,6 @@ the prediction to compare with scores.
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from optscale_jax.cli import command, output_file, progress
@@ -52,17 +51,6 @@ class PredictConfig:
     cache: str | None = "runs/features"
     limit: int | None = None
     out: str = "priors.jsonl"
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    return command(
-        PredictConfig,
-        run,
-        argv,
-        prog="python -m eval.predict",
-        description="Predicts a prior on the law of scores for each problem, from its text.",
-    )
 
 
 def run(config: PredictConfig) -> None:
@@ -125,6 +113,8 @@ def write_priors(config: PredictConfig) -> Prediction:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
     return found
 
+
+main = command(PredictConfig, run, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

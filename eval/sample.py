@@ -9,7 +9,6 @@ labels for a predictor come from it (train.labels). Drawing goes on where it was
 
 import dataclasses
 import sys
-from collections.abc import Sequence
 
 from eval.live import Decider, LiveConfig, run_live
 from optscale_jax import Policy
@@ -30,18 +29,6 @@ class SampleConfig(LiveConfig):
 
     n: int = 64
     out: str = "runs/sample"
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    return command(
-        SampleConfig,
-        run,
-        argv,
-        prog="python -m eval.sample",
-        description="Draws a fixed pool of scored completions.",
-        interrupted="what was drawn is kept; run the same command to go on",
-    )
 
 
 def run(config: SampleConfig) -> None:
@@ -73,6 +60,14 @@ def policy_of_sample(config: SampleConfig) -> tuple[Decider, Policy]:
     (entry,) = expand(PolicyConfig("best_of_n", n=config.n, selection=selection), "n")
     return Decider(entry.name, entry.label, entry.settings[0]), entry.policies[0]
 
+
+main = command(
+    SampleConfig,
+    run,
+    __doc__,
+    configs="sample",
+    interrupted="what was drawn is kept; run the same command to go on",
+)
 
 if __name__ == "__main__":
     sys.exit(main())

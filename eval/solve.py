@@ -17,7 +17,6 @@ completions that had ended beyond those, and aborted ones, are in the ledger's c
 
 import dataclasses
 import sys
-from collections.abc import Sequence
 
 from eval.live import Decider, LiveConfig, run_live
 from optscale_jax import Policy
@@ -51,18 +50,6 @@ class SolveConfig(LiveConfig):
         return self.priors or self.policy.prior.file
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    return command(
-        SolveConfig,
-        run,
-        argv,
-        prog="python -m eval.solve",
-        description="Solves problems with as few samples as a policy asks for.",
-        interrupted="what was drawn is kept; run the same command to go on",
-    )
-
-
 def run(config: SolveConfig) -> None:
     """Solves the problems.
 
@@ -93,6 +80,14 @@ def policy_of_solve(config: SolveConfig) -> tuple[Decider, Policy]:
     (entry,) = entries
     return Decider(entry.name, entry.label, entry.settings[0]), entry.policies[0]
 
+
+main = command(
+    SolveConfig,
+    run,
+    __doc__,
+    configs="solve",
+    interrupted="what was drawn is kept; run the same command to go on",
+)
 
 if __name__ == "__main__":
     sys.exit(main())

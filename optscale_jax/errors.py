@@ -11,13 +11,18 @@ print it as it is and exit with 2.
 """
 
 import contextlib
-from collections.abc import Iterator
+import difflib
+from collections.abc import Collection, Iterator
 
-__all__ = ["InputError", "bad_input"]
+__all__ = ["InputError", "Terminated", "bad_input", "did_you_mean"]
 
 
 class InputError(ValueError):
     """Something given cannot be used; the message is one line that says what."""
+
+
+class Terminated(BaseException):
+    """SIGTERM, as an exception so that unfinished outputs are removed on the way out."""
 
 
 @contextlib.contextmanager
@@ -48,3 +53,23 @@ def bad_input(
         if isinstance(error, OSError) and error.strerror:
             message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
         raise InputError(f"{where}: {message}" if where else message) from error
+
+
+def did_you_mean(
+    name: str, known: Collection[str], otherwise: str = "there are", *, prefix: str = ""
+) -> str:
+    """The end of a message on a name that there is not.
+
+    Args:
+        name: What was given.
+        known: The names that there are.
+        otherwise: What introduces all of them, if none is near.
+        prefix: What stands before each of them where it is shown.
+
+    Returns:
+        "; did you mean NAME?", or else "; there are NAME, NAME, ...".
+    """
+    close = difflib.get_close_matches(name, known, 1)
+    if close:
+        return f"; did you mean {prefix}{close[0]}?"
+    return f"; {otherwise} {', '.join(prefix + one for one in known)}"

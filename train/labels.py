@@ -9,7 +9,6 @@ run's directory, or another project's log. Also reads JSON lines that hold stati
 
 import dataclasses
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from optscale_jax.predictor.labels import Labels, labels_of_pool, lines, read_la
 from optscale_jax.problems import ProblemsError, load_problems
 from optscale_jax.readers import read_pool
 from optscale_jax.readers.records import read_records
+from optscale_jax.shipped import located
 
 __all__ = ["LabelsConfig", "main"]
 
@@ -47,17 +47,6 @@ class LabelsConfig:
     num_samples: int | None = None
     clip: bool = False
     out: str = "labels.jsonl"
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    return command(
-        LabelsConfig,
-        run,
-        argv,
-        prog="python -m train.labels",
-        description="Writes the statistics of each problem's scores, a predictor's labels.",
-    )
 
 
 def run(config: LabelsConfig) -> None:
@@ -98,7 +87,7 @@ def run(config: LabelsConfig) -> None:
 
 def _labels(config: LabelsConfig) -> Labels:
     assert config.pool is not None
-    path = Path(config.pool)
+    path = Path(located(config.pool))
     if path.suffix in (".jsonl", ".json") and _has_statistics(path):
         return read_labels(path, num_samples=config.num_samples)
     options: dict[str, Any] = {"clip": True} if config.clip else {}
@@ -113,6 +102,8 @@ def _has_statistics(path: Path) -> bool:
         return False  # the pool's readers say what is wrong
     return first is not None and bool({"score_mean", "mean"} & first.value.keys())
 
+
+main = command(LabelsConfig, run, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

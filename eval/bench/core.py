@@ -14,15 +14,13 @@ The output folder, if one is asked for, gets bench.json (the rows, with raw figu
 
 import dataclasses
 import itertools
-import json
 import math
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
@@ -31,23 +29,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import psutil
 import scipy.optimize
 import scipy.special
 import scipy.stats
 
-from eval.bench.reference import (
-    TOLERANCES,
-    GivenLogCdf,
-    Grid,
-    Reference,
-    hard_bounds,
-    hard_grid,
-    least_count,
-    random_grid,
-    reference,
-    relative_error,
-)
 from eval.replay import ReplayConfig, entries_of
 from optscale_jax import (
     Policy,
@@ -61,7 +46,7 @@ from optscale_jax import (
     required_samples,
     synthetic_pool,
 )
-from optscale_jax.cli import command, output_folder, parse
+from optscale_jax.cli import command, parse
 from optscale_jax.estimation import (
     MIN_SCALE,
     Params,
@@ -77,17 +62,32 @@ from optscale_jax.policies import (
     stack,
 )
 from optscale_jax.replay import permutations
-from optscale_jax.report.tables import Table
 from optscale_jax.study.comparison import ORACLE
 from optscale_jax.study.outcomes import leave_out
 from optscale_jax.synthetic import synthetic_problems
+
+from .reference import (
+    TOLERANCES,
+    GivenLogCdf,
+    Grid,
+    Reference,
+    hard_bounds,
+    hard_grid,
+    least_count,
+    random_grid,
+    reference,
+    relative_error,
+)
+from .rows import Report, finish, machine
 
 PROBLEMS, SAMPLES, PERMUTATIONS = 500, 64, 20
 PREFIXES = (3, 5, 10, 20, 64)
 SETTINGS = tuple(itertools.product(PAPER_S_MIN, PAPER_ALPHA))
 CAP = 1024  # of the bound, for both sides; grid stepping without one would never end where F = 1
-COMPARISON = Path(__file__).resolve().parents[1] / "configs" / "replay" / "paper_table.yaml"
+COMPARISON = "paper_table"
 PRECISIONS = (np.float32, np.float64)
+OUTPUTS = ("bench.json", "bench.md")
+SUBJECT = "optscale-jax against SciPy and mpmath"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,43 +177,6 @@ def per_element(kernel: Callable[..., Any], arguments: tuple, repeats: int) -> f
 
     size = math.prod(jnp.broadcast_shapes(*(a.shape for a in arguments)))
     return seconds(lambda: loop(first, *rest), repeats) / passes / float(size)
-
-
-class Report:
-    """Rows of (what, figure, demanded, met), shown as they come."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-
-    def add(self, what: str, figure: str, demanded: str, met: bool | np.bool, **raw: float) -> None:
-        """One row; `raw` are its figures as numbers."""
-        self.rows.append(dict(what=what, figure=figure, demanded=demanded, met=bool(met), **raw))
-        print(f"  {what}: {figure}  [{demanded}] {'ok' if met else 'MISSED'}", flush=True)
-
-    @property
-    def met(self) -> bool:
-        """Whether no row is missed."""
-        return all(row["met"] for row in self.rows)
-
-    def table(self) -> Table:
-        """All rows, for people."""
-        return Table(
-            title=f"optscale-jax against SciPy and mpmath, {machine()}",
-            columns=("what", "figure", "demanded", ""),
-            rows=[
-                (row["what"], row["figure"], row["demanded"], "ok" if row["met"] else "MISSED")
-                for row in self.rows
-            ],
-            num_labels=4,
-        )
-
-
-def machine() -> str:
-    """What a speed was measured on."""
-    return (
-        f"{platform.machine()}, {psutil.cpu_count()} cores, JAX {jax.__version__} on "
-        f"{jax.default_backend()}"
-    )
 
 
 @contextmanager
@@ -514,16 +477,18 @@ def comparison(report: Report, quick: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "pool.npz"
         pool.save(file)
-        arguments = ["--config", str(COMPARISON), "--pool", str(file), "--out", f"{folder}/out"]
+        arguments = ["--config", COMPARISON, "--pool", str(file), "--out", f"{folder}/out"]
         start = time.perf_counter()
         subprocess.run(
-            [sys.executable, "-m", "eval.replay", *arguments], check=True, capture_output=True
+            [sys.executable, "-m", "optscale_jax.cli", "replay", *arguments],
+            check=True,
+            capture_output=True,
         )
         wall = time.perf_counter() - start
         # Of the children, which were imports and this command.
         unit = 1 if sys.platform == "darwin" else 1024
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
-        config = parse(ReplayConfig, arguments, prog="", description="")
+        config = parse(ReplayConfig, arguments, configs="replay")
     entries, _ = leave_out(entries_of(config), pool, config.permutations)
     plain = settings = 0
     for entry in entries:
@@ -603,28 +568,9 @@ def imports(report: Report) -> None:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    return command(
-        BenchConfig,
-        bench,
-        argv,
-        prog="python -m eval.bench",
-        description="Speed and accuracy of the numerical core against SciPy and mpmath.",
-    )
-
-
-def bench(config: BenchConfig) -> None:
-    """Measures everything, shows and writes it; exits with 1 where a figure is missed."""
-    if config.out is None:
-        report = measure(config.quick)
-    else:
-        with output_folder(Path(config.out), ("bench.json", "bench.md")) as folder:
-            report = measure(config.quick)
-            (folder / "bench.json").write_text(json.dumps(report.rows, indent=1) + "\n")
-            (folder / "bench.md").write_text(report.table().to_markdown())
-    if not report.met:
-        sys.exit(1)
+def bench(config: BenchConfig) -> int:
+    """Measures everything, shows and writes it; returns 1 where a figure is missed."""
+    return finish(lambda: measure(config.quick), config.out, OUTPUTS, SUBJECT)
 
 
 def measure(quick: bool) -> Report:
@@ -650,6 +596,8 @@ def measure(quick: bool) -> Report:
     accuracy(report, quick)
     return report
 
+
+main = command(BenchConfig, bench, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())
