@@ -10,6 +10,7 @@ import dataclasses
 import inspect
 import itertools
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -20,9 +21,9 @@ import jax
 
 from optscale_jax.errors import InputError, bad_input
 from optscale_jax.estimation import Prior
-from optscale_jax.laws import Law
+from optscale_jax.laws import LAWS, Law
 from optscale_jax.plugins import load_object
-from optscale_jax.policies import RULES, Policy, Selector, stack
+from optscale_jax.policies import RULES, SELECTORS, Policy, Selector, stack
 
 __all__ = [
     "Entry",
@@ -32,6 +33,7 @@ __all__ = [
     "expand",
     "find_rule",
     "policy_config",
+    "with_own_rules",
 ]
 
 
@@ -140,18 +142,19 @@ def _help_of(factory: Callable[..., Policy]) -> dict[str, str]:
     return {name: text[:1].upper() + text[1:] for name, text in told.items()}
 
 
-def policy_config(factories: Iterable[Callable[..., Policy]] = ()) -> type:
+def policy_config(own: Iterable[str] = ()) -> type:
     """The class of a policy's configuration: a name, a label, and every argument of the factories.
 
     Args:
-        factories: Rules of one's own beside the shipped ones.
+        own: Rules of one's own beside the shipped ones, as `find_rule` takes them.
 
     Returns:
         A frozen dataclass; an argument may be a list, one setting for each value.
     """
     scalars: dict[str, Any] = {}
     helps: dict[str, str] = {}
-    for factory in (*RULES.values(), *factories):
+    own = tuple(own)
+    for factory in (*RULES.values(), *map(find_rule, own)):
         told = _help_of(factory)
         for name, (_, scalar) in _arguments_of(factory).items():
             known = scalars.setdefault(name, scalar)
@@ -168,7 +171,8 @@ def policy_config(factories: Iterable[Callable[..., Policy]] = ()) -> type:
         if scalars[name] is not PriorConfig
     ]
     fields.append(("prior", PriorConfig, PriorConfig()))
-    made = dataclasses.make_dataclass("PolicyConfig", fields, frozen=True)
+    title = "".join(["PolicyConfig", *(re.sub(r"\W", "_", f"_{name}") for name in own)])
+    made = dataclasses.make_dataclass(title, fields, frozen=True)
     helps |= {
         "name": "The policy: "
         + ", ".join(RULES)
@@ -182,6 +186,7 @@ def policy_config(factories: Iterable[Callable[..., Policy]] = ()) -> type:
         + "\n".join(lines)
     )
     made.__module__ = __name__
+    globals()[title] = made  # where the parser of configurations looks for a class
     return made
 
 
@@ -189,6 +194,51 @@ if typing.TYPE_CHECKING:
     PolicyConfig = Any
 else:
     PolicyConfig = policy_config()
+
+
+def with_own_rules(config_class: type, names: Iterable[str]) -> type:
+    """A command's configuration that takes the arguments of rules of one's own, too.
+
+    Args:
+        config_class: A frozen dataclass, some fields of which may be policies or lists of them.
+        names: The rules, as `find_rule` takes them.
+
+    Returns:
+        The class with those fields' types widened; itself if it has none.
+
+    Raises:
+        InputError: A rule cannot be found.
+    """
+    hints = typing.get_type_hints(config_class)
+    holders = {name: hint for name, hint in hints.items() if _holds_policies(hint)}
+    if not holders:
+        return config_class
+    with bad_input("policy.name", (ValueError,)):
+        made = policy_config(names)
+    fields = []
+    for field in dataclasses.fields(config_class):
+        if field.name not in holders:
+            continue
+        default = field.default
+        if dataclasses.is_dataclass(default) and not isinstance(default, type):
+            held = {f.name: getattr(default, f.name) for f in dataclasses.fields(default)}
+            default = made(**held)
+        listed = typing.get_origin(holders[field.name]) is list
+        options = {"default": default, "default_factory": field.default_factory}
+        given = {k: v for k, v in options.items() if v is not dataclasses.MISSING}
+        hint = list[made] if listed else made
+        fields.append((field.name, hint, dataclasses.field(**given)))
+    widened = dataclasses.make_dataclass(
+        config_class.__name__, fields, bases=(config_class,), frozen=True, kw_only=True
+    )
+    widened.__doc__ = config_class.__doc__
+    return widened
+
+
+def _holds_policies(hint: Any) -> bool:
+    return hint is PolicyConfig or (
+        typing.get_origin(hint) is list and typing.get_args(hint) == (PolicyConfig,)
+    )
 
 
 # The grid -----------------------------------------------------------------------------------------
@@ -331,7 +381,9 @@ def _complete(
     complete = {}
     for name, (parameter, _) in arguments.items():
         value = setting.get(name, parameter.default)
-        complete[name] = getattr(policy, name, None) if value is None else value
+        value = getattr(policy, name, None) if value is None else value
+        named = SELECTORS if isinstance(value, Selector) else LAWS if isinstance(value, Law) else {}
+        complete[name] = next((k for k, shipped in named.items() if shipped == value), value)
     return complete
 
 
