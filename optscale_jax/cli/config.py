@@ -6,6 +6,7 @@ one line with the file, the line and the field; for a name that is nearly right,
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import re
 import types
@@ -94,7 +95,7 @@ def _own_rules(options: Sequence[str], files: Sequence[str]) -> list[str]:
     for file in files:
         with contextlib.suppress(OSError):
             documents.append(Path(file).read_text(encoding="utf-8", errors="replace"))
-    for option, following in zip(options, [*options[1:], ""], strict=True):
+    for option, following in itertools.zip_longest(options, options[1:], fillvalue=""):
         name, equals, value = option.partition("=")
         value = value if equals else following
         if name.endswith(".name"):

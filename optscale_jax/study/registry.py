@@ -14,6 +14,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING
 from typing import Any, Literal
 
 import docstring_parser
@@ -219,15 +220,15 @@ def with_own_rules(config_class: type, names: Iterable[str]) -> type:
     for field in dataclasses.fields(config_class):
         if field.name not in holders:
             continue
-        default = field.default
-        if dataclasses.is_dataclass(default) and not isinstance(default, type):
-            held = {f.name: getattr(default, f.name) for f in dataclasses.fields(default)}
-            default = made(**held)
-        listed = typing.get_origin(holders[field.name]) is list
-        options = {"default": default, "default_factory": field.default_factory}
-        given = {k: v for k, v in options.items() if v is not dataclasses.MISSING}
-        hint = list[made] if listed else made
-        fields.append((field.name, hint, dataclasses.field(**given)))
+        if typing.get_origin(holders[field.name]) is list:
+            fields.append((field.name, list[made], dataclasses.field(default_factory=list)))
+            continue
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        if default is not MISSING:
+            default = made(
+                **{f.name: getattr(default, f.name) for f in dataclasses.fields(default)}
+            )
+        fields.append((field.name, made, dataclasses.field(default=default)))
     widened = dataclasses.make_dataclass(
         config_class.__name__, fields, bases=(config_class,), frozen=True, kw_only=True
     )
@@ -382,9 +383,14 @@ def _complete(
     for name, (parameter, _) in arguments.items():
         value = setting.get(name, parameter.default)
         value = getattr(policy, name, None) if value is None else value
-        named = SELECTORS if isinstance(value, Selector) else LAWS if isinstance(value, Law) else {}
-        complete[name] = next((k for k, shipped in named.items() if shipped == value), value)
+        complete[name] = _by_name(value)
     return complete
+
+
+def _by_name(value: Any) -> Any:
+    """The name of a selector or a law that is shipped; any other value itself."""
+    named = SELECTORS if isinstance(value, Selector) else LAWS if isinstance(value, Law) else {}
+    return next((name for name, shipped in named.items() if shipped == value), value)
 
 
 def _structural_first(
@@ -423,7 +429,7 @@ def describe(setting: Mapping[str, Any], name: str) -> str:
             value = dataclasses.asdict(value)
         if isinstance(value, Mapping):
             words += _prior_in_words(value)
-        elif value != parameter.default:
+        elif value != _by_name(parameter.default):
             words.append(f"{argument}={_in_words(value)}")
     return " ".join(words)
 
