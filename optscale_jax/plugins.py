@@ -1,28 +1,28 @@
 """Parts by name: those that are shipped, and one's own as `module:name` or `./file.py:name`.
 
 A policy, a law, a head or a loss that a configuration names is found here, and so is one that a
-saved file names. Builds on nothing of this package; what a part has to be is its user's knowledge.
+saved file names. What a part has to be is its user's knowledge.
 """
 
 import contextlib
-import difflib
 import hashlib
 import importlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
-__all__ = ["PluginError", "did_you_mean", "load_object"]
+from optscale_jax.errors import InputError, did_you_mean
 
-_SHOWN = 8
-# Names of a module that a message lists at most.
+__all__ = ["PluginError", "load_object", "make_part"]
+
+PartT = TypeVar("PartT")
 
 
-class PluginError(ValueError):
+class PluginError(InputError):
     """A part that cannot be found or used: one line with its name, what is wrong and the remedy."""
 
 
@@ -80,19 +80,33 @@ def load_object(
     return found
 
 
-def did_you_mean(name: str, known: Collection[str], all_are: str) -> str:
-    """The end of a message about a name that is not known, from its semicolon on.
+def make_part(value: Any, kind: type[PartT], *, what: str, shipped: Mapping[str, PartT]) -> PartT:
+    """A part given as a value or by name.
 
     Args:
-        name: What was given.
-        known: What could have been given, at least one.
-        all_are: What the list of all of them begins with, if none is near.
+        value: A part; or a name, as `load_object` takes it, of one or of what makes one without
+            arguments.
+        kind: What the part has to be.
+        what: What it is called in messages, such as "law".
+        shipped: The shipped parts by name.
+
+    Returns:
+        The part.
+
+    Raises:
+        PluginError: If the name is of none, or what it is of is no `kind`.
     """
-    close = difflib.get_close_matches(name, known, 1)
-    if close:
-        return f"; did you mean {close[0]}?"
-    more = ", ..." if len(known) > _SHOWN else ""
-    return f"; {all_are} {', '.join(list(known)[:_SHOWN])}{more}"
+    part: Any = value
+    if isinstance(value, str):
+        part = load_object(value, what=what, shipped=shipped, must_call=False)
+        if callable(part) and not isinstance(part, kind):
+            part = part()
+    if not isinstance(part, kind):
+        raise PluginError(
+            f"{what}: {value!r} is no {kind.__module__.rpartition('.')[0]}.{kind.__name__}; give "
+            f"one, or its name: {', '.join(shipped)}, or module:name"
+        )
+    return part
 
 
 def _is_file(place: str) -> bool:

@@ -1,6 +1,5 @@
 """OptScale: draw as many completions as the fitted law of scores says are needed."""
 
-import difflib
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -10,6 +9,7 @@ from optscale_jax import laws
 from optscale_jax.bounds import BoundStatus, bound, check_targets
 from optscale_jax.estimation import Prior
 from optscale_jax.laws import Law
+from optscale_jax.plugins import make_part
 from optscale_jax.policies.base import (
     Policy,
     Request,
@@ -137,7 +137,7 @@ def make_law(law: str | Law) -> Law:
     """The law of a name, or the one given.
 
     Args:
-      law: a name in `laws.LAWS`, such as "beta", or a `Law`.
+      law: a `Law`; a name in `laws.LAWS`, such as "beta"; or `module:name` for one's own.
 
     Returns:
       The law.
@@ -145,15 +145,9 @@ def make_law(law: str | Law) -> Law:
     Raises:
       ValueError: no law has that name, it is no law, or its distribution has no log_cdf.
     """
-    if isinstance(law, str):
-        if law not in laws.LAWS:
-            near = difflib.get_close_matches(law, laws.LAWS, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            known = ", ".join(map(repr, laws.LAWS))
-            raise ValueError(f"law must be one of {known}, or a Law, found {law!r}{hint}")
-        return laws.LAWS[law]
-    if not isinstance(law, Law):
-        raise ValueError(f"law must be a name or a laws.Law, found {law!r}")
+    law = make_part(law, Law, what="law", shipped=laws.LAWS)
+    if any(law is shipped for shipped in laws.LAWS.values()):
+        return law
     dtype = jnp.result_type(float)
 
     def log_cdf(score):

@@ -5,9 +5,9 @@ value of one's own. An answerless or empty completion never votes and is never r
 goes to the answer seen first.
 """
 
-import difflib
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from optscale_jax.plugins import make_part
 from optscale_jax.policies.seen import Observation
 from optscale_jax.typing import Array
 from optscale_jax.values import Value
@@ -96,7 +96,7 @@ def make_selector(selection: str | Selector) -> Selector:
     """The selector of a name, or the one given.
 
     Args:
-      selection: a name in `SELECTORS`, or a selector.
+      selection: a selector; a name in `SELECTORS`; or `module:name` for one's own.
 
     Returns:
       The selector.
@@ -104,13 +104,4 @@ def make_selector(selection: str | Selector) -> Selector:
     Raises:
       ValueError: no selector has that name, or it is no selector.
     """
-    if isinstance(selection, Selector):
-        return selection
-    if isinstance(selection, str) and selection in SELECTORS:
-        return SELECTORS[selection]
-    known = ", ".join(map(repr, SELECTORS))
-    near = difflib.get_close_matches(str(selection), SELECTORS, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(
-        f"selection must be one of {known}, or a policies.Selector, found {selection!r}{hint}"
-    )
+    return make_part(selection, Selector, what="selection", shipped=SELECTORS)

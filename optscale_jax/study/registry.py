@@ -358,12 +358,6 @@ def _make(factory: Callable[..., Policy], setting: Mapping[str, Any], where: str
     arguments = dict(setting)
     if isinstance(arguments.get("prior"), PriorConfig):
         arguments["prior"] = arguments["prior"].build()
-    for name in ("law", "selection"):
-        value = arguments.get(name)
-        if isinstance(value, str) and ":" in value:
-            found = load_object(value, what=name, must_call=False)
-            own = (Law, Selector)
-            arguments[name] = found if isinstance(found, own) or not callable(found) else found()
     policy = factory(**arguments)
     if not isinstance(policy, Policy):
         raise InputError(
