@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from optscale_jax.errors import InputError, did_you_mean
 
@@ -106,7 +106,7 @@ def make_part(value: Any, kind: type[PartT], *, what: str, shipped: Mapping[str,
             f"{what}: {value!r} is no {kind.__module__.rpartition('.')[0]}.{kind.__name__}; give "
             f"one, or its name: {', '.join(shipped)}, or module:name"
         )
-    return part
+    return cast(PartT, part)
 
 
 def _is_file(place: str) -> bool:

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from optscale_jax.plugins import PluginError, did_you_mean, load_object
+from optscale_jax.errors import did_you_mean
+from optscale_jax.plugins import PluginError, load_object
 
 SHIPPED = {"mean": len, "attention": max}
 OWN = """
@@ -135,4 +136,4 @@ def test_a_part_that_cannot_be_imported_is_said_with_its_line(folder, place, tex
 
 
 def test_a_long_list_of_names_is_cut():
-    assert did_you_mean("x", [f"name{i}" for i in range(20)], "they are").endswith("name7, ...")
+    assert did_you_mean("x", [f"name{i}" for i in range(30)], "they are").endswith("name19, ...")

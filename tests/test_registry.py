@@ -168,7 +168,7 @@ HIT = {"name": "first_hit", "s_min": 0.9, "max_samples": 8}
         ({"name": "optscall"}, ["policy.name", "did you mean optscale?"]),
         ({"name": "./my_rules.py:worst", "max_samples": 8}, ["worst gives 8", "policies.Policy"]),
         ({"name": "./my_rules.py:Patience"}, ["policy.max_samples", "needs it"]),
-        (OPTSCALE | {"law": "gamma"}, ["law 'gamma': no such law", "beta"]),
+        (OPTSCALE | {"law": "gamma"}, ["law 'gamma': no such law", "truncated_normal"]),
         (HIT | {"selection": "majorty"}, ["selection 'majorty'", "did you mean majority?"]),
         (HIT | {"s_min": []}, ["policy.s_min: an empty list"]),
         (HIT | {"s_min": [0.9, 0.9]}, ["given twice"]),
