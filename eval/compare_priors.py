@@ -211,8 +211,11 @@ def _entry(config: ComparePriorsConfig, kind: Kind | None, folder: Path) -> Entr
             prior=prior,
         )
         parts += expand(policy, LABELS[kind])
-    families = [family for part in parts for family in part.families]
-    return dataclasses.replace(parts[0], families=families)
+    return dataclasses.replace(
+        parts[0],
+        settings=[setting for part in parts for setting in part.settings],
+        policies=[policy for part in parts for policy in part.policies],
+    )
 
 
 # What is found ------------------------------------------------------------------------------------

@@ -17,6 +17,9 @@ from collections.abc import Collection, Iterator
 __all__ = ["InputError", "Terminated", "bad_input", "did_you_mean"]
 
 
+_SHOWN = 20  # names that a message lists at most
+
+
 class InputError(ValueError):
     """Something given cannot be used; the message is one line that says what."""
 
@@ -72,4 +75,5 @@ def did_you_mean(
     close = difflib.get_close_matches(name, known, 1)
     if close:
         return f"; did you mean {prefix}{close[0]}?"
-    return f"; {otherwise} {', '.join(prefix + one for one in known)}"
+    more = ", ..." if len(known) > _SHOWN else ""
+    return f"; {otherwise} {', '.join(prefix + one for one in list(known)[:_SHOWN])}{more}"

@@ -13,7 +13,6 @@ The output folder, if one is asked for, gets bench.json (the rows, with raw figu
 """
 
 import dataclasses
-import functools
 import itertools
 import math
 import resource
@@ -44,7 +43,6 @@ from optscale_jax import (
     fit_map,
     fit_mle,
     replay,
-    replay_settings,
     required_samples,
     synthetic_pool,
 )
@@ -55,7 +53,14 @@ from optscale_jax.estimation import (
     negative_log_likelihood,
     negative_log_prior,
 )
-from optscale_jax.policies import PAPER_ALPHA, PAPER_S_MIN, Observation, optscale, run
+from optscale_jax.policies import (
+    PAPER_ALPHA,
+    PAPER_S_MIN,
+    Observation,
+    optscale,
+    run,
+    stack,
+)
 from optscale_jax.replay import permutations
 from optscale_jax.study.comparison import ORACLE
 from optscale_jax.study.outcomes import leave_out
@@ -413,17 +418,10 @@ def coverage(report: Report, loc: np.ndarray, scale: np.ndarray) -> None:
 def replays(report: Report, quick: bool) -> None:
     """OptScale^0 refitted after every sample, all settings and permutations."""
     pool = synthetic_pool(jax.random.key(0), num_problems=PROBLEMS, num_samples=SAMPLES)
-    s_min, alpha = (np.array(v) for v in zip(*SETTINGS, strict=True))
-    make = functools.partial(optscale, max_samples=SAMPLES, min_samples=3)
+    grid = stack([optscale(s_min, alpha, SAMPLES, min_samples=3) for s_min, alpha in SETTINGS])
 
     def call():
-        return replay_settings(
-            pool,
-            make,
-            dict(s_min=s_min, alpha=alpha),
-            key=jax.random.key(1),
-            num_permutations=PERMUTATIONS,
-        )
+        return replay(pool, grid, key=jax.random.key(1), num_permutations=PERMUTATIONS)
 
     start = time.perf_counter()
     call()
@@ -494,12 +492,13 @@ def comparison(report: Report, quick: bool) -> None:
     entries, _ = leave_out(entries_of(config), pool, config.permutations)
     plain = settings = 0
     for entry in entries:
-        for family in entry.families:
-            # Any law will do for the oracle, the one policy that cannot do without.
-            law = Prior(0.8, 0.2, 0.1, 0.1) if entry.name == ORACLE else None
-            per_run = seconds_a_run(family.policy(0), pool, 5 if quick else 20, law)
-            plain += per_run * len(family.settings) * config.permutations * problems
-            settings += len(family.settings)
+        # Any law will do for the oracle, the one policy that cannot do without.
+        law = Prior(0.8, 0.2, 0.1, 0.1) if entry.name == ORACLE else None
+        for cap in sorted({policy.max_samples for policy in entry.policies}):
+            same = [policy for policy in entry.policies if policy.max_samples == cap]
+            per_run = seconds_a_run(same[0], pool, 5 if quick else 20, law)
+            plain += per_run * len(same) * config.permutations * problems
+            settings += len(same)
     report.add(
         f"the paper's comparison, {len(entries)} policies with {settings} settings, {problems} x "
         f"{samples} x {config.permutations} orders, from the command to its files",
@@ -522,7 +521,7 @@ def seconds_a_run(policy: Policy, pool: Pool, count: int, law: Prior | None) -> 
     drawn = Observation(
         scores, answers, tokens, jnp.broadcast_to(jnp.arange(pool.num_samples), scores.shape)
     )
-    planned = None if policy.plan is None else policy.plan(drawn)
+    planned = policy.plan(drawn) if policy.couples_problems else None
     drawn = jax.tree.map(np.asarray, drawn)
     start = 0.0
     for p in range(count + 1):
