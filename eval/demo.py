@@ -29,6 +29,7 @@ from rich.console import Console
 from eval import predict, report, sample, solve
 from optscale_jax.cli import command, parse
 from optscale_jax.errors import InputError
+from optscale_jax.live.config import SolveConfig
 from optscale_jax.live.runs import DECISIONS
 from optscale_jax.report.tables import Table
 from optscale_jax.study.metrics import compare
@@ -133,7 +134,7 @@ def run(config: DemoConfig) -> None:
         ["--config", config.predictor, "--labels", config.labels, "--out", str(trained)],
     )
     # The problems that eval.solve takes, by its own configuration.
-    asked = parse(solve.SolveConfig, ["--config", config.solve], prog="", description="")
+    asked = parse(SolveConfig, ["--config", config.solve], prog="", description="")
     wanted = {"live": (asked.problems, asked.limit), "pool": (config.pool_problems, None)}
     for name, (problems, limit) in wanted.items():
         arguments = ["--checkpoint", str(trained), f"--problems={problems}"]

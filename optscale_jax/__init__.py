@@ -16,17 +16,19 @@ from optscale_jax.bounds import (
     success_probability,
 )
 from optscale_jax.distributions import BestOfN, TruncatedNormal
+from optscale_jax.errors import InputError, PoolError
 from optscale_jax.estimation import Prior, ScoreStats, fit_map, fit_mle
 from optscale_jax.policies import Policy
-from optscale_jax.pool import Pool, PoolError
+from optscale_jax.pool import Pool
 from optscale_jax.replay import ReplayResult, replay, replay_settings
 from optscale_jax.synthetic import SyntheticConfig, synthetic_pool
 
 if TYPE_CHECKING:
-    from optscale_jax.live.engine import solve
+    from optscale_jax.live.engine import solve, solve_async
 
 __all__ = [
     "BestOfN",
+    "InputError",
     "Policy",
     "Pool",
     "PoolError",
@@ -44,14 +46,15 @@ __all__ = [
     "replay_settings",
     "required_samples",
     "solve",
+    "solve_async",
     "success_probability",
     "synthetic_pool",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "solve":
-        from optscale_jax.live.engine import solve
+    if name in ("solve", "solve_async"):
+        from optscale_jax.live import engine
 
-        return solve
+        return getattr(engine, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optscale_jax.errors import PoolError
 from optscale_jax.estimation import Prior
 from optscale_jax.policies import Info, Observation, Policy
-from optscale_jax.pool import Pool, PoolError
+from optscale_jax.pool import Pool
 from optscale_jax.typing import Array, ArrayLike
 
 __all__ = ["ReplayResult", "check_pool", "permutations", "replay", "replay_settings"]

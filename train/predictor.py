@@ -31,12 +31,12 @@ import numpy as np
 from rich.console import Console
 
 from optscale_jax.cli import command, parse, progress, to_yaml
-from optscale_jax.errors import InputError, bad_input
+from optscale_jax.errors import InputError, ProblemsError, bad_input
 from optscale_jax.predictor.errors import PredictorError
 from optscale_jax.predictor.features import FeatureConfig
 from optscale_jax.predictor.labels import Labels, read_labels
 from optscale_jax.predictor.training import COVERAGE, Quality, TrainingConfig
-from optscale_jax.problems import ProblemsError, load_problems
+from optscale_jax.problems import load_problems
 from optscale_jax.report.tables import Table
 
 __all__ = ["DistributedConfig", "PredictorConfig", "configured", "load_labels", "main"]

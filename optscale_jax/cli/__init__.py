@@ -26,7 +26,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 __all__ = [
-    "Terminated",
     "command",
     "output_file",
     "output_folder",
@@ -35,7 +34,7 @@ __all__ = [
     "to_yaml",
 ]
 
-from optscale_jax.errors import InputError, bad_input
+from optscale_jax.errors import InputError, Terminated, bad_input
 
 ConfigT = TypeVar("ConfigT")
 
@@ -77,10 +76,6 @@ def command(
         print(f"terminated; {interrupted}", file=sys.stderr)
         return 143
     return 0
-
-
-class Terminated(BaseException):
-    """SIGTERM, as an exception so that unfinished outputs are removed on the way out."""
 
 
 @contextlib.contextmanager
