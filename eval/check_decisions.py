@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 import yaml
 
-from eval.sample import SampleConfig, policy_of_sample
-from eval.solve import SolveConfig, policy_of_solve
-from optscale_jax import Policy, Pool, PoolError, Prior, replay
+from optscale_jax import Policy, Pool, Prior, replay
 from optscale_jax.cli import command, parse
 from optscale_jax.errors import InputError, bad_input
+from optscale_jax.live.config import SampleConfig, SolveConfig
 from optscale_jax.live.engine import FAILED
 from optscale_jax.live.runs import CONFIG, DECISIONS, PROBLEMS
-from optscale_jax.problems import ProblemsError, read_problems
+from optscale_jax.problems import read_problems
 from optscale_jax.readers import read_pool
 from optscale_jax.study.priors import priors_of
 
@@ -60,7 +59,7 @@ def run(config: CheckDecisionsConfig) -> int:
 
 
 def _check(directory: Path) -> bool:
-    with bad_input("", (PoolError, ProblemsError, OSError)):
+    with bad_input(errors=(OSError,)):
         pool = read_pool(directory, format="live")
         problems = read_problems(directory / PROBLEMS)
         with open(directory / DECISIONS, encoding="utf-8") as file:
@@ -78,11 +77,9 @@ def _check(directory: Path) -> bool:
         ["--config", str(directory / CONFIG)],
     )
     names = [problem.id for problem in decided]
-    if isinstance(config, SolveConfig):
-        _, policy = policy_of_solve(config)
-        priors, _ = priors_of(config.priors_file, config.policy.name, names)
-    else:
-        (_, policy), priors = policy_of_sample(config), {}
+    configured = config.configured_policy()
+    policy = configured.policy
+    priors, _ = priors_of(config.priors_file, configured.name, names)
     prior = None
     if priors:
         parts = ("loc", "scale", "loc_sd", "scale_sd")

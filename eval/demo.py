@@ -25,10 +25,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from eval.solve import SolveConfig
 from optscale_jax.cli import command, parse, show
 from optscale_jax.cli.console import run_command
 from optscale_jax.errors import InputError
+from optscale_jax.live.config import SolveConfig
 from optscale_jax.live.runs import DECISIONS
 from optscale_jax.report.tables import Table
 from optscale_jax.study.metrics import compare

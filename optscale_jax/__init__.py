@@ -16,18 +16,20 @@ from optscale_jax.bounds import (
     success_probability,
 )
 from optscale_jax.distributions import BestOfN, TruncatedNormal
+from optscale_jax.errors import InputError, PoolError
 from optscale_jax.estimation import Prior, ScoreStats, fit_map, fit_mle
 from optscale_jax.laws import Law
 from optscale_jax.policies import Policy
-from optscale_jax.pool import Pool, PoolError
+from optscale_jax.pool import Pool
 from optscale_jax.replay import ReplayResult, replay
 from optscale_jax.synthetic import SyntheticConfig, synthetic_pool
 
 if TYPE_CHECKING:
-    from optscale_jax.live.engine import solve
+    from optscale_jax.live.engine import solve, solve_async
 
 __all__ = [
     "BestOfN",
+    "InputError",
     "Law",
     "Policy",
     "Pool",
@@ -46,14 +48,15 @@ __all__ = [
     "replay",
     "required_samples",
     "solve",
+    "solve_async",
     "success_probability",
     "synthetic_pool",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "solve":
-        from optscale_jax.live.engine import solve
+    if name in ("solve", "solve_async"):
+        from optscale_jax.live import engine
 
-        return solve
+        return getattr(engine, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,20 +1,43 @@
-"""The root of all errors that say: what you gave cannot be used.
+"""What can go wrong, as one tree, and whose it is to mend.
 
-    InputError             anything given to a function or a command
-      PoolError            a pool, or a file of completions
-      ProblemsError        a file or a benchmark of problems
-      PredictorError       labels, features, or a saved predictor
-      CheckpointError      a checkpoint of a language model
+    InputError (ValueError)     what was given cannot be used
+      RecordError               a file of JSON objects, one of them, or one of its fields
+      PoolError                 a pool: its arrays, its file, or what is asked of it
+      ProblemsError             problems that cannot be had, or none
+      PredictorError            labels, features, or a saved predictor
+      CheckpointError           a checkpoint of a language model
+      RunError                  a run's directory: of another run, in use, or without room
+    BackendError                a sampler or a verifier does not start, or cannot go on
+      ProblemError              it cannot take this one problem, and can take others
+      BadRequestError           a server understood a request and refuses it
+    EngineError                 a sampler or a verifier does not keep its contract
+    Terminated (BaseException)  the process has been told to end
 
-Every message is one line that names the place, what was wrong and what to do, so that a command can
-print it as it is and exit with 2.
+An `InputError` is for whoever gave the input: its message is one line that names the place, what
+was wrong and what to do, so a command prints it as it is and exits with 2. A `BackendError` is one
+line too, but the world's doing, or what only a model's start can tell: a server that is gone, too
+little memory, an architecture that vLLM does not know. A live run turns it into a `RunError` that
+says what was drawn and is kept. An `EngineError` is for whoever wrote the sampler or the verifier.
 """
 
 import contextlib
 import difflib
 from collections.abc import Collection, Iterator
 
-__all__ = ["InputError", "Terminated", "bad_input", "did_you_mean"]
+__all__ = [
+    "BackendError",
+    "BadRequestError",
+    "EngineError",
+    "InputError",
+    "PoolError",
+    "ProblemError",
+    "ProblemsError",
+    "RecordError",
+    "RunError",
+    "Terminated",
+    "bad_input",
+    "did_you_mean",
+]
 
 
 _SHOWN = 20  # names that a message lists at most
@@ -22,6 +45,38 @@ _SHOWN = 20  # names that a message lists at most
 
 class InputError(ValueError):
     """Something given cannot be used; the message is one line that says what."""
+
+
+class RecordError(InputError):
+    """A file of records that cannot be used: one line with the file, the record and the field."""
+
+
+class PoolError(InputError):
+    """A pool that cannot be used: one line with the file, the array, the place and the remedy."""
+
+
+class ProblemsError(InputError):
+    """Problems that cannot be used: one line with the file or dataset and the remedy."""
+
+
+class RunError(InputError):
+    """A run's directory that cannot be used or written: one line with the remedy."""
+
+
+class BackendError(Exception):
+    """A sampler or verifier cannot go on; the message is one line that says what to do about it."""
+
+
+class ProblemError(BackendError):
+    """One problem cannot be sampled or scored, such as one longer than the context; others can."""
+
+
+class BadRequestError(BackendError):
+    """A server understood a request and refuses it; asking again would change nothing."""
+
+
+class EngineError(RuntimeError):
+    """A sampler or a verifier that does not keep its contract."""
 
 
 class Terminated(BaseException):

@@ -16,9 +16,10 @@ from typing import Any, BinaryIO, Literal, get_args
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32, Shaped
 
-from optscale_jax.errors import InputError
+from optscale_jax.errors import PoolError
+from optscale_jax.files import atomic_write
 
-__all__ = ["Pool", "PoolError", "PoolKind"]
+__all__ = ["Pool", "PoolKind"]
 
 PoolKind = Literal["parallel", "sequential"]
 """Whether completions are independent draws, or each was written with the one before in view."""
@@ -26,10 +27,6 @@ PoolKind = Literal["parallel", "sequential"]
 _PER_COMPLETION = ("scores", "correct", "tokens", "answers", "mask")
 _PER_PROBLEM = ("gold", "problem_ids")
 _NOT_AN_ARCHIVE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
-
-
-class PoolError(InputError):
-    """A pool that cannot be used: one line with the file, the array, the place and the remedy."""
 
 
 # A plain dataclass of NumPy arrays rather than a pytree: a pool holds strings, is never traced, and
@@ -271,26 +268,15 @@ class Pool:
         Raises:
             OSError: If the file cannot be written.
         """
-        path = Path(path)
         arrays = {name: array for name, array in self._arrays().items() if array is not None}
         arrays.setdefault("scores", np.full(self.mask.shape, np.nan, np.float32))
         if np.all(self.mask):
             del arrays["mask"]
         if self.kind != "parallel":
             arrays["kind"] = np.array(self.kind)
-
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # In the same folder, because os.replace is atomic only within one file system.
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with open(unfinished, "wb") as file:
-                # NumPy stamps the members with a fixed date; sorting fixes their order too.
-                np.savez_compressed(file, **dict(sorted(arrays.items())))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        with atomic_write(path, binary=True) as file:
+            # NumPy stamps the members with a fixed date; sorting fixes their order too.
+            np.savez_compressed(file, **dict(sorted(arrays.items())))
 
     def subset(self, problems: Any) -> "Pool":
         """Keeps some problems, in the order given.
@@ -337,21 +323,6 @@ class Pool:
                 f"{self.num_samples} to give"
             )
         return self._map(lambda array: array[:, :num_samples] if array.ndim == 2 else array)
-
-    def with_scores(self, scores: Any, *, clip: bool = False) -> "Pool":
-        """Puts another verifier's scores in the place of this pool's.
-
-        Args:
-            scores: [P, N] numbers in [0, 1], or None for no verifier.
-            clip: Move scores outside [0, 1] to the nearer end instead of refusing them.
-
-        Returns:
-            The pool with those scores.
-
-        Raises:
-            PoolError: If the scores have another shape or a value outside the domain.
-        """
-        return Pool.from_arrays(**{**self._arrays(), "scores": scores}, kind=self.kind, clip=clip)
 
     def _arrays(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in (*_PER_COMPLETION, *_PER_PROBLEM)}

@@ -2,7 +2,7 @@
 
 `load_problems` reads the benchmarks of the paper by name, from the Hugging Face hub, and the same
 or any other problems from a JSON lines file; it makes those of the small world. The `datasets`
-library is imported only for the hub.
+library is imported only for the hub, the small world only for its problems.
 """
 
 import dataclasses
@@ -13,37 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from optscale_jax.answers import extract_gold
-from optscale_jax.errors import InputError
-from optscale_jax.pool import PoolError
+from optscale_jax.errors import ProblemsError
 from optscale_jax.readers.records import Record, read_records
-from optscale_jax.tiny.arithmetic import records
+from optscale_jax.records import Problem
 
-__all__ = ["BENCHMARKS", "Benchmark", "Problem", "ProblemsError", "load_problems", "read_problems"]
+__all__ = ["BENCHMARKS", "Benchmark", "load_problems", "read_problems"]
 
 TEXT_FIELDS = ("problem", "question")
 ID_FIELDS = ("unique_id", "problem_id", "id")
 ANSWER_FIELDS = ("answer", "gold")
 _ARITHMETIC = re.compile(r"arithmetic-(?P<seed>[0-9]{1,9})")
 _ARITHMETIC_COUNT = 400
-
-
-class ProblemsError(InputError):
-    """Problems that cannot be used: one line with the file or dataset, the place and the remedy."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """One problem of a benchmark.
-
-    Attributes:
-        id: Unique within a run; seeds and the run's log are keyed by it.
-        text: The question as it is put to the sampler, before any chat template.
-        answer: The gold answer; None = not known.
-    """
-
-    id: str
-    text: str
-    answer: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,17 +67,16 @@ def load_problems(source: str | os.PathLike[str], *, limit: int | None = None) -
         The problems, in order.
 
     Raises:
-        ProblemsError: If the file or the dataset cannot be had, or as `read_problems`.
+        InputError: If the file or the dataset cannot be had, or as `read_problems`.
     """
     if limit is not None and limit < 1:
         raise ProblemsError(f"limit is {limit}; it must be at least 1")
     name = os.fspath(source)
     made = _ARITHMETIC.fullmatch(name)
     if made:
-        drawn = records(int(made["seed"]), limit or _ARITHMETIC_COUNT)
-        problems = [
-            Problem(str(r["unique_id"]), str(r["problem"]), str(r["answer"])) for r in drawn
-        ]
+        from optscale_jax.tiny.arithmetic import draw_problems
+
+        problems = draw_problems(int(made["seed"]), limit or _ARITHMETIC_COUNT)
     elif name in BENCHMARKS:
         problems = _from_hub(name)
     elif Path(name).exists():
@@ -125,20 +104,18 @@ def read_problems(path: str | os.PathLike[str]) -> list[Problem]:
         The problems, in order.
 
     Raises:
-        ProblemsError: If the file cannot be read, is not JSON, or holds a record whose question is
+        ProblemsError: If the file is a folder, or holds no record.
+        RecordError: If the file cannot be read, is not JSON, or holds a record whose question is
             missing, that lacks an answer or id that others have, whose fields have the wrong type,
             or whose id repeats; the message names file, line and field.
     """
     path = Path(path)
     if path.is_dir():
         raise ProblemsError(f"{path}: a folder; give a JSON lines file")
-    try:
-        return _problems(read_records(path))
-    except PoolError as error:
-        raise ProblemsError(str(error)) from error
+    return _problems(read_records(path), str(path))
 
 
-def _problems(records: Iterable[Record]) -> list[Problem]:
+def _problems(records: Iterable[Record], source: str) -> list[Problem]:
     problems: dict[str, Problem] = {}
     places: dict[str, str] = {}
     first: Record | None = None
@@ -158,7 +135,7 @@ def _problems(records: Iterable[Record]) -> list[Problem]:
         problems[problem.id] = problem
         places[problem.id] = record.place
     if not problems:
-        raise ProblemsError("no records; give one problem at least")
+        raise ProblemsError(f"{source}: no records; give one problem at least")
     return list(problems.values())
 
 
@@ -214,7 +191,4 @@ def _from_hub(name: str) -> list[Problem]:
             f"give the file that you mean: --problems {name}.jsonl"
         )
     source = benchmark.dataset
-    try:
-        return _problems(Record(source, f"row {i}", row) for i, row in enumerate(rows))
-    except PoolError as error:
-        raise ProblemsError(str(error)) from error
+    return _problems((Record(source, f"row {i}", row) for i, row in enumerate(rows)), source)

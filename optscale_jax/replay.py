@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optscale_jax.errors import PoolError
 from optscale_jax.estimation import Prior
 from optscale_jax.policies import Info, Observation, Policy, num_settings
 from optscale_jax.policies.stacking import as_arrays, axes
-from optscale_jax.pool import Pool, PoolError
+from optscale_jax.pool import Pool
 from optscale_jax.typing import Array
 
 __all__ = ["ReplayResult", "check_pool", "permutations", "replay"]

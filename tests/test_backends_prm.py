@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optscale_jax.backends import BackendError, Completion
 from optscale_jax.backends.config import VerifierConfig
 from optscale_jax.backends.families import FORMATS, StepFormat
 from optscale_jax.backends.prm import (
@@ -18,7 +17,8 @@ from optscale_jax.backends.prm import (
     split_steps,
     step_prompt,
 )
-from optscale_jax.problems import Problem
+from optscale_jax.errors import BackendError
+from optscale_jax.records import Completion, Problem
 from tests.checkpoints import save_tokenizer
 
 QWEN = FORMATS["qwen2.5-math-prm"]
@@ -279,7 +279,7 @@ def test_another_family_is_one_class(tokenizer, monkeypatch):
     assert tokenizer.decode(pooler.prompts[0].token_ids) == (
         "<|im_start|>user\nWhat is 1 + 1?one<|endoftext|>two<|endoftext|><|im_end|>\n"
     )
-    with pytest.raises(ValueError, match=r"family is 'yours'; there are qwen2\.5-math-prm"):
+    with pytest.raises(ValueError, match=r"family is 'yours'; it must be one of qwen2\.5-math-prm"):
         VerifierConfig(family="yours")
 
 

@@ -15,18 +15,18 @@ import time
 
 import pytest
 
-from optscale_jax.backends import BackendError, Completion, ProblemError, sample_seed
+from optscale_jax.backends import sample_seed
 from optscale_jax.backends.config import (
     JudgeConfig,
     PromptConfig,
     SamplerConfig,
     ServerConfig,
     VerifierConfig,
-    make_sampler,
-    make_verifier,
 )
 from optscale_jax.backends.generative import GenerativeVerifier
-from optscale_jax.problems import Problem
+from optscale_jax.backends.make import make_sampler, make_verifier
+from optscale_jax.errors import BackendError, ProblemError
+from optscale_jax.records import Completion, Problem
 
 KEY = "sk-very-secret-0123456789"
 PLAIN = PromptConfig()

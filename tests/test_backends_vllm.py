@@ -8,16 +8,11 @@ import psutil
 import pytest
 
 from eval.bench.live import TransformersPrm
-from optscale_jax.backends import BackendError, Completion, ProblemError, sample_seed
-from optscale_jax.backends.config import (
-    EngineConfig,
-    PromptConfig,
-    SamplerConfig,
-    VerifierConfig,
-    make_sampler,
-    make_verifier,
-)
-from optscale_jax.problems import Problem
+from optscale_jax.backends import sample_seed
+from optscale_jax.backends.config import EngineConfig, PromptConfig, SamplerConfig, VerifierConfig
+from optscale_jax.backends.make import make_sampler, make_verifier
+from optscale_jax.errors import BackendError, ProblemError
+from optscale_jax.records import Completion, Problem
 from tests.checkpoints import save_model
 
 pytestmark = [

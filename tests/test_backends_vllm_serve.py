@@ -14,17 +14,16 @@ import httpx
 import pytest
 
 from eval.bench.live import TransformersPrm
-from optscale_jax.backends import BackendError, Completion, ProblemError
 from optscale_jax.backends.config import (
     JudgeConfig,
     PromptConfig,
     SamplerConfig,
     ServerConfig,
     VerifierConfig,
-    make_sampler,
-    make_verifier,
 )
-from optscale_jax.problems import Problem
+from optscale_jax.backends.make import make_sampler, make_verifier
+from optscale_jax.errors import BackendError, ProblemError
+from optscale_jax.records import Completion, Problem
 from tests.checkpoints import save_model, separator_id
 
 pytestmark = [

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -18,14 +19,12 @@ import pytest
 
 import optscale_jax
 from optscale_jax import Pool, Prior, policies, replay, synthetic_pool
-from optscale_jax.backends.base import Completion, ProblemError, Score
 from optscale_jax.backends.recorded import RecordedSampler, RecordedVerifier, recorded_problems
-from optscale_jax.live.engine import EngineError, ask_again, solutions_pool, solve
+from optscale_jax.errors import EngineError, PoolError, ProblemError
+from optscale_jax.live.engine import ask_again, solutions_pool, solve, solve_async
 from optscale_jax.live.runs import Run
-from optscale_jax.pool import PoolError
-from optscale_jax.problems import Problem
 from optscale_jax.readers import read_pool
-from optscale_jax.study.metrics import TokenLedger
+from optscale_jax.records import Completion, Problem, Score, TokenLedger
 
 ROOT = Path(__file__).resolve().parents[1]
 N = 16
@@ -432,8 +431,48 @@ def len_lines(path) -> int:
     return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
+def test_solve_works_where_a_loop_runs_already(pool):
+    policy = policies.best_of_n(4)
+
+    async def cell():
+        return live(pool, policy)
+
+    in_a_notebook = asyncio.run(cell())
+    assert [repr(s) for s in in_a_notebook] == [repr(s) for s in live(pool, policy)]
+
+
+def test_an_error_and_an_interrupt_reach_whoever_solves_where_a_loop_runs():
+    sampler = ScriptedSampler(1)  # whose completion never ends
+    ended = []
+
+    class Interrupted(ScriptedSampler):
+        async def sample(self, problem, n, first_index, *, abort):
+            main = threading.main_thread().ident
+            threading.Timer(0.05, signal.pthread_kill, [main, signal.SIGINT]).start()
+            try:
+                async for completion in sampler.sample(problem, n, first_index, abort=abort):
+                    yield completion
+            finally:
+                ended.append(first_index)
+
+    async def cell(verifier, sampler):
+        return solve([Problem("p", "?")], sampler, verifier, policies.best_of_n(1))
+
+    # As a notebook's loop, which handles no signals; asyncio.run would.
+    loop = asyncio.new_event_loop()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(cell(TableVerifier([0.5]), Interrupted(1)))
+        assert ended == [0]
+        with pytest.raises(ValueError, match="reads scores: give a verifier"):
+            loop.run_until_complete(cell(None, sampler))
+    finally:
+        loop.close()
+
+
 def test_solve_is_a_public_name_that_is_loaded_when_asked_for():
     assert optscale_jax.solve is solve
+    assert optscale_jax.solve_async is solve_async
     script = (
         "import sys, optscale_jax; assert 'optscale_jax.live.engine' not in sys.modules; "
         "optscale_jax.solve; assert 'optscale_jax.live.engine' in sys.modules"

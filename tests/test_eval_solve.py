@@ -11,11 +11,12 @@ import jax
 import pytest
 
 from eval import check_decisions, replay, sample, solve
-from eval.live import OUTPUTS
 from optscale_jax import Pool, synthetic_pool
 from optscale_jax.cli import parse
+from optscale_jax.live.config import SampleConfig, SolveConfig
 from optscale_jax.problems import BENCHMARKS
 from optscale_jax.readers import read_pool
+from optscale_jax.report.live import OUTPUTS
 from optscale_jax.study.registry import expand
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -205,12 +206,12 @@ GENERATORS = {
 }
 
 
-def shipped(generator: str, benchmark: str) -> solve.SolveConfig:
+def shipped(generator: str, benchmark: str) -> SolveConfig:
     files = [CONFIGS / f"{generator}.yaml"]
     if benchmark != "math500":
         files.append(CONFIGS / f"{benchmark}.yaml")
     arguments = [part for file in files for part in ("--config", str(file))]
-    return parse(solve.SolveConfig, arguments, prog="solve", description="")
+    return parse(SolveConfig, arguments, prog="solve", description="")
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
@@ -238,10 +239,10 @@ def test_the_papers_configurations_say_what_the_paper_did(generator, benchmark):
 
 def test_the_small_configurations_are_comparable():
     live = parse(
-        solve.SolveConfig, ["--config", str(CONFIGS / "tiny.yaml")], prog="solve", description=""
+        SolveConfig, ["--config", str(CONFIGS / "tiny.yaml")], prog="solve", description=""
     )
     file = ROOT / "configs" / "sample" / "tiny.yaml"
-    fixed = parse(sample.SampleConfig, ["--config", str(file)], prog="sample", description="")
+    fixed = parse(SampleConfig, ["--config", str(file)], prog="sample", description="")
     for name in ("problems", "limit", "seed", "sampler", "verifier"):
         assert getattr(live, name) == getattr(fixed, name)
     assert live.policy.max_samples == fixed.n

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from eval import check_decisions, solve
-from optscale_jax.backends import BackendError
-from optscale_jax.backends.config import make_sampler, make_verifier
+from eval import check_decisions
+from optscale_jax.backends.make import make_sampler, make_verifier
 from optscale_jax.cli import parse
+from optscale_jax.errors import BackendError
+from optscale_jax.live.config import SolveConfig
 from optscale_jax.problems import BENCHMARKS
 from optscale_jax.readers import read_pool
 from tests.checkpoints import save_model
@@ -133,12 +134,12 @@ def test_the_papers_configurations_are_built_up_to_the_weights(
         models[name] = tmp_path / name
         models[name].mkdir(parents=True)
         (models[name] / "config.json").write_text(json.dumps(sizes))
-    config = parse(solve.SolveConfig, arguments, prog="solve", description="")
+    config = parse(SolveConfig, arguments, prog="solve", description="")
     for part in ("sampler", "verifier"):
         name = getattr(config, part).model
         arguments += [f"--{part}.model", str(models[name])]
-    config = parse(solve.SolveConfig, arguments, prog="solve", description="")
-    solve.policy_of_solve(config)
+    config = parse(SolveConfig, arguments, prog="solve", description="")
+    config.configured_policy()
 
     class BeforeTheWeights(Exception):
         pass

@@ -1,6 +1,12 @@
-"""The order of the modules: each imports only from those above it, and the core stays light."""
+"""The order of the files: each imports only from those above it, and the core stays light.
+
+An import counts wherever it stands: inside a function, which delays it, and under TYPE_CHECKING,
+which only a reader and a type checker follow. A circle of either kind is a circle to read.
+"""
 
 import ast
+import functools
+import graphlib
 import importlib.util
 import json
 import subprocess
@@ -12,10 +18,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "optscale_jax"
+COMMANDS = ("eval", "train")
 CORE = [
     "typing",
     "values",
     "errors",
+    "checks",
+    "files",
     "shipped",
     "plugins",
     "special",
@@ -25,6 +34,7 @@ CORE = [
     "bounds",
     "laws",
     "policies",
+    "records",
     "pool",
     "synthetic",
     "replay",
@@ -32,20 +42,60 @@ CORE = [
 LAYERS = [
     *CORE,
     "answers",
-    "equivalence",
     "readers",
-    "models",
+    "study",
+    "equivalence",
     "tiny",
     "problems",
+    "models",
     "predictor",
     "backends",
-    "study",
     "live",
-    "cli",
     "report",
+    "cli",
     # The package's own namespace, optscale_jax/__init__.py, re-exports from all of the others.
     "__init__",
 ]
+# The order of the files inside a folder, where more than "in no circle" is meant.
+INSIDE = {
+    "readers": [
+        "records",
+        "builder",
+        "jsonl",
+        "lm_eval",
+        "optscale",
+        "search_and_learn",
+        "live",
+        "detect",
+        "__init__",
+    ],
+    # Configurations know nothing of what is made from them.
+    "backends": [
+        "text",
+        "concurrency",
+        "families",
+        "base",
+        "__init__",
+        "config",
+        "recorded",
+        "servers",
+        "vllm_engine",
+        "prm",
+        "generative",
+        "openai_sampler",
+        "server_verifier",
+        "vllm_sampler",
+        "vllm_verifier",
+        "make",
+    ],
+    "live": ["__init__", "runs", "engine", "config", "session"],
+}
+# What a command still imports of another command.
+OFFENDERS: dict[str, set[str]] = {
+    "eval.bench.core": {"eval.replay"},
+    "eval.compare_priors": {"eval.predict", "eval.report"},
+    "eval.report": {"eval.replay"},
+}
 CORE_DEPENDENCIES = {"jax", "tensorflow_probability", "numpy", "jaxtyping"}
 HEAVY = [
     "torch",
@@ -65,12 +115,25 @@ HEAVY = [
 ]
 
 
-def modules() -> list[Path]:
-    return sorted((ROOT / PACKAGE).rglob("*.py"))
+def sources(*folders: str) -> list[Path]:
+    return sorted(file for folder in folders for file in (ROOT / folder).rglob("*.py"))
 
 
-def layer_of(path: Path) -> str:
-    return path.relative_to(ROOT / PACKAGE).parts[0].removesuffix(".py")
+def shown(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+@functools.cache
+def file_of(module: str) -> str | None:
+    """The file that a module is, as a dotted name; that of a folder is its __init__."""
+    path = ROOT.joinpath(*module.split("."))
+    if path.with_suffix(".py").is_file():
+        return module
+    return f"{module}.__init__" if (path / "__init__.py").is_file() else None
 
 
 def imported(path: Path, text: str) -> Iterator[tuple[str, str | None]]:
@@ -85,22 +148,54 @@ def imported(path: Path, text: str) -> Iterator[tuple[str, str | None]]:
             yield from ((module, alias.name) for alias in node.names)
 
 
-def layer_violations(path: Path, text: str) -> list[str]:
-    own = layer_of(path)
-    if own not in LAYERS:
-        return [f"{own} has no place in LAYERS"]
-    found = []
+def files_imported(path: Path, text: str) -> Iterator[str]:
+    """Yields the files of the repository that a file imports, as dotted names."""
     for module, name in imported(path, text):
-        top, *rest = module.split(".")
-        if top in ("eval", "train", "tests"):
-            found.append(f"{own} imports {module}")
+        if module.split(".")[0] in (PACKAGE, *COMMANDS, "tests"):
+            yield (name and file_of(f"{module}.{name}")) or file_of(module) or module
+
+
+def is_above(first: str, second: str, order: list[str]) -> bool:
+    return first in order and second in order and order.index(first) < order.index(second)
+
+
+def layer_violations(path: Path, text: str) -> list[str]:
+    own = module_of(path)
+    _, layer, *inner = own.split(".")
+    if layer not in LAYERS:
+        return [f"{layer} has no place in LAYERS"]
+    found = []
+    for other in files_imported(path, text):
+        top, *rest = other.split(".")
         if top != PACKAGE:
-            continue
-        layer = rest[0] if rest else name if name in LAYERS else "__init__"
-        above = layer in LAYERS and LAYERS.index(layer) < LAYERS.index(own)
-        if layer != own and not above:
-            found.append(f"{own} imports {layer}, which is not above it")
+            found.append(f"{own} imports {other}")
+        elif rest[0] != layer and not is_above(rest[0], layer, LAYERS):
+            found.append(f"{own} imports {other}, whose layer is not above it")
+        elif (
+            rest[0] == layer and layer in INSIDE and not is_above(rest[1], inner[0], INSIDE[layer])
+        ):
+            found.append(f"{own} imports {other}, which is not above it in its folder")
     return found
+
+
+def command_violations(path: Path, text: str) -> list[str]:
+    """What a command imports beside the library; the benches share a folder and its parts."""
+    own = module_of(path)
+    benches = "eval.bench."
+    return [
+        other
+        for other in files_imported(path, text)
+        if not other.startswith((PACKAGE, benches) if own.startswith(benches) else PACKAGE)
+    ]
+
+
+def circle(imports: dict[str, set[str]]) -> list[str]:
+    """The files of a circle; none where there is no circle."""
+    try:
+        graphlib.TopologicalSorter(imports).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
 
 
 def dependency_violations(path: Path, text: str) -> list[str]:
@@ -110,19 +205,38 @@ def dependency_violations(path: Path, text: str) -> list[str]:
         full = f"{module}.{name}" if name else module
         allowed = any(full == one or full.startswith(f"{one}.") for one in CORE_DEPENDENCIES)
         if top != PACKAGE and top not in sys.stdlib_module_names and not allowed:
-            found.append(f"{layer_of(path)} imports {full}")
+            found.append(f"{module_of(path)} imports {full}")
     return found
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT / PACKAGE)))
+@pytest.mark.parametrize("path", sources(PACKAGE), ids=shown)
 def test_module_imports_only_from_those_above_it(path):
     assert layer_violations(path, path.read_text()) == []
 
 
+@pytest.mark.parametrize("path", sources(*COMMANDS), ids=shown)
+def test_command_imports_only_the_library(path):
+    assert set(command_violations(path, path.read_text())) == OFFENDERS.get(module_of(path), set())
+
+
+def test_imports_among_files_are_in_no_circle():
+    imports = {
+        module_of(path): set(files_imported(path, path.read_text()))
+        for path in sources(PACKAGE, *COMMANDS)
+    }
+    assert len(imports) > 80
+    assert circle(imports) == []
+
+
+def test_circle_is_noticed_and_shown():
+    imports = {"a": {"b", "d"}, "b": {"c"}, "c": {"a"}, "d": set()}
+    assert set(circle(imports)) == {"a", "b", "c"}
+
+
 @pytest.mark.parametrize(
     "path",
-    [path for path in modules() if layer_of(path) in CORE],
-    ids=lambda path: str(path.relative_to(ROOT / PACKAGE)),
+    [path for path in sources(PACKAGE) if module_of(path).split(".")[1] in CORE],
+    ids=shown,
 )
 def test_core_imports_only_its_few_dependencies(path):
     assert dependency_violations(path, path.read_text()) == []
@@ -135,8 +249,11 @@ def test_core_imports_only_its_few_dependencies(path):
         ("pool.py", "from optscale_jax import replay"),
         ("pool.py", "import optscale_jax.study.metrics"),
         ("pool.py", "from optscale_jax import Pool"),
+        ("pool.py", "def f():\n  from optscale_jax.study import metrics"),
         ("policies/first_hit.py", "from ..replay import replay"),
         ("policies/first_hit.py", "from .. import pool"),
+        ("backends/config.py", "from optscale_jax.backends.prm import PrmVerifier"),
+        ("backends/config.py", "from . import make"),
         ("report/table.py", "from eval import replay"),
         ("unheard_of.py", "import math"),
     ],
@@ -151,11 +268,19 @@ def test_wrong_layer_is_noticed(file, line):
         ("policies/first_hit.py", "from .contract import Policy"),
         ("policies/first_hit.py", "from ..bounds import required_samples"),
         ("policies/first_hit.py", "from optscale_jax import bounds"),
+        ("backends/prm.py", "from optscale_jax.backends.config import VerifierConfig"),
         ("__init__.py", "from optscale_jax.pool import Pool"),
     ],
 )
 def test_right_layer_is_accepted(file, line):
     assert layer_violations(ROOT / PACKAGE / file, line) == []
+
+
+@pytest.mark.parametrize(
+    "line", ["from eval import replay", "import train.tiny", "from . import solve"]
+)
+def test_command_that_imports_another_is_noticed(line):
+    assert command_violations(ROOT / "eval" / "report.py", line)
 
 
 @pytest.mark.parametrize(

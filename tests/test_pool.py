@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from optscale_jax.pool import Pool, PoolError
+from optscale_jax.errors import PoolError
+from optscale_jax.pool import Pool
 
 ARRAYS = ("scores", "correct", "tokens", "answers", "gold", "problem_ids", "mask")
 
@@ -191,15 +192,13 @@ def test_all_nan_scores_mean_no_verifier(tmp_path):
     np.savez(path, **{**arrays(), "scores": np.full((3, 4), np.nan), "agree": np.eye(3, 4)})
     assert not Pool.load(path).has_scores
     np.testing.assert_array_equal(Pool.load(path, scores="agree").scores, np.eye(3, 4))
-    np.testing.assert_array_equal(Pool.load(path).with_scores(np.eye(3, 4)).scores, np.eye(3, 4))
-    assert not Pool.load(path, scores="agree").with_scores(None).has_scores
 
 
 def test_kind_is_parallel_unless_given_and_stays_with_parts(tmp_path):
     assert Pool.from_arrays(**arrays()).kind == "parallel"
     pool = Pool.from_arrays(**arrays(), kind="sequential")
-    parts = (pool.subset([1]), pool.truncate(2), pool.with_scores(None))
-    assert [part.kind for part in parts] == ["sequential"] * 3
+    parts = (pool.subset([1]), pool.truncate(2))
+    assert [part.kind for part in parts] == ["sequential"] * 2
     # Pools written before there were kinds read as parallel, and those still look the same.
     Pool.from_arrays(**arrays()).save(tmp_path / "pool.npz")
     assert "kind" not in np.load(tmp_path / "pool.npz").files
@@ -258,7 +257,6 @@ def test_truncate_keeps_the_first_completions():
         (lambda p: p.subset([0.5]), "subset: "),
         (lambda p: p.truncate(0), "truncate: 0 completions"),
         (lambda p: p.truncate(5), "truncate: 5 completions .* between 1 and 4"),
-        (lambda p: p.with_scores(np.zeros((3, 3))), r"correct has shape \(3, 4\) but scores has"),
     ],
 )
 def test_bad_selection_is_one_clear_line(change, message):

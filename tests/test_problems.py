@@ -8,7 +8,9 @@ import types
 
 import pytest
 
-from optscale_jax.problems import BENCHMARKS, Problem, ProblemsError, load_problems, read_problems
+from optscale_jax.errors import ProblemsError, RecordError
+from optscale_jax.problems import BENCHMARKS, load_problems, read_problems
+from optscale_jax.records import Problem
 
 
 def written(tmp_path, *records):
@@ -53,7 +55,7 @@ def test_limit_takes_the_first(tmp_path):
 )
 def test_a_file_that_cannot_be_used_is_one_line(tmp_path, records, says):
     path = written(tmp_path, *records)
-    with pytest.raises(ProblemsError) as raised:
+    with pytest.raises(RecordError) as raised:
         load_problems(path)
     message = str(raised.value)
     assert says in message
@@ -67,7 +69,7 @@ def test_a_pipe_is_refused(tmp_path):
     # Whoever opens one end waits for the other; both at once do not.
     writer = os.open(pipe, os.O_RDWR)
     try:
-        with pytest.raises(ProblemsError, match="a pipe"):
+        with pytest.raises(RecordError, match="a pipe"):
             load_problems(pipe)
     finally:
         os.close(writer)

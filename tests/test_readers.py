@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from optscale_jax.pool import Pool, PoolError
+from optscale_jax.errors import InputError, RecordError
+from optscale_jax.pool import Pool
 from optscale_jax.readers import (
     FORMATS,
     detect_format,
@@ -199,7 +200,7 @@ def test_sequential_official_pool_needs_no_scores(small, tmp_path):
     prompts = write_list(tmp_path / "prompts.json", small.prompts())
     pool = read_optscale(path, prompts, kind="sequential")
     assert_equal(pool, small.pool(scores=None, kind="sequential"))
-    with pytest.raises(PoolError, match=r"record 0: no field 'score.scores' \(it has prob"):
+    with pytest.raises(RecordError, match=r"record 0: no field 'score.scores' \(it has prob"):
         read_optscale(path, prompts)
 
 
@@ -367,7 +368,9 @@ def test_scores_beyond_the_interval_are_clipped_on_request(small, tmp_path):
     records[0]["scores"][0] = [-2, 7]
     path = write_lines(tmp_path / "completions.jsonl", records)
     assert read_search_and_learn(path, clip=True).scores[0, 0] == 1
-    with pytest.raises(PoolError, match=r"line 1: scores\[0\]\[0\] is -2; scores are in \[0, 1\]"):
+    with pytest.raises(
+        RecordError, match=r"line 1: scores\[0\]\[0\] is -2; scores are in \[0, 1\]"
+    ):
         read_search_and_learn(path)
 
 
@@ -537,7 +540,7 @@ def test_bad_official_record(name, tmp_path):
     truth = Truth(3, 4)
     path = write_list(tmp_path / "pool.json", changed(truth.optscale(), *change))
     prompts = write_list(tmp_path / "prompts.json", truth.prompts())
-    with pytest.raises(PoolError) as error:
+    with pytest.raises(RecordError) as error:
         read_optscale(path, prompts)
     check(error, path, message)
 
@@ -547,7 +550,7 @@ def test_bad_prompt(name, small, tmp_path):
     change, message = BAD_PROMPTS[name]
     path = write_list(tmp_path / "pool.json", small.optscale())
     prompts = write_list(tmp_path / "prompts.json", changed(small.prompts(), *change))
-    with pytest.raises(PoolError) as error:
+    with pytest.raises(RecordError) as error:
         read_optscale(path, prompts)
     check(error, prompts, message)
 
@@ -559,7 +562,7 @@ def test_prompts_of_other_problems(kept, message, tmp_path):
     path = write_list(tmp_path / "pool.json", records)
     prompts = write_list(tmp_path / "prompts.json", truth.prompts()[:kept])
     message = "record 2: has no problem in .*prompts.json, which has 2" if kept == 2 else message
-    with pytest.raises(PoolError) as error:
+    with pytest.raises(InputError) as error:
         read_optscale(path, prompts)
     check(error, path, message)
 
@@ -569,7 +572,7 @@ def test_bad_search_and_learn_record(name, tmp_path):
     change, message = BAD_SEARCH[name]
     records = changed(Truth(3, 4).search_and_learn(), *change)
     path = write_lines(tmp_path / "completions.jsonl", records)
-    with pytest.raises(PoolError) as error:
+    with pytest.raises(RecordError) as error:
         read_search_and_learn(path)
     check(error, path, message)
 
@@ -578,7 +581,7 @@ def test_bad_search_and_learn_record(name, tmp_path):
 def test_bad_lm_eval_record(name, tmp_path):
     change, message = BAD_LM_EVAL[name]
     path = write_lines(tmp_path / "samples.jsonl", changed(Truth(3, 4).lm_eval(), *change))
-    with pytest.raises(PoolError) as error:
+    with pytest.raises(RecordError) as error:
         read_lm_eval(path)
     check(error, path, message)
 
@@ -597,7 +600,7 @@ def test_bad_lm_eval_record(name, tmp_path):
 )
 def test_bad_lm_eval_options(small, tmp_path, options, message):
     path = write_lines(tmp_path / "samples.jsonl", small.lm_eval())
-    with pytest.raises(PoolError) as error:
+    with pytest.raises(InputError) as error:
         read_lm_eval(path, **options)
     check(error, path, message)
 
@@ -651,7 +654,7 @@ def test_bad_line(name, tmp_path):
     lines, message = BAD_LINES[name]
     lines = [{key: value for key, value in line.items() if value is not DELETE} for line in lines]
     path = write_lines(tmp_path / "pool.jsonl", lines)
-    with pytest.raises(PoolError) as error:
+    with pytest.raises(RecordError) as error:
         read_jsonl(path)
     check(error, path, message)
 
@@ -681,7 +684,7 @@ def test_bad_line(name, tmp_path):
 def test_unreadable_file(content, message, tmp_path):
     path = tmp_path / "file.json"
     path.write_bytes(content)
-    with pytest.raises(PoolError) as error:
+    with pytest.raises(InputError) as error:
         read_pool(path)
     check(error, path, message)
 
@@ -694,7 +697,7 @@ def test_list_cut_short_anywhere_names_the_record(tmp_path, indent):
     for cut in range(1, len(content), 97):
         path.write_bytes(content[:cut])
         record = max(sum(start < cut for start in starts) - 1, 0)
-        with pytest.raises(PoolError) as error:
+        with pytest.raises(RecordError) as error:
             read_optscale(path)
         # Between two records either may be named.
         check(error, path, rf"record ({record}|{record + 1})[^0-9].*the file ends here")
@@ -704,19 +707,19 @@ def test_large_list_that_breaks_late_names_the_field(tmp_path):
     records = Truth(40, 64).optscale()
     records[33]["score"]["scores"][0][17] = float("nan")
     path = write_list(tmp_path / "pool.json", records)
-    with pytest.raises(PoolError) as error:
+    with pytest.raises(RecordError) as error:
         read_optscale(path)
     check(error, path, r"record 33: score.scores\[0\]\[17\] is NaN")
     path = write_list(tmp_path / "pool.json", Truth(40, 64).optscale())
     path.write_text(path.read_text() + "]")
-    with pytest.raises(PoolError) as error:
+    with pytest.raises(RecordError) as error:
         read_optscale(path)
     check(error, path, "after the list: not JSON")
 
 
 def test_missing_file_and_folder(tmp_path):
     for path, message in ((tmp_path / "none.json", "no such file"), (tmp_path, "a folder")):
-        with pytest.raises(PoolError) as error:
+        with pytest.raises(RecordError) as error:
             read_pool(path)
         check(error, path, message)
 
@@ -733,7 +736,7 @@ def test_missing_file_and_folder(tmp_path):
 )
 def test_bad_options(small, tmp_path, options, message):
     path = write_lines(tmp_path / "completions.jsonl", small.search_and_learn())
-    with pytest.raises(PoolError) as error:
+    with pytest.raises(InputError) as error:
         read_pool(path, **options)
     check(error, path, message)
 
@@ -741,5 +744,5 @@ def test_bad_options(small, tmp_path, options, message):
 def test_list_without_ijson_says_what_to_install(small, tmp_path, monkeypatch):
     path = write_list(tmp_path / "pool.json", small.optscale())
     monkeypatch.setitem(sys.modules, "ijson", None)
-    with pytest.raises(PoolError, match=r"pip install 'optscale-jax\[readers\]'"):
+    with pytest.raises(RecordError, match=r"pip install 'optscale-jax\[readers\]'"):
         read_pool(path)

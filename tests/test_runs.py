@@ -6,11 +6,10 @@ import resource
 
 import pytest
 
-from optscale_jax.backends.base import Completion
-from optscale_jax.live.runs import Decision, Run, RunError, Sample
-from optscale_jax.problems import Problem
+from optscale_jax.errors import RunError
+from optscale_jax.live.runs import Run
 from optscale_jax.readers import read_pool
-from optscale_jax.study.metrics import TokenLedger
+from optscale_jax.records import Completion, Decision, Problem, Sample, TokenLedger
 
 PROBLEMS = [Problem("a", "1+1?", "2"), Problem("b", "2+2?", "4")]
 CONFIG = "policy:\n  name: first_hit\n  s_min: 0.9\nseed: 0\nout: here\n"
@@ -31,6 +30,17 @@ def decision(problem_id="a", num_samples=1):
     ledger = TokenLedger(completed=7, aborted=2, verifier=11)
     law = {"a": 2.5, "b": 0.5}
     return Decision(problem_id, num_samples, 7, 0, "bound_reached", 3, law, ledger)
+
+
+def test_ledgers_entries_of_an_older_version_are_passed_over(tmp_path):
+    with opened(tmp_path) as run:
+        run.add_decision(decision())
+    log = tmp_path / "decisions.jsonl"
+    log.write_text(log.read_text().replace('"predictor": 0', '"predictor": 0, "search": 0'))
+    with opened(tmp_path) as run:
+        back = run.decision("a")
+        assert back is not None
+        assert back.ledger == decision().ledger
 
 
 def test_everything_comes_back(tmp_path):

@@ -15,12 +15,13 @@ from flax import nnx
 
 from eval.bench.live import TransformersPrm, sample_all
 from optscale_jax import Pool, policies, replay
-from optscale_jax.backends import Score
-from optscale_jax.backends.config import SamplerConfig, VerifierConfig, make_sampler, make_verifier
+from optscale_jax.backends.config import SamplerConfig, VerifierConfig
+from optscale_jax.backends.make import make_sampler, make_verifier
 from optscale_jax.backends.prm import split_steps
 from optscale_jax.models import Qwen2
 from optscale_jax.predictor.labels import read_labels
-from optscale_jax.problems import Problem, load_problems
+from optscale_jax.problems import load_problems
+from optscale_jax.records import Problem, Score
 from optscale_jax.tiny import (
     Chain,
     check_steps,

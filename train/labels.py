@@ -16,11 +16,10 @@ import numpy as np
 
 from optscale_jax.cli import command, output_file
 from optscale_jax.empirical_bayes import fit_pooled_prior
-from optscale_jax.errors import InputError, bad_input
+from optscale_jax.errors import InputError, PoolError, ProblemsError, bad_input
 from optscale_jax.estimation import ScoreStats
-from optscale_jax.pool import PoolError
 from optscale_jax.predictor.labels import Labels, labels_of_pool, lines, read_labels
-from optscale_jax.problems import ProblemsError, load_problems
+from optscale_jax.problems import load_problems
 from optscale_jax.readers import read_pool
 from optscale_jax.readers.records import read_records
 from optscale_jax.shipped import located

@@ -23,17 +23,17 @@ from typing import Any
 import numpy as np
 
 from optscale_jax import Policy, policies
-from optscale_jax.backends import BackendError, Completion, sample_seed
+from optscale_jax.backends import sample_seed
 from optscale_jax.backends.config import PromptConfig, SamplerConfig, VerifierConfig
 from optscale_jax.backends.prm import PrmVerifier, split_steps
 from optscale_jax.backends.vllm_engine import engine_arguments, engine_environment
 from optscale_jax.backends.vllm_sampler import VllmSampler, prompt_token_ids
 from optscale_jax.backends.vllm_verifier import VllmPooler
 from optscale_jax.cli import command
-from optscale_jax.errors import InputError
+from optscale_jax.errors import BackendError, InputError
 from optscale_jax.live.engine import Solution, solve_async
 from optscale_jax.live.runs import Run
-from optscale_jax.problems import Problem
+from optscale_jax.records import Completion, Problem
 from optscale_jax.tiny import SYSTEM_PROMPT, draw_chains, reasoner_path, verifier_path
 
 from .rows import Report, finish

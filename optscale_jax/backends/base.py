@@ -5,35 +5,14 @@ knows of policies: what to draw, what to abort and in which order to decide is t
 """
 
 import asyncio
-import dataclasses
 import hashlib
 import json
 from collections.abc import AsyncIterator, Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-from optscale_jax.problems import Problem
+from optscale_jax.records import Completion, Problem, Score
 
-__all__ = [
-    "BackendError",
-    "Completion",
-    "FinishReason",
-    "ProblemError",
-    "Sampler",
-    "Score",
-    "Verifier",
-    "sample_seed",
-]
-
-FinishReason = Literal["stop", "length", "abort"]
-"""Why a completion ended: by itself, at the limit on its length, or because it was aborted."""
-
-
-class BackendError(Exception):
-    """A sampler or verifier cannot go on; the message is one line that says what to do about it."""
-
-
-class ProblemError(BackendError):
-    """One problem cannot be sampled or scored, such as one longer than the context; others can."""
+__all__ = ["Sampler", "Verifier", "sample_seed"]
 
 
 def sample_seed(run_seed: int, problem_id: str, index: int) -> int:
@@ -52,43 +31,6 @@ def sample_seed(run_seed: int, problem_id: str, index: int) -> int:
     """
     key = json.dumps([run_seed, problem_id, index]).encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 11
-
-
-@dataclasses.dataclass(frozen=True)
-class Completion:
-    """One completion of a problem.
-
-    Attributes:
-        index: Launch order within the problem, from 0; with the run's seed and the problem's id it
-            determines the completion's seed.
-        text: The completion, without the prompt.
-        tokens: Its length in tokens, those of a partial completion too.
-        finish_reason: Why it ended.
-        prompt_tokens: Length of the prompt in tokens; 0 where the sampler does not say.
-    """
-
-    index: int
-    text: str
-    tokens: int
-    finish_reason: FinishReason = "stop"
-    prompt_tokens: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Score:
-    """A verifier's judgement of one completion.
-
-    Attributes:
-        value: The score, in [0, 1].
-        steps: Step scores in [0, 1], in order; empty for verifiers that judge the whole.
-        tokens: Tokens that the verifier read and wrote for it.
-        note: What was unusual, such as "truncated" or "no step"; None for nothing.
-    """
-
-    value: float
-    steps: tuple[float, ...] = ()
-    tokens: int = 0
-    note: str | None = None
 
 
 @runtime_checkable

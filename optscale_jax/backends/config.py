@@ -1,16 +1,14 @@
-"""Configurations of samplers and verifiers, and the constructors that make them real.
+"""Configurations of samplers and verifiers; `make` makes what they describe.
 
-Their `Attributes:` are what the commands' --help prints. A constructor imports vLLM or the HTTP
-client only when a configuration asks for it.
+Their `Attributes:` are what the commands' --help prints.
 """
 
 import dataclasses
-import math
 from typing import Any, Literal
 
-from optscale_jax.backends.base import Sampler, Verifier
 from optscale_jax.backends.families import FORMATS
-from optscale_jax.shipped import located
+from optscale_jax.checks import at_least, one_of, positive, within
+from optscale_jax.errors import InputError
 
 __all__ = [
     "EngineConfig",
@@ -19,30 +17,7 @@ __all__ = [
     "SamplerConfig",
     "ServerConfig",
     "VerifierConfig",
-    "make_sampler",
-    "make_verifier",
 ]
-
-
-# Before their first use, which is while the classes below are made.
-def _at_least(config: Any, least: int, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and value < least:
-            raise ValueError(f"{name} is {value}; it must be at least {least}")
-
-
-def _within(
-    config: Any, *names: str, low: float, high: float = math.inf, low_open: bool = False
-) -> None:
-    for name in names:
-        value = getattr(config, name)
-        above = value > low if low_open else value >= low
-        if not (above and value <= high and math.isfinite(value)):
-            bounds = f"in {'(' if low_open else '['}{low:g}, {high:g}]"
-            if high == math.inf:
-                bounds = f"above {low:g}" if low_open else f"at least {low:g}"
-            raise ValueError(f"{name} is {value}; it must be {bounds}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,12 +59,7 @@ class EngineConfig:
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuses numbers outside their domain.
-
-        Raises:
-            ValueError: Naming the first such field.
-        """
-        _at_least(
+        at_least(
             self,
             1,
             "max_model_len",
@@ -99,7 +69,7 @@ class EngineConfig:
             "data_parallel_size",
             "cpu_kv_cache_gib",
         )
-        _within(self, "gpu_memory_utilization", low=0.0, high=1.0, low_open=True)
+        within(self, "(0, 1]", "gpu_memory_utilization")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,20 +101,15 @@ class ServerConfig:
     vllm: bool = True
 
     def __post_init__(self) -> None:
-        """Refuses numbers outside their domain, and addresses that are none.
-
-        Raises:
-            ValueError: Naming the first such field.
-        """
-        _at_least(self, 1, "concurrency", "attempts")
-        _within(self, "connect_timeout", "read_timeout", low=0.0, low_open=True)
-        _within(self, "backoff", low=0.0)
+        at_least(self, 1, "concurrency", "attempts")
+        positive(self, "connect_timeout", "read_timeout")
+        at_least(self, 0, "backoff")
         if self.api_key_env is not None and not self.api_key_env.isidentifier():
             # What is given may be the key itself, so it is not shown.
-            raise ValueError("api_key_env must be the name of an environment variable")
+            raise InputError("api_key_env must be the name of an environment variable")
         for url in self.base_urls:
             if not url.startswith(("http://", "https://")):
-                raise ValueError(f"base_urls has {url!r}; it must begin with http:// or https://")
+                raise InputError(f"base_urls has {url!r}; it must begin with http:// or https://")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,13 +136,8 @@ class PromptConfig:
     prefix: str = ""
 
     def __post_init__(self) -> None:
-        """Refuses a template without a place for the problem.
-
-        Raises:
-            ValueError: If {problem} is missing.
-        """
         if "{problem}" not in self.template:
-            raise ValueError(f"template is {self.template!r}; {{problem}} must stand in it")
+            raise InputError(f"template is {self.template!r}; {{problem}} must stand in it")
 
     def messages(self, text: str) -> list[dict[str, str]]:
         """The chat messages for a problem's text."""
@@ -223,15 +183,10 @@ class SamplerConfig:
     server: ServerConfig = ServerConfig()
 
     def __post_init__(self) -> None:
-        """Refuses numbers outside their domain.
-
-        Raises:
-            ValueError: Naming the first such field.
-        """
-        _at_least(self, 0, "top_k")
-        _at_least(self, 1, "max_tokens")
-        _within(self, "temperature", low=0.0)
-        _within(self, "top_p", low=0.0, high=1.0, low_open=True)
+        at_least(self, 0, "top_k")
+        at_least(self, 1, "max_tokens")
+        at_least(self, 0, "temperature")
+        within(self, "(0, 1]", "top_p")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,17 +219,12 @@ class JudgeConfig:
     positive: str = "correct"
 
     def __post_init__(self) -> None:
-        """Refuses numbers outside their domain and a template without a place for the texts.
-
-        Raises:
-            ValueError: Naming the first such field.
-        """
-        _at_least(self, 1, "samples", "max_tokens")
-        _within(self, "temperature", low=0.0)
-        _within(self, "top_p", low=0.0, high=1.0, low_open=True)
+        at_least(self, 1, "samples", "max_tokens")
+        at_least(self, 0, "temperature")
+        within(self, "(0, 1]", "top_p")
         for place in ("{problem}", "{completion}"):
             if place not in self.template:
-                raise ValueError(f"template has no {place}; it must stand in it")
+                raise InputError(f"template has no {place}; it must stand in it")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,62 +263,4 @@ class VerifierConfig:
     server: ServerConfig = ServerConfig()
 
     def __post_init__(self) -> None:
-        """Refuses a family that there is not.
-
-        Raises:
-            ValueError: Naming those that there are.
-        """
-        if self.family not in FORMATS:
-            raise ValueError(f"family is {self.family!r}; there are {', '.join(FORMATS)}")
-
-
-def make_sampler(config: SamplerConfig, *, seed: int) -> Sampler:
-    """Makes the sampler of a configuration; an engine of vLLM starts here, which takes a while.
-
-    Args:
-        config: The configuration.
-        seed: Of the run; completions are a function of it, the problem's id and their index.
-
-    Returns:
-        The sampler; close it when done.
-
-    Raises:
-        BackendError: If it cannot be made, in one line that says why.
-    """
-    config = dataclasses.replace(config, model=located(config.model))
-    if config.kind == "server":
-        from optscale_jax.backends.openai_sampler import OpenAISampler
-
-        return OpenAISampler(config, seed=seed)
-    from optscale_jax.backends.vllm_sampler import VllmSampler
-
-    return VllmSampler(config, seed=seed)
-
-
-def make_verifier(config: VerifierConfig, *, seed: int) -> Verifier:
-    """Makes the verifier of a configuration; an engine of vLLM starts here, which takes a while.
-
-    Args:
-        config: The configuration.
-        seed: Of the run; only a judge's verdicts depend on it.
-
-    Returns:
-        The verifier; close it when done.
-
-    Raises:
-        BackendError: If it cannot be made, in one line that says why.
-    """
-    config = dataclasses.replace(config, model=located(config.model))
-    if config.kind == "generative":
-        from optscale_jax.backends.generative import GenerativeVerifier
-
-        return GenerativeVerifier.from_config(config, seed=seed)
-    from optscale_jax.backends.prm import PrmVerifier
-
-    if config.backend == "server":
-        from optscale_jax.backends.server_verifier import ServerPooler
-
-        return PrmVerifier(config, ServerPooler(config))
-    from optscale_jax.backends.vllm_verifier import VllmPooler
-
-    return PrmVerifier(config, VllmPooler(config))
+        one_of(self, FORMATS, "family")

@@ -4,15 +4,10 @@ import asyncio
 import re
 from collections.abc import Sequence
 
-from optscale_jax.backends.base import Completion, ProblemError, Sampler, Score
-from optscale_jax.backends.config import (
-    JudgeConfig,
-    PromptConfig,
-    SamplerConfig,
-    VerifierConfig,
-    make_sampler,
-)
-from optscale_jax.problems import Problem
+from optscale_jax.backends.base import Sampler
+from optscale_jax.backends.config import JudgeConfig
+from optscale_jax.errors import ProblemError
+from optscale_jax.records import Completion, Problem, Score
 
 __all__ = ["GenerativeVerifier"]
 
@@ -35,24 +30,6 @@ class GenerativeVerifier:
         self._config = config
         self._sampler = sampler
         self._verdict = re.compile(config.verdict)
-
-    @classmethod
-    def from_config(cls, config: VerifierConfig, *, seed: int) -> "GenerativeVerifier":
-        """Makes the judge and the sampler that asks it."""
-        judge = config.judge
-        sampler = SamplerConfig(
-            kind=config.backend,
-            model=config.model,
-            revision=config.revision,
-            tokenizer=config.tokenizer,
-            prompt=PromptConfig(system=judge.system),
-            temperature=judge.temperature,
-            top_p=judge.top_p,
-            max_tokens=judge.max_tokens,
-            engine=config.engine,
-            server=config.server,
-        )
-        return cls(judge, make_sampler(sampler, seed=seed))
 
     async def score(self, problem: Problem, completions: Sequence[Completion]) -> list[Score]:
         """Scores completions of one problem, all at once."""

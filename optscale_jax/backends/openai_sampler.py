@@ -3,20 +3,15 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
-from pathlib import Path
 from typing import Any
 
-from optscale_jax.backends.base import (
-    BackendError,
-    Completion,
-    FinishReason,
-    ProblemError,
-    sample_seed,
-)
+from optscale_jax.backends.base import sample_seed
 from optscale_jax.backends.concurrency import as_they_end, cancelled
 from optscale_jax.backends.config import SamplerConfig
-from optscale_jax.backends.servers import BadRequestError, Servers
-from optscale_jax.problems import Problem
+from optscale_jax.backends.servers import Servers
+from optscale_jax.backends.text import read_template
+from optscale_jax.errors import BackendError, BadRequestError, ProblemError
+from optscale_jax.records import Completion, FinishReason, Problem
 
 __all__ = ["OpenAISampler"]
 
@@ -165,7 +160,7 @@ def _request(config: SamplerConfig) -> dict[str, Any]:
     if config.top_k:
         beyond["top_k"] = config.top_k
     if prompt.chat_template is not None:
-        beyond["chat_template"] = _template(prompt.chat_template)
+        beyond["chat_template"] = read_template(prompt.chat_template)
     if prompt.chat_template_args:
         beyond["chat_template_kwargs"] = dict(prompt.chat_template_args)
     if prompt.chat and prompt.prefix:
@@ -183,12 +178,3 @@ def _request(config: SamplerConfig) -> dict[str, Any]:
         beyond["repetition_penalty"] = 1.0
         beyond["min_p"] = 0.0
     return request | beyond | config.extra
-
-
-def _template(given: str) -> str:
-    if "{" in given:
-        return given
-    try:
-        return Path(given).expanduser().read_text(encoding="utf-8")
-    except OSError as error:
-        raise BackendError(f"prompt.chat_template: {given}: {error.strerror}") from error

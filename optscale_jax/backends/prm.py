@@ -14,10 +14,10 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from optscale_jax.backends.base import BackendError, Completion, Score
 from optscale_jax.backends.config import VerifierConfig
 from optscale_jax.backends.families import FORMATS, StepFormat
-from optscale_jax.problems import Problem
+from optscale_jax.errors import BackendError
+from optscale_jax.records import Completion, Problem, Score
 
 __all__ = [
     "AGGREGATES",

@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator, Sequence
 
 import numpy as np
 
-from optscale_jax.backends.base import Completion, Score
-from optscale_jax.pool import Pool, PoolError
-from optscale_jax.problems import Problem
+from optscale_jax.errors import PoolError
+from optscale_jax.pool import Pool
+from optscale_jax.records import Completion, Problem, Score
 
 __all__ = ["RecordedSampler", "RecordedVerifier", "recorded_problems"]
 

@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from optscale_jax.backends.base import BackendError
 from optscale_jax.backends.config import VerifierConfig
 from optscale_jax.backends.prm import StepPrompt
 from optscale_jax.backends.servers import Servers
-from optscale_jax.backends.vllm_engine import one_line
+from optscale_jax.backends.text import one_line
+from optscale_jax.errors import BackendError
 
 __all__ = ["ServerPooler"]
 

@@ -20,18 +20,15 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from optscale_jax.backends.base import BackendError
 from optscale_jax.backends.config import ServerConfig
+from optscale_jax.backends.text import one_line
+from optscale_jax.errors import BackendError, BadRequestError
 
-__all__ = ["BadRequestError", "Servers"]
+__all__ = ["Servers"]
 
 _LONGEST_WAIT_SECONDS = 60.0
 _RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}
 _EXCERPT = 160
-
-
-class BadRequestError(BackendError):
-    """A server understood a request and refuses it; asking again would change nothing."""
 
 
 class _TryAgainError(Exception):
@@ -368,7 +365,7 @@ def _reason(text: str) -> str:
 
 def _excerpt(text: str) -> str:
     line = " ".join(re.sub(r"<[^>]*>", " ", text).split()) or "nothing"
-    return line if len(line) <= _EXCERPT else line[: _EXCERPT - 1] + "…"
+    return one_line(line, _EXCERPT)
 
 
 def _said(error: httpx.HTTPError) -> str:

@@ -17,9 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optscale_jax.backends.base import BackendError
 from optscale_jax.backends.concurrency import cancelled
 from optscale_jax.backends.config import EngineConfig
+from optscale_jax.backends.text import one_line
+from optscale_jax.errors import BackendError
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -29,7 +30,6 @@ __all__ = [
     "engine_arguments",
     "engine_environment",
     "local_model",
-    "one_line",
     "start_engine",
 ]
 
@@ -227,12 +227,6 @@ def local_model(model: str) -> Path | None:
     return None
 
 
-def one_line(error: BaseException, limit: int = 300) -> str:
-    """What an error says, in one line of at most `limit` characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
 def _check_device(config: EngineConfig, *, on_cpu: bool) -> None:
     if config.device == "gpu" and on_cpu:
         raise BackendError(
@@ -259,7 +253,7 @@ def _why(log: Path | None) -> str:
         text = log.read_text(encoding="utf-8", errors="replace")
         errors = [one for one in _ERROR.findall(text) if not _ELSEWHERE.search(one)]
         if errors:
-            return f": {one_line(Exception(errors[-1]))} (all of it: {log})"
+            return f": {one_line(errors[-1])} (all of it: {log})"
     return f"; its log says why: {log}"
 
 

@@ -4,20 +4,15 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import AsyncGenerator
-from pathlib import Path
 from typing import Any
 
-from optscale_jax.backends.base import (
-    BackendError,
-    Completion,
-    FinishReason,
-    ProblemError,
-    sample_seed,
-)
+from optscale_jax.backends.base import sample_seed
 from optscale_jax.backends.concurrency import as_they_end, cancelled
 from optscale_jax.backends.config import PromptConfig, SamplerConfig
-from optscale_jax.backends.vllm_engine import engine_environment, one_line, start_engine
-from optscale_jax.problems import Problem
+from optscale_jax.backends.text import one_line, read_template
+from optscale_jax.backends.vllm_engine import engine_environment, start_engine
+from optscale_jax.errors import BackendError, ProblemError
+from optscale_jax.records import Completion, FinishReason, Problem
 
 __all__ = ["VllmSampler", "prompt_token_ids"]
 
@@ -171,10 +166,11 @@ def prompt_token_ids(tokenizer: Any, config: PromptConfig, text: str) -> list[in
             "the sampler's tokenizer has no chat template; give one as prompt.chat_template, or "
             "set prompt.chat to false"
         )
+    template = None if config.chat_template is None else read_template(config.chat_template)
     try:
         chat = tokenizer.apply_chat_template(
             config.messages(text),
-            chat_template=_template(config.chat_template),
+            chat_template=template,
             tokenize=False,
             add_generation_prompt=True,
             **config.chat_template_args,
@@ -184,13 +180,3 @@ def prompt_token_ids(tokenizer: Any, config: PromptConfig, text: str) -> list[in
         raise BackendError(f"the sampler's chat template: {one_line(error)}") from error
     # The template writes a model's first token itself.
     return tokenizer.encode(chat + config.prefix, add_special_tokens=False)
-
-
-def _template(given: str | None) -> str | None:
-    """The template itself, read where a file is named."""
-    if given is None or "{" in given:
-        return given
-    try:
-        return Path(given).expanduser().read_text(encoding="utf-8")
-    except OSError as error:
-        raise BackendError(f"prompt.chat_template: {given}: {error.strerror}") from error

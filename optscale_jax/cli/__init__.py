@@ -2,18 +2,11 @@
 
 from optscale_jax.cli.command import command
 from optscale_jax.cli.config import parse, to_yaml
-from optscale_jax.cli.outputs import (
-    output_file,
-    output_folder,
-    package_versions,
-    progress,
-    show,
-)
-from optscale_jax.errors import Terminated
+from optscale_jax.cli.outputs import output_file, output_folder, progress, show
+from optscale_jax.files import package_versions
 from optscale_jax.shipped import shipped_config
 
 __all__ = [
-    "Terminated",
     "command",
     "output_file",
     "output_folder",

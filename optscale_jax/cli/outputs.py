@@ -1,7 +1,6 @@
 """What a command leaves and shows: files that appear when they are complete, tables, progress."""
 
 import contextlib
-import importlib.metadata
 import os
 import shutil
 from collections.abc import Collection, Iterator
@@ -13,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from optscale_jax.errors import InputError, bad_input
 
-__all__ = ["output_file", "output_folder", "package_versions", "progress", "show"]
+__all__ = ["output_file", "output_folder", "progress", "show"]
 
 
 @contextlib.contextmanager
@@ -107,14 +106,3 @@ def show(*parts: Any, style: str | None = None) -> None:
     if not console.is_terminal:
         console = Console(width=120)
     console.print(*parts, style=style)
-
-
-def package_versions(*names: str) -> dict[str, str | None]:
-    """The versions of packages, for the record of a run; None where one is not installed."""
-    found: dict[str, str | None] = {}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found

@@ -14,7 +14,8 @@ import asyncio
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -22,20 +23,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from optscale_jax.answers import AnswerIds, Equal, Extract, answers_equal, extract_answer
-from optscale_jax.backends.base import Completion, ProblemError, Sampler, Verifier
+from optscale_jax.backends.base import Sampler, Verifier
 from optscale_jax.equivalence import EquivalenceChecker
+from optscale_jax.errors import EngineError, ProblemError, RunError
 from optscale_jax.estimation import Prior
-from optscale_jax.live.runs import Decision, Run, RunError, Sample
+from optscale_jax.live.runs import Run
 from optscale_jax.policies import Info, Observation, Policy, StopReason
 from optscale_jax.policies import base as driver
 from optscale_jax.policies.stacking import as_arrays
 from optscale_jax.pool import Pool
-from optscale_jax.problems import Problem
-from optscale_jax.study.metrics import TokenLedger
+from optscale_jax.records import Completion, Decision, Problem, Sample, TokenLedger, measured
 
 __all__ = [
     "FAILED",
-    "EngineError",
     "Solution",
     "ask_again",
     "solutions_pool",
@@ -45,10 +45,6 @@ __all__ = [
 
 FAILED = "failed"
 """Stop reason of a problem that cannot be sampled or scored."""
-
-
-class EngineError(RuntimeError):
-    """A sampler or a verifier that does not keep its contract."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,21 +101,82 @@ def solve(
     sampler: Sampler,
     verifier: Verifier | None,
     policy: Policy,
-    **options: Any,
+    *,
+    run: Run | None = None,
+    priors: Mapping[str, Prior] | None = None,
+    predictor_tokens: Mapping[str, int] | None = None,
+    extract: Extract = extract_answer,
+    equal: Equal = answers_equal,
+    max_in_flight: int = 256,
+    max_ahead: int | None = None,
+    on_solution: Callable[[Solution], None] | None = None,
 ) -> list[Solution]:
     """Solves problems with as few samples as a policy asks for.
+
+    Where an event loop runs already, as in a notebook, the work is done in a thread with a loop of
+    its own, which JAX's scoped settings (`with jax.default_device(...)`) do not reach.
 
     Args:
         problems: The problems, with different ids.
         sampler: Draws completions.
         verifier: Scores them; None for policies that read no scores.
         policy: Decides how many.
-        **options: As for `solve_async`, which is this in an event loop that already runs.
+        run: As for `solve_async`, which is this as a coroutine, and so are the others.
+        priors: Likewise.
+        predictor_tokens: Likewise.
+        extract: Likewise.
+        equal: Likewise.
+        max_in_flight: Likewise.
+        max_ahead: Likewise.
+        on_solution: Likewise.
 
     Returns:
         One solution a problem, in order.
+
+    Raises:
+        InputError: As `solve_async`, whose other errors may come too.
     """
-    return asyncio.run(solve_async(problems, sampler, verifier, policy, **options))
+    work = solve_async(
+        problems,
+        sampler,
+        verifier,
+        policy,
+        run=run,
+        priors=priors,
+        predictor_tokens=predictor_tokens,
+        extract=extract,
+        equal=equal,
+        max_in_flight=max_in_flight,
+        max_ahead=max_ahead,
+        on_solution=on_solution,
+    )
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    return _run_in_a_thread(work)
+
+
+def _run_in_a_thread(work: Coroutine[Any, Any, list[Solution]]) -> list[Solution]:
+    """`asyncio.run` where this thread's loop runs already."""
+    begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = Future()
+
+    async def watched() -> list[Solution]:
+        task = asyncio.current_task()
+        assert task is not None
+        begun.set_result((asyncio.get_running_loop(), task))
+        return await work
+
+    with ThreadPoolExecutor(1) as thread:
+        solutions = thread.submit(asyncio.run, watched())
+        try:
+            return solutions.result()
+        except KeyboardInterrupt:
+            # Only this thread hears of it; what is in flight must end too.
+            loop, task = begun.result()
+            with contextlib.suppress(RuntimeError):  # it has just ended
+                loop.call_soon_threadsafe(task.cancel)
+            raise
 
 
 async def solve_async(
@@ -460,10 +517,10 @@ class _Work:
                 )
             due.remove(completion.index)
             if completion.finish_reason == "abort":
-                self._surplus += TokenLedger(aborted=_known(completion.tokens))
+                self._surplus += TokenLedger(aborted=measured(completion.tokens))
             elif self._enough.is_set():
                 # It ended before the abort reached it; scoring it would change nothing any more.
-                self._surplus += TokenLedger(completed=_known(completion.tokens))
+                self._surplus += TokenLedger(completed=measured(completion.tokens))
             else:
                 if self._engine.run is not None and self._engine.verifier is not None:
                     self._engine.run.add_drawn(self._problem.id, completion)
@@ -532,9 +589,9 @@ class _Work:
 
     def _decision(self, selected: int, stop_reason: str, **fields: Any) -> Decision:
         samples = self.samples.values()
-        spent = sum(_known(self.samples[index].completion.tokens) for index in range(self.seen))
+        spent = sum(measured(self.samples[index].completion.tokens) for index in range(self.seen))
         ledger = self._surplus + TokenLedger(
-            completed=sum(_known(sample.completion.tokens) for sample in samples),
+            completed=sum(measured(sample.completion.tokens) for sample in samples),
             verifier=sum(sample.verifier_tokens for sample in samples),
         )
         return Decision(
@@ -546,10 +603,6 @@ class _Work:
             ledger=ledger,
             **fields,
         )
-
-
-def _known(tokens: int) -> float | int:
-    return tokens if tokens >= 0 else math.nan
 
 
 def _without_text(sample: Sample) -> Sample:

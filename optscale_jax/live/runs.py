@@ -26,79 +26,14 @@ from typing import Any
 
 import yaml
 
-from optscale_jax.backends.base import Completion
-from optscale_jax.problems import Problem
-from optscale_jax.study.metrics import TokenLedger
+from optscale_jax.errors import RunError
+from optscale_jax.files import atomic_write, sync_folder
+from optscale_jax.records import Completion, Decision, Problem, Sample, TokenLedger
 
-__all__ = ["CONFIG", "DECISIONS", "PROBLEMS", "Decision", "Run", "RunError", "Sample"]
+__all__ = ["CONFIG", "DECISIONS", "PROBLEMS", "Run"]
 
 CONFIG, VERSIONS, PROBLEMS, LOCK = "config.yaml", "versions.json", "problems.jsonl", "lock"
 DRAWN, SAMPLES, DECISIONS = "drawn.jsonl", "samples.jsonl", "decisions.jsonl"
-
-
-class RunError(RuntimeError):
-    """A run directory that cannot be used or written: one line with the remedy."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Sample:
-    """One completion with what is known of it.
-
-    Attributes:
-        problem_id: The problem.
-        completion: The completion.
-        score: The verifier's score, in [0, 1]; None without a verifier.
-        answer: The final answer; None = none.
-        answer_id: Equal within a problem where the answers are; -1 = none.
-        gold_id: The gold answer's id; -1 = not known.
-        steps: Step scores, if the verifier gives them.
-        verifier_tokens: Tokens that the verifier read and wrote for it.
-        note: What the verifier found unusual.
-    """
-
-    problem_id: str
-    completion: Completion
-    score: float | None
-    answer: str | None
-    answer_id: int
-    gold_id: int
-    steps: tuple[float, ...] = ()
-    verifier_tokens: int = 0
-    note: str | None = None
-
-    @property
-    def correct(self) -> bool | None:
-        """Whether the answer is the gold one; None where that is not known."""
-        return None if self.gold_id == -1 else self.answer_id == self.gold_id
-
-
-@dataclasses.dataclass(frozen=True)
-class Decision:
-    """What a policy did with one problem.
-
-    Attributes:
-        problem_id: The problem.
-        num_samples: Completions that it decided on, the first ones in launch order.
-        tokens: Their tokens; -1 = unknown.
-        selected_index: The completion returned; -1 = none was eligible.
-        stop_reason: A `StopReason`'s name in small letters.
-        required: Samples that the policy wanted in all.
-        params: The fitted law's parameters at the stop, by name; {} for policies that fit none.
-        ledger: All tokens spent on the problem: those of completions beyond the `num_samples` too,
-            that had ended when the policy stopped, and those aborted then.
-        error: Why there is none, if the problem cannot be sampled or scored; its stop reason is
-            "failed" then.
-    """
-
-    problem_id: str
-    num_samples: int
-    tokens: int
-    selected_index: int
-    stop_reason: str
-    required: int
-    params: dict[str, float]
-    ledger: TokenLedger
-    error: str | None = None
 
 
 class Run:
@@ -141,7 +76,9 @@ class Run:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(self.path / LOCK)
         except OSError as error:
-            raise RunError(f"{self.path}: {error.strerror}") from error
+            raise RunError(
+                f"{self.path}: cannot hold a run ({error.strerror}); give another folder"
+            ) from error
         try:
             self._begin(config, volatile, problems, versions or {})
             self._logs = {name: _Log(self.path / name) for name in (DRAWN, SAMPLES, DECISIONS)}
@@ -392,7 +329,7 @@ class _Log:
         is_new = not path.exists()
         self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         if is_new:
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         size = os.fstat(self._file).st_size
         self._end = self._end_of_whole_lines(size)
         self.torn = size - self._end
@@ -503,7 +440,8 @@ def _decision(fields: dict[str, Any]) -> Decision:
     def known(value: Any) -> Any:
         return math.nan if value is None else value
 
-    ledger = TokenLedger(**{name: known(value) for name, value in fields["ledger"].items()})
+    spent = {each.name: fields["ledger"][each.name] for each in dataclasses.fields(TokenLedger)}
+    ledger = TokenLedger(**{name: known(value) for name, value in spent.items()})
     if "params" not in fields:  # as it was written when the law was always the truncated normal
         loc, scale = fields.pop("loc"), fields.pop("scale")
         fields["params"] = {} if loc is None else {"loc": loc, "scale": scale}
@@ -531,24 +469,8 @@ def _lock(path: Path) -> int:
 
 
 def _write_whole(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(unfinished, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-        _sync_folder(path.parent)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with atomic_write(path) as file:
+        file.write(text)
 
 
 def _config_difference(before: str, now: str, volatile: Sequence[str]) -> str:

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from optscale_jax.errors import RecordError
 from optscale_jax.estimation import ScoreStats
-from optscale_jax.pool import Pool, PoolError
+from optscale_jax.pool import Pool
 from optscale_jax.predictor.errors import PredictorError
 from optscale_jax.problems import ID_FIELDS, TEXT_FIELDS
 from optscale_jax.readers.records import Record, read_records
@@ -137,7 +138,7 @@ def read_labels(path: str | os.PathLike[str], *, num_samples: int | None = None)
             ids.append(record.label(_first(record, ID_FIELDS, "id")))
             texts.append(_text(record))
             rows.append(_statistics(record, num_samples))
-    except PoolError as error:
+    except RecordError as error:
         raise PredictorError(str(error)) from error
     if not rows:
         raise PredictorError(f"{path}: no records; give one problem at least")

@@ -2,7 +2,7 @@
 
 `read_pool` finds out which format a file has; each format also has a function of its own, which
 documents it. `docs/formats.md` shows them all. A reader keeps one record in memory at a time, so a
-file may be larger than the memory, and it refuses what it cannot rely on with a `PoolError` that
+file may be larger than the memory, and it refuses what it cannot rely on with an `InputError` that
 names the file, the record, the field and the remedy.
 """
 

@@ -6,7 +6,8 @@ from typing import Any, get_args
 import numpy as np
 
 from optscale_jax.answers import Equal, answers_equal, cluster_answers
-from optscale_jax.pool import Pool, PoolError, PoolKind
+from optscale_jax.errors import PoolError
+from optscale_jax.pool import Pool, PoolKind
 from optscale_jax.readers.records import Record
 
 __all__ = ["PoolBuilder"]
@@ -59,7 +60,7 @@ class PoolBuilder:
             correct: [N] which completions are correct; None = those whose answer equals `gold`.
 
         Raises:
-            PoolError: If the name was given before.
+            RecordError: If the name was given before.
         """
         if problem_id in self._places:
             raise record.error(

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from optscale_jax.pool import Pool, PoolError
+from optscale_jax.errors import PoolError
+from optscale_jax.pool import Pool
 from optscale_jax.readers.jsonl import read_jsonl
 from optscale_jax.readers.live import DECISIONS, SAMPLES, read_live_run
 from optscale_jax.readers.lm_eval import read_lm_eval
@@ -44,8 +45,8 @@ def read_pool(path: str | os.PathLike[str], *, format: str = "auto", **options: 
         The pool.
 
     Raises:
-        PoolError: If the format is unknown or cannot be told, if its reader has no such option, or
-            as the reader.
+        InputError: If the format is unknown or cannot be told, if its reader has no such option,
+            or as the reader.
     """
     path = Path(path)
     if (path / SAMPLES).is_file() and format != "live" and not (path / DECISIONS).is_file():
@@ -75,7 +76,7 @@ def detect_format(path: str | os.PathLike[str]) -> str:
         One of `FORMATS`.
 
     Raises:
-        PoolError: If the file cannot be read, if its first record is not JSON, or if that record's
+        InputError: If the file cannot be read, if its first record is not JSON, or if that record's
             fields are those of no format.
     """
     path = Path(path)

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from optscale_jax.answers import Equal, Extract, answers_equal, cluster_answers, extract_answer
-from optscale_jax.pool import Pool, PoolError
+from optscale_jax.errors import PoolError, RecordError
+from optscale_jax.files import atomic_write
+from optscale_jax.pool import Pool
 from optscale_jax.readers.records import Record, read_records, shown
 
 __all__ = ["pool_of_records", "read_jsonl", "write_jsonl"]
@@ -39,19 +41,9 @@ def write_jsonl(pool: Pool, path: str | os.PathLike[str]) -> None:
     Raises:
         OSError: If the file cannot be written.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, because os.replace is atomic only within one file system.
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(unfinished, "w", encoding="utf-8", newline="\n") as file:
-            for row in range(pool.num_problems):
-                file.writelines(_lines(pool, row))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with atomic_write(path) as file:
+        for row in range(pool.num_problems):
+            file.writelines(_lines(pool, row))
 
 
 def _lines(pool: Pool, row: int) -> list[str]:
@@ -104,7 +96,7 @@ def read_jsonl(
         The pool: problems in order of first appearance, completions in order of `index`.
 
     Raises:
-        PoolError: If the file cannot be read, is not JSON or is cut short; if a field is missing,
+        InputError: If the file cannot be read, is not JSON or is cut short; if a field is missing,
             has the wrong type or a value outside its domain; if a field is on some lines only; if
             lines of a problem disagree about its gold answer; or if indices repeat or leave gaps.
     """
@@ -135,7 +127,7 @@ def pool_of_records(
         The pool.
 
     Raises:
-        PoolError: As `read_jsonl`.
+        InputError: As `read_jsonl`.
     """
     table = _Table(source, clip, extract)
     for record in records:
@@ -308,7 +300,7 @@ class _Problem:
         if wrong.size:
             first, found = int(wrong[0]), int(indices[order[wrong[0]]])
             says = f"index {found} twice" if found < first else f"no index {first}"
-            raise PoolError(
+            raise RecordError(
                 f"{source}: problem {name!r} has {says}; its {len(indices)} lines must count from "
                 "0 without gaps"
             )

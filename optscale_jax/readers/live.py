@@ -11,7 +11,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from optscale_jax.pool import Pool, PoolError
+from optscale_jax.errors import PoolError
+from optscale_jax.pool import Pool
 from optscale_jax.readers.jsonl import pool_of_records
 from optscale_jax.readers.records import Record, read_records
 
@@ -32,8 +33,8 @@ def read_live_run(path: str | os.PathLike[str], *, clip: bool = False) -> Pool:
         that is cut short is passed over.
 
     Raises:
-        PoolError: If a file cannot be read or holds what is not a record of a run, or if no problem
-            has a completion yet.
+        InputError: If a file cannot be read or holds what is not a record of a run, or if no
+            problem has a completion yet.
     """
     path = Path(path)
     decided = {

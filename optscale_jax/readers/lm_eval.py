@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 
 from optscale_jax.answers import Equal, Extract, answers_equal, extract_answer, extract_gold
-from optscale_jax.pool import Pool, PoolError
+from optscale_jax.errors import PoolError
+from optscale_jax.pool import Pool
 from optscale_jax.readers.builder import PoolBuilder
 from optscale_jax.readers.records import Record, read_records, shown
 
@@ -46,9 +47,9 @@ def read_lm_eval(
         The pool; `scores` is None and all `tokens` are unknown.
 
     Raises:
-        PoolError: If the file cannot be read, is not JSON or is cut short; if a field is missing or
-            has the wrong type; if the task does not generate text; if a document comes twice; or if
-            the filter or the metric does not give one value a completion.
+        InputError: If the file cannot be read, is not JSON or is cut short; if a field is missing
+            or has the wrong type; if the task does not generate text; if a document comes twice; or
+            if the filter or the metric does not give one value a completion.
 
     References:
         https://github.com/EleutherAI/lm-evaluation-harness: `lm_eval/evaluator.py` and

@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 
 from optscale_jax.answers import Equal, Extract, answers_equal, extract_answer, extract_gold
-from optscale_jax.pool import Pool, PoolError
+from optscale_jax.errors import PoolError
+from optscale_jax.pool import Pool
 from optscale_jax.readers.builder import PoolBuilder
 from optscale_jax.readers.records import Record, read_records
 
@@ -50,8 +51,8 @@ def read_optscale(
         The pool; `tokens`, `answers` and, with prompts, `gold` and `correct` are known.
 
     Raises:
-        PoolError: If a file cannot be read, is not JSON or is cut short; if a field is missing, has
-            the wrong type or a value outside its domain; if the lists of a problem differ in
+        InputError: If a file cannot be read, is not JSON or is cut short; if a field is missing,
+            has the wrong type or a value outside its domain; if the lists of a problem differ in
             length; or if the two files do not hold the same problems in the same order.
 
     References:

@@ -14,7 +14,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from optscale_jax.pool import PoolError
+from optscale_jax.errors import RecordError
 
 try:
     from orjson import loads as _fast_loads
@@ -45,7 +45,7 @@ class Record(NamedTuple):
     place: str
     value: dict[str, Any]
 
-    def error(self, *path: str | int, says: str) -> PoolError:
+    def error(self, *path: str | int, says: str) -> RecordError:
         """Makes the complaint about a field, to be raised.
 
         Args:
@@ -58,7 +58,7 @@ class Record(NamedTuple):
         # A value that is quoted may hold line ends; the message stays one line.
         says = " ".join(says.split())
         name = f" {_field_name(path)}" if path else ""
-        return PoolError(f"{self.source}: {self.place}:{name} {says}")
+        return RecordError(f"{self.source}: {self.place}:{name} {says}")
 
     def get(self, *path: str | int) -> Any:
         """Gets a field.
@@ -70,7 +70,7 @@ class Record(NamedTuple):
             Its value.
 
         Raises:
-            PoolError: If it, or a field on the way to it, is missing.
+            RecordError: If it, or a field on the way to it, is missing.
         """
         value: Any = self.value
         for depth, key in enumerate(path):
@@ -99,7 +99,7 @@ class Record(NamedTuple):
             Its value.
 
         Raises:
-            PoolError: If it is missing or not a list.
+            RecordError: If it is missing or not a list.
         """
         value = self.get(*path)
         if not isinstance(value, list):
@@ -116,7 +116,7 @@ class Record(NamedTuple):
             Its value.
 
         Raises:
-            PoolError: If it is missing, is not a list, or if an entry is not a string.
+            RecordError: If it is missing, is not a list, or if an entry is not a string.
         """
         values = self.items(*path)
         for index, value in enumerate(values):
@@ -134,7 +134,7 @@ class Record(NamedTuple):
             Its text.
 
         Raises:
-            PoolError: If it is missing, null, blank, or neither a string nor a number.
+            RecordError: If it is missing, null, blank, or neither a string nor a number.
         """
         value = self.get(*path)
         if _is_number(value) or (isinstance(value, str) and value.strip()):
@@ -154,7 +154,7 @@ class Record(NamedTuple):
             [N] the scores.
 
         Raises:
-            PoolError: If it is missing, is not a list, or if an entry is not a number, is NaN or
+            RecordError: If it is missing, is not a list, or if an entry is not a number, is NaN or
                 infinite, or lies outside [0, 1].
         """
         values = self.items(*path)
@@ -173,7 +173,7 @@ class Record(NamedTuple):
             The score.
 
         Raises:
-            PoolError: As `scores`.
+            RecordError: As `scores`.
         """
         value = self.get(*path)
         self._check_score(value, clip, *path)
@@ -189,7 +189,7 @@ class Record(NamedTuple):
             [N] the lengths, -1 = unknown.
 
         Raises:
-            PoolError: If it is missing, is not a list, or if an entry is not a whole number of at
+            RecordError: If it is missing, is not a list, or if an entry is not a whole number of at
                 least 0, nor -1.
         """
         values = self.items(*path)
@@ -207,7 +207,7 @@ class Record(NamedTuple):
             The length, -1 = unknown.
 
         Raises:
-            PoolError: As `lengths`.
+            RecordError: As `lengths`.
         """
         value = self.get(*path)
         whole = _is_number(value) and math.isfinite(value) and value == int(value)
@@ -225,7 +225,7 @@ class Record(NamedTuple):
             others: The fields that must be as long.
 
         Raises:
-            PoolError: If one is not, or if there are no completions.
+            RecordError: If one is not, or if there are no completions.
         """
         expected = len(self.items(*reference))
         if expected == 0:
@@ -265,19 +265,19 @@ def open_file(path: Path) -> IO[bytes]:
         The open file; the caller closes it.
 
     Raises:
-        PoolError: If it is missing, is a folder, or cannot be read.
+        RecordError: If it is missing, is a folder, or cannot be read.
     """
     if not path.exists():
-        raise PoolError(f"{path}: no such file; give the path of a pool's file")
+        raise RecordError(f"{path}: no such file; check the path")
     if path.is_dir():
-        raise PoolError(f"{path}: a folder; give the path of a pool's file")
+        raise RecordError(f"{path}: a folder; give a file in it")
     try:
         file = open(path, "rb")  # noqa: SIM115 (the caller's with closes it)
     except OSError as error:
-        raise PoolError(f"{path}: cannot be read ({error.strerror})") from error
+        raise RecordError(f"{path}: cannot be read ({error.strerror})") from error
     if not file.seekable():
         file.close()
-        raise PoolError(f"{path}: a pipe, which cannot be read twice; give the path of a file")
+        raise RecordError(f"{path}: a pipe, which cannot be read twice; give the path of a file")
     if file.read(len(_BYTE_ORDER_MARK)) != _BYTE_ORDER_MARK:
         file.seek(0)
     return file
@@ -293,7 +293,7 @@ def read_records(path: Path) -> Generator[Record, None, None]:
         The records, in the file's order.
 
     Raises:
-        PoolError: If the file cannot be read, is empty, is not JSON, is cut short, holds anything
+        RecordError: If the file cannot be read, is empty, is not JSON, is cut short, holds anything
             but objects, or is a list while ijson is not installed.
     """
     with open_file(path) as file:
@@ -301,11 +301,11 @@ def read_records(path: Path) -> Generator[Record, None, None]:
         head = file.read(_BLOCK).split(maxsplit=1)
         file.seek(start)
         if not head:
-            raise PoolError(f"{path}: the file is empty; copy or make it again")
+            raise RecordError(f"{path}: the file is empty; copy or make it again")
         if head[0].startswith(b"["):
             # yajl would build the path of "[[[[..." in the square of its depth.
             if b"".join(head)[:64].startswith(b"[["):
-                raise PoolError(f"{path}: a list of lists; it must be a list of objects")
+                raise RecordError(f"{path}: a list of lists; it must be a list of objects")
             records = _list_records(path, file)
         else:
             records = _line_records(path, file)
@@ -327,9 +327,9 @@ def _line_records(path: Path, file: IO[bytes]) -> Generator[Record, None, None]:
             remedy = "write one object a line"
             if not line.endswith(b"\n"):
                 remedy = "the file ends here, cut short: copy or make it again"
-            raise PoolError(f"{path}: line {number}: not JSON ({reason}); {remedy}") from error
+            raise RecordError(f"{path}: line {number}: not JSON ({reason}); {remedy}") from error
         if not isinstance(value, dict):
-            raise PoolError(f"{path}: line {number}: {shown(value)}; it must be a JSON object")
+            raise RecordError(f"{path}: line {number}: {shown(value)}; it must be a JSON object")
         yield Record(str(path), f"line {number}", value)
 
 
@@ -346,7 +346,7 @@ def _list_records(path: Path, file: IO[bytes]) -> Generator[Record, None, None]:
     try:
         import ijson
     except ImportError as error:
-        raise PoolError(
+        raise RecordError(
             f"{path}: a JSON list is read with ijson, which is not installed; "
             "pip install 'optscale-jax[readers]'"
         ) from error
@@ -355,7 +355,7 @@ def _list_records(path: Path, file: IO[bytes]) -> Generator[Record, None, None]:
     try:
         for value in ijson.items(blocks, "item", use_float=True, buf_size=_BLOCK):
             if not isinstance(value, dict):
-                raise PoolError(
+                raise RecordError(
                     f"{path}: record {number}: {shown(value)}; it must be a JSON object"
                 )
             yield Record(str(path), f"record {number}", value)
@@ -388,7 +388,7 @@ class _Blocks:
         return block
 
 
-def _broken(path: Path, start: int) -> PoolError:
+def _broken(path: Path, start: int) -> RecordError:
     """Says where and why a list is not JSON, by walking it again up to the failing block."""
     import ijson
 
@@ -419,7 +419,7 @@ def _broken(path: Path, start: int) -> PoolError:
         near = file.read(40)
 
     if not place:
-        return PoolError(f"{path}: after the list: not JSON ({reason}); remove what follows it")
+        return RecordError(f"{path}: after the list: not JSON ({reason}); remove what follows it")
     entry = place[-1]
     if isinstance(entry, int):
         place[-1] = entry + 1
@@ -429,17 +429,17 @@ def _broken(path: Path, start: int) -> PoolError:
     field = f": {_field_name(place[1:])}" if len(place) > 1 else ""
     # At the end yajl complains of whatever is unfinished: an escape, a number, a list.
     if blocks.ended:
-        return PoolError(
+        return RecordError(
             f"{where}{field}: the file ends here; it is cut short: copy or make it again"
         )
     for name in _NOT_NUMBERS:
         if name in near[: len(name) + 1]:
-            return PoolError(
+            return RecordError(
                 f"{where}{field} is {name.decode()}, which is not JSON; score every completion "
                 "with a number in [0, 1]"
             )
     shown = near.decode(errors="replace").split("\n")[0]
-    return PoolError(f"{where}{field}: not JSON near {shown!r} ({reason})")
+    return RecordError(f"{where}{field}: not JSON near {shown!r} ({reason})")
 
 
 def _field_name(path: Sequence[str | int]) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from optscale_jax.answers import Equal, Extract, answers_equal, extract_answer, extract_gold
-from optscale_jax.pool import Pool, PoolError
+from optscale_jax.errors import PoolError
+from optscale_jax.pool import Pool
 from optscale_jax.readers.builder import PoolBuilder
 from optscale_jax.readers.records import read_records
 
@@ -51,7 +52,7 @@ def read_search_and_learn(
         The pool; all its arrays are known, except lengths that were not counted.
 
     Raises:
-        PoolError: If the file cannot be read, is not JSON or is cut short; if a field is missing,
+        InputError: If the file cannot be read, is not JSON or is cut short; if a field is missing,
             has the wrong type or a value outside its domain; or if the lists of a problem differ in
             length.
 

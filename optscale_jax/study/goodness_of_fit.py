@@ -18,8 +18,9 @@ import numpy as np
 
 from optscale_jax.bounds import bound
 from optscale_jax.distributions import TruncatedNormal
+from optscale_jax.errors import PoolError
 from optscale_jax.estimation import Boundary, Params, Prior, ScoreStats, fit_mle
-from optscale_jax.pool import Pool, PoolError
+from optscale_jax.pool import Pool
 from optscale_jax.typing import Array
 
 __all__ = ["Calibration", "Realised", "calibrate", "fitted_law", "realised_alpha", "verdict"]

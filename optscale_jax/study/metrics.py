@@ -4,7 +4,6 @@ Works on NumPy arrays of outcomes, [..., permutations, problems], where leading 
 a policy. Values that are not known are NaN throughout, never a negative number.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -16,7 +15,6 @@ __all__ = [
     "Comparison",
     "Interval",
     "Summary",
-    "TokenLedger",
     "bootstrap",
     "compare",
     "known_tokens",
@@ -27,44 +25,6 @@ Outcomes = Shaped[np.ndarray | Array, "*settings permutations problems"]
 # Of Outcomes' shape too, but checked in the function, whose message says which array is wrong.
 MatchingOutcomes = Shaped[np.ndarray | Array, "..."]
 Key = PRNGKeyArray | UInt32[Array, "2"]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TokenLedger:
-    """Tokens by what they were spent on; ledgers add up.
-
-    Each entry is a number or an array, in tokens. An unknown entry is NaN, and so is then the
-    total.
-
-    Attributes:
-        completed: In completions that ran to their end.
-        aborted: In completions that were stopped because the policy had enough.
-        verifier: Read and written by the verifier.
-        predictor: Read by the predictor of priors.
-        search: In completions that a search over all problems drew (`Policy.plan`); they are not
-            in `completed` as well.
-    """
-
-    completed: Any = 0
-    aborted: Any = 0
-    verifier: Any = 0
-    predictor: Any = 0
-    search: Any = 0
-
-    @property
-    def total(self) -> Any:
-        """All tokens together."""
-        return self.completed + self.aborted + self.verifier + self.predictor + self.search
-
-    def __add__(self, other: "TokenLedger") -> "TokenLedger":
-        if not isinstance(other, TokenLedger):
-            return NotImplemented
-        return jax.tree.map(lambda a, b: a + b, self, other)
-
-    def __radd__(self, other: Any) -> "TokenLedger":
-        # sum() starts from the integer 0.
-        return self if isinstance(other, int) and other == 0 else NotImplemented
 
 
 class Summary(NamedTuple):

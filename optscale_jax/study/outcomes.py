@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from optscale_jax.errors import InputError, bad_input
+from optscale_jax.errors import InputError, PoolError, bad_input
 from optscale_jax.policies import Policy
-from optscale_jax.pool import Pool, PoolError
+from optscale_jax.pool import Pool
 from optscale_jax.replay import ReplayResult, check_pool, replay
 from optscale_jax.study.goodness_of_fit import fitted_law
 from optscale_jax.study.metrics import known_tokens

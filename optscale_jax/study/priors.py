@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from optscale_jax.errors import InputError, bad_input
+from optscale_jax.errors import InputError, PoolError, bad_input
 from optscale_jax.estimation import Prior
-from optscale_jax.pool import Pool, PoolError
+from optscale_jax.pool import Pool
 from optscale_jax.readers.records import read_records
 from optscale_jax.study.registry import Entry, PriorConfig, find_rule
 

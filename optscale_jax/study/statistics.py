@@ -7,7 +7,8 @@ how much of an oracle's saving it realises.
 
 import numpy as np
 
-from optscale_jax.pool import Pool, PoolError
+from optscale_jax.errors import PoolError
+from optscale_jax.pool import Pool
 from optscale_jax.typing import ArrayLike
 
 __all__ = [

