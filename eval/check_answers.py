@@ -91,7 +91,7 @@ def _fault(record: Record, equal: EquivalenceChecker) -> str | None:
     return None
 
 
-main = command(CheckAnswersConfig, run, __doc__, positional="files")
+main = command(CheckAnswersConfig, run, __name__, positional="files")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -124,7 +124,7 @@ def _deep(pool: Pool, policy: Policy) -> Pool:
     )
 
 
-main = command(CheckDecisionsConfig, run, __doc__, positional="runs")
+main = command(CheckDecisionsConfig, run, __name__, positional="runs")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -254,7 +254,7 @@ def _table(found: Sequence[Found], config: CompareLossesConfig) -> Table:
     )
 
 
-main = command(CompareLossesConfig, run, __doc__)
+main = command(CompareLossesConfig, run, __name__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -387,7 +387,7 @@ def _draw(
     )
 
 
-main = command(ComparePriorsConfig, run, __doc__, configs="priors")
+main = command(ComparePriorsConfig, run, __name__, configs="priors")
 
 if __name__ == "__main__":
     sys.exit(main())

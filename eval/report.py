@@ -892,7 +892,7 @@ def _show(table: PaperTable) -> None:
         console.print(note, style="dim")
 
 
-main = command(ReportConfig, run, __doc__)
+main = command(ReportConfig, run, __name__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -64,7 +64,7 @@ def policy_of_sample(config: SampleConfig) -> tuple[Decider, Policy]:
 main = command(
     SampleConfig,
     run,
-    __doc__,
+    __name__,
     configs="sample",
     interrupted="what was drawn is kept; run the same command to go on",
 )

@@ -84,7 +84,7 @@ def policy_of_solve(config: SolveConfig) -> tuple[Decider, Policy]:
 main = command(
     SolveConfig,
     run,
-    __doc__,
+    __name__,
     configs="solve",
     interrupted="what was drawn is kept; run the same command to go on",
 )

@@ -129,7 +129,7 @@ def test_a_commands_exit_code_is_what_it_returns_and_its_words_may_come_first():
         seen.append(config.files)
         return config.code
 
-    given = command(Files, run, "Counts files.", positional="files")
+    given = command(Files, run, __name__, positional="files")
     assert [given(["a", "b", "--code", "1"]), given(["a"]), given([])] == [1, 0, 0]
     assert seen == [["a", "b"], ["a"], []]
 

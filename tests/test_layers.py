@@ -17,6 +17,7 @@ CORE = [
     "values",
     "errors",
     "plugins",
+    "shipped",
     "special",
     "distributions",
     "estimation",

@@ -103,7 +103,7 @@ def _has_statistics(path: Path) -> bool:
     return first is not None and bool({"score_mean", "mean"} & first.value.keys())
 
 
-main = command(LabelsConfig, run, __doc__)
+main = command(LabelsConfig, run, __name__)
 
 if __name__ == "__main__":
     sys.exit(main())

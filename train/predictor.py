@@ -258,7 +258,7 @@ class _Log:
 main = command(
     PredictorConfig,
     run,
-    __doc__,
+    __name__,
     configs="predictor",
     interrupted="checkpoints are kept; run the same command to go on",
 )

@@ -368,7 +368,7 @@ def measure(config: BenchLiveConfig) -> Report:
     return report
 
 
-main = command(BenchLiveConfig, bench, __doc__)
+main = command(BenchLiveConfig, bench, __name__)
 
 if __name__ == "__main__":
     sys.exit(main())

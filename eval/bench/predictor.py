@@ -149,7 +149,7 @@ def sentence_transformers(config: FeatureConfig) -> Callable[[list[str]], object
     return encode
 
 
-main = command(BenchPredictorConfig, bench, __doc__)
+main = command(BenchPredictorConfig, bench, __name__)
 
 if __name__ == "__main__":
     sys.exit(main())

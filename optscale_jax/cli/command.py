@@ -9,7 +9,7 @@ import contextlib
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar, runtime_checkable
 
 from optscale_jax.cli import commands
 from optscale_jax.cli.config import parse
@@ -18,7 +18,6 @@ from optscale_jax.errors import InputError, Terminated
 __all__ = ["EXTRAS", "Main", "command", "excuse_missing_packages", "exit_code"]
 
 ConfigT = TypeVar("ConfigT")
-Main = Callable[[Sequence[str] | None], int]
 
 EXTRAS = {
     "readers": ("ijson", "orjson"),
@@ -31,10 +30,19 @@ EXTRAS = {
 """What is imported only where it is needed, by the extra that installs it."""
 
 
+@runtime_checkable
+class Main(Protocol):
+    """A command's main."""
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int:
+        """Runs the command with its arguments (None: the process's); returns its exit code."""
+        ...
+
+
 def command(
     config_class: type[ConfigT],
     run: Callable[[ConfigT], int | None],
-    doc: str | None,
+    module: str,
     *,
     configs: str = "",
     positional: str | None = None,
@@ -45,7 +53,7 @@ def command(
     Args:
         config_class: The configuration, a frozen dataclass.
         run: The command itself; what it returns, if anything, is the exit code.
-        doc: The module's docstring, whose first paragraph is the help's.
+        module: Its `__name__`, for how the command is called; its docstring begins the help.
         configs: Folder of `configs/` whose files `--config` knows by name.
         positional: Field of a list that takes the arguments before the first option.
         interrupted: What an interruption has left behind.
@@ -54,7 +62,6 @@ def command(
         A function of the arguments (None: the process's) that returns the exit code: 0, 2 for bad
         input, 130 and 143 for an interruption. `--help` and `--print_config` exit by themselves.
     """
-    description = " ".join((doc or "").split("\n\n")[0].split())
 
     def main(argv: Sequence[str] | None = None) -> int:
         """Runs the command; returns its exit code."""
@@ -63,8 +70,9 @@ def command(
             given.insert(0, f"--{positional}")
 
         def work() -> int | None:
+            doc = (sys.modules[module].__doc__ or "").split("\n\n")[0]
             asked = parse(
-                config_class, given, prog=_called(run), description=description, configs=configs
+                config_class, given, prog=_called(module), description=doc, configs=configs
             )
             return run(asked)
 
@@ -143,9 +151,8 @@ def _say_extra(error: ModuleNotFoundError) -> bool:
     return extra is not None
 
 
-def _called(run: Callable[..., Any]) -> str:
+def _called(module: str) -> str:
     """How a module's command is called: `optscale NAME`, or `python -m` from the repository."""
-    module = run.__module__
     if module == "__main__":
         spec = sys.modules[module].__spec__
         module = spec.name if spec else sys.argv[0]
