@@ -455,8 +455,8 @@ def fresh_policies(report: Report) -> None:
     later = max(times[1:]) / times[0]
     report.add(
         f"{len(times)} fresh policies in a loop over replay, {PROBLEMS} x {SAMPLES} x 5 orders",
-        f"{compiled} compilation; {times[0]:.1f} s, then {max(times[1:]):.2f} s at most, {later:.3f}"
-        " of it",
+        f"{compiled} compilation; {times[0]:.1f} s, then {max(times[1:]):.2f} s at most: "
+        f"{later:.3f} of it",
         "1, and < 0.1",
         compiled == 1 and later < 0.1,
         compiled=compiled,
