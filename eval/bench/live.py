@@ -133,7 +133,7 @@ def _below(state: dict[str, Any], prefix: str) -> dict[str, Any]:
 async def sample_all(
     sampler: VllmSampler, problems: Sequence[Problem], n: int
 ) -> list[list[Completion]]:
-    """n completions of each problem, all problems at once."""
+    """Draws n completions of each problem, all problems at once."""
 
     async def one(problem: Problem) -> list[Completion]:
         drawn = sampler.sample(problem, n, 0, abort=asyncio.Event())

@@ -189,7 +189,7 @@ def to_yaml(config: Any) -> str:
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
 
 
-def _config_names(arguments: list[str]) -> tuple[list[str], list[str]]:
+def _config_names(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """What --config is given, and all other arguments."""
     names, others = [], []
     remaining = iter(arguments)
