@@ -61,7 +61,7 @@ from optscale_jax.policies import (
     run,
     stack,
 )
-from optscale_jax.replay import permutations
+from optscale_jax.replay import _run, permutations
 from optscale_jax.study.comparison import ORACLE
 from optscale_jax.study.outcomes import leave_out
 from optscale_jax.synthetic import synthetic_problems
@@ -430,7 +430,7 @@ def replays(report: Report, quick: bool) -> None:
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     report.add(
-        f"replay of OptScale^0, {PROBLEMS} x {SAMPLES} x {len(s_min)} settings "
+        f"replay of OptScale^0, {PROBLEMS} x {SAMPLES} x {len(SETTINGS)} settings "
         f"x {PERMUTATIONS} orders",
         f"{first:.1f} s with compilation, {again:.2f} s again; peak memory of this whole "
         f"process {peak / 2**30:.2f} GiB",
@@ -439,6 +439,29 @@ def replays(report: Report, quick: bool) -> None:
         first=first,
         again=again,
         peak=peak,
+    )
+
+
+def fresh_policies(report: Report) -> None:
+    """A loop over values of s_min, each turn with a policy of its own."""
+    pool = synthetic_pool(jax.random.key(0), num_problems=PROBLEMS, num_samples=SAMPLES)
+    times = []
+    compiled = _run._cache_size()
+    for s_min in np.linspace(0.5, 0.97, 20).tolist():
+        start = time.perf_counter()
+        replay(pool, optscale(s_min, 0.9, SAMPLES), key=jax.random.key(1), num_permutations=5)
+        times.append(time.perf_counter() - start)
+    compiled = _run._cache_size() - compiled
+    later = max(times[1:]) / times[0]
+    report.add(
+        f"{len(times)} fresh policies in a loop over replay, {PROBLEMS} x {SAMPLES} x 5 orders",
+        f"{compiled} compilation; {times[0]:.1f} s, then {max(times[1:]):.2f} s at most: "
+        f"{later:.3f} of it",
+        "1, and < 0.1",
+        compiled == 1 and later < 0.1,
+        compiled=compiled,
+        first=times[0],
+        later=max(times[1:]),
     )
 
 
@@ -587,6 +610,7 @@ def measure(quick: bool) -> Report:
 
     imports(report)
     replays(report, quick)
+    fresh_policies(report)
     plain_loop(report, pool)
     comparison(report, quick)
     bounds(report, truth.loc.astype(np.float32), truth.scale.astype(np.float32), quick)

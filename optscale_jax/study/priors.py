@@ -48,7 +48,8 @@ def priors_of(
                     raise record.error(field, says=f"is {value!r}; it must be a number")
             problem_id = record.label("problem_id")
             try:
-                prior = PriorConfig(**{k: float(v) for k, v in numbers.items()}).build()
+                loc, scale, loc_sd, scale_sd = map(float, numbers.values())
+                prior = PriorConfig(loc, scale, loc_sd, scale_sd).build()
             except ValueError as error:
                 raise record.error(says=str(error)) from error
             assert prior is not None  # loc and scale are numbers

@@ -192,7 +192,15 @@ def policy_config(own: Iterable[str] = ()) -> type:
 
 
 if typing.TYPE_CHECKING:
-    PolicyConfig = Any
+
+    class PolicyConfig:
+        """As `policy_config` makes it."""
+
+        name: str
+        label: str | None
+        prior: PriorConfig
+
+        def __init__(self, name: str, **arguments: Any): ...
 else:
     PolicyConfig = policy_config()
 
