@@ -10,11 +10,13 @@
    problem by problem;
 4. eval.report replays every method on the shipped pool and writes its page.
 
-A demonstration that was cut off goes on where it was, as its runs do.
+Where vLLM is not installed, the pool stands in for the two models in 2 and 3. A demonstration
+that was cut off goes on where it was, as its runs do.
 """
 
 import csv
 import dataclasses
+import importlib.util
 import json
 import sys
 import time
@@ -126,25 +128,35 @@ def run(config: DemoConfig) -> None:
     out = Path(config.out)
     trained, fixed, page = out / "predictor", out / "best_of_n", out / "report"
     runs = {"OptScale⁰": out / "optscale_0", "OptScaleᵗ": out / "optscale_t", "best-of-N": fixed}
+    asked = parse(solve.SolveConfig, ["--config", config.solve], prog="", description="")
+    # The problems that eval.solve takes: by its own configuration, or the pool's.
+    wanted = {"live": (asked.problems, asked.limit), "pool": (config.pool_problems, None)}
+    priors, stand_in, how = out / "live_priors.jsonl", [], "live"
+    if _lacks_vllm(asked):
+        del wanted["live"]
+        priors, stand_in = (
+            out / "pool_priors.jsonl",
+            ["--problems=null", "--recorded.pool", config.pool],
+        )
+        how = "on recorded completions"
+        print(f"vLLM is not installed: {config.pool} stands in for the models\n", flush=True)
     _part(
         "training the predictor",
         predictor.main,
         ["--config", config.predictor, "--labels", config.labels, "--out", str(trained)],
     )
-    # The problems that eval.solve takes, by its own configuration.
-    asked = parse(solve.SolveConfig, ["--config", config.solve], prog="", description="")
-    wanted = {"live": (asked.problems, asked.limit), "pool": (config.pool_problems, None)}
     for name, (problems, limit) in wanted.items():
         arguments = ["--checkpoint", str(trained), f"--problems={problems}"]
         arguments += [] if limit is None else [f"--limit={limit}"]
         arguments += ["--out", str(out / f"{name}_priors.jsonl")]
         _part(f"priors of the problems: {name}", predict.main, arguments)
-    live = ["--config", config.solve, "--out"]
-    _part("OptScale⁰, live", solve.main, [*live, str(runs["OptScale⁰"])])
-    priors = ["--priors", str(out / "live_priors.jsonl")]
-    _part("OptScaleᵗ, live", solve.main, [*live, str(runs["OptScaleᵗ"]), *priors])
-    _part("best-of-N, live", sample.main, ["--config", config.sample, "--out", str(fixed)])
-    table = comparison(runs, "best-of-N", level=config.level)
+    live = ["--config", config.solve, *stand_in, "--out"]
+    _part(f"OptScale⁰, {how}", solve.main, [*live, str(runs["OptScale⁰"])])
+    learned = ["--priors", str(priors)]
+    _part(f"OptScaleᵗ, {how}", solve.main, [*live, str(runs["OptScaleᵗ"]), *learned])
+    drawn = ["--config", config.sample, *stand_in, "--out", str(fixed)]
+    _part(f"best-of-N, {how}", sample.main, drawn)
+    table = comparison(runs, "best-of-N", level=config.level, how=how)
     (out / "comparison.md").write_text(table.to_markdown(), encoding="utf-8")
     options = ["--permutations", str(config.permutations), "--out", str(page)]
     options += ["--priors", str(out / "pool_priors.jsonl"), "--comparison", config.comparison]
@@ -158,6 +170,12 @@ def run(config: DemoConfig) -> None:
     print(f"report: {page / 'index.html'}")
 
 
+def _lacks_vllm(asked: solve.SolveConfig) -> bool:
+    """Whether the models are to run on vLLM in this process, and it is not installed."""
+    in_process = "vllm" in (asked.sampler.kind, asked.verifier.backend)
+    return in_process and importlib.util.find_spec("vllm") is None
+
+
 def _part(name: str, command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> None:
     print(f"== {name} ==", flush=True)
     started = time.monotonic()
@@ -167,13 +185,16 @@ def _part(name: str, command: Callable[[Sequence[str]], int], arguments: Sequenc
     print(f"({time.monotonic() - started:.0f} s)\n", flush=True)
 
 
-def comparison(runs: Mapping[str, Path], baseline: str, *, level: float = 0.95) -> Table:
+def comparison(
+    runs: Mapping[str, Path], baseline: str, *, level: float = 0.95, how: str = "live"
+) -> Table:
     """Compares runs of the same problems, problem by problem.
 
     Args:
         runs: Name to the run's directory.
         baseline: The name of the run that the others are compared with.
         level: Coverage of the intervals, in (0, 1).
+        how: How the problems were solved, for the title.
 
     Returns:
         The table, a row for each run in order.
@@ -212,7 +233,7 @@ def comparison(runs: Mapping[str, Path], baseline: str, *, level: float = 0.95) 
             row += [difference, str(round(100 * float(saved)) + 0)]
         rows.append(row)
     return Table(
-        title=f"{len(base.problem_ids)} problems, live",
+        title=f"{len(base.problem_ids)} problems, {how}",
         columns=[
             "policy",
             "setting",
