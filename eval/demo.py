@@ -10,11 +10,13 @@
    problem by problem;
 4. eval.report replays every method on the shipped pool and writes its page.
 
-A demonstration that was cut off goes on where it was, as its runs do.
+Where vLLM is not installed, the pool stands in for the two models in 2 and 3. A demonstration
+that was cut off goes on where it was, as its runs do.
 """
 
 import csv
 import dataclasses
+import importlib.util
 import json
 import sys
 import time
@@ -114,21 +116,32 @@ def run(config: DemoConfig) -> None:
     trained, fixed, page = out / "predictor", out / "best_of_n", out / "report"
     runs = {"OptScale⁰": out / "optscale_0", "OptScaleᵗ": out / "optscale_t", "best-of-N": fixed}
     priors = {name: str(out / f"{name}_priors.jsonl") for name in ("live", "pool")}
+    asked = parse(SolveConfig, ["--config", config.solve], configs="solve")
+    # The problems that eval.solve takes: by its own configuration, or the pool's.
+    wanted = {"live": (asked.problems, asked.limit), "pool": (config.pool_problems, None)}
+    stand_in, how = [], "live"
+    if _lacks_vllm(asked):
+        del wanted["live"]
+        priors["live"] = priors["pool"]
+        stand_in, how = (
+            ["--problems=null", "--recorded.pool", config.pool],
+            "on recorded completions",
+        )
+        print(f"vLLM is not installed: {config.pool} stands in for the models\n", flush=True)
     training = ["--config", config.predictor, "--labels", config.labels, "--out", str(trained)]
     _part("training the predictor", "train", training)
-    # The problems that eval.solve takes, by its own configuration.
-    asked = parse(SolveConfig, ["--config", config.solve], configs="solve")
-    wanted = {"live": (asked.problems, asked.limit), "pool": (config.pool_problems, None)}
     for name, (problems, limit) in wanted.items():
         arguments = ["--checkpoint", str(trained), "--problems", str(problems)]
         arguments += ["--out", priors[name]]
         arguments += [] if limit is None else [f"--limit={limit}"]
         _part(f"priors of the problems: {name}", "predict", arguments)
-    live = ["--config", config.solve, "--out"]
-    _part("OptScale⁰, live", "solve", [*live, str(runs["OptScale⁰"])])
-    _part("OptScaleᵗ, live", "solve", [*live, str(runs["OptScaleᵗ"]), "--priors", priors["live"]])
-    _part("best-of-N, live", "sample", ["--config", config.sample, "--out", str(fixed)])
-    table = comparison(runs, "best-of-N", level=config.level)
+    live = ["--config", config.solve, *stand_in, "--out"]
+    learned = [*live, str(runs["OptScaleᵗ"]), "--priors", priors["live"]]
+    _part(f"OptScale⁰, {how}", "solve", [*live, str(runs["OptScale⁰"])])
+    _part(f"OptScaleᵗ, {how}", "solve", learned)
+    drawn = ["--config", config.sample, *stand_in, "--out", str(fixed)]
+    _part(f"best-of-N, {how}", "sample", drawn)
+    table = comparison(runs, "best-of-N", level=config.level, how=how)
     (out / "comparison.md").write_text(table.to_markdown(), encoding="utf-8")
     methods = ["--comparison", config.comparison, "--priors", priors["pool"]]
     options = ["--permutations", str(config.permutations), "--out", str(page)]
@@ -137,6 +150,12 @@ def run(config: DemoConfig) -> None:
     show(table.to_rich())
     print(f"comparison: {out / 'comparison.md'}")
     print(f"report: {page / 'index.html'}")
+
+
+def _lacks_vllm(asked: SolveConfig) -> bool:
+    """Whether the models are to run on vLLM in this process, and it is not installed."""
+    in_process = "vllm" in (asked.sampler.kind, asked.verifier.backend)
+    return in_process and importlib.util.find_spec("vllm") is None
 
 
 def _part(name: str, command: str, arguments: Sequence[str]) -> None:
@@ -148,13 +167,16 @@ def _part(name: str, command: str, arguments: Sequence[str]) -> None:
     print(f"({time.monotonic() - started:.0f} s)\n", flush=True)
 
 
-def comparison(runs: Mapping[str, Path], baseline: str, *, level: float = 0.95) -> Table:
+def comparison(
+    runs: Mapping[str, Path], baseline: str, *, level: float = 0.95, how: str = "live"
+) -> Table:
     """Compares runs of the same problems, problem by problem.
 
     Args:
         runs: Name to the run's directory.
         baseline: The name of the run that the others are compared with.
         level: Coverage of the intervals, in (0, 1).
+        how: How the problems were solved, for the title.
 
     Returns:
         The table, a row for each run in order.
@@ -193,7 +215,7 @@ def comparison(runs: Mapping[str, Path], baseline: str, *, level: float = 0.95) 
             row += [difference, str(round(100 * float(saved)) + 0)]
         rows.append(row)
     return Table(
-        title=f"{len(base.problem_ids)} problems, live",
+        title=f"{len(base.problem_ids)} problems, {how}",
         columns=[
             "policy",
             "setting",
