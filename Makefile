@@ -43,7 +43,7 @@ check-python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo "error: '$(PYTHON)' is not Python 3.11 or later; try: make setup PYTHON=python3.12" >&2; exit 1; }
 
-$(STAMP): pyproject.toml constraints.txt $(BROKEN) | $(if $(BROKEN),check-python)
+$(STAMP): pyproject.toml setup.py constraints.txt $(BROKEN) | $(if $(BROKEN),check-python)
 	@rm -f $(STAMP)
 	$(if $(BROKEN),$(PYTHON) -m venv --clear $(VENV))
 	$(PIP) --quiet --upgrade $(PIP_ARGS) pip
