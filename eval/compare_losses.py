@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from rich.console import Console
 
-from optscale_jax.cli import command, output_folder, progress
+from optscale_jax.cli import command, output_folder, progress, show
+from optscale_jax.cli.predictors import configured
 from optscale_jax.errors import bad_input
 from optscale_jax.predictor.errors import PredictorError
 from optscale_jax.predictor.features import Features, extract
@@ -40,7 +40,6 @@ from optscale_jax.predictor.training import (
     train,
 )
 from optscale_jax.report.tables import Table, write_csv
-from train.predictor import configured
 
 __all__ = ["LOSSES", "CompareLossesConfig", "main", "ridge"]
 
@@ -106,17 +105,6 @@ class Found(NamedTuple):
     quality: Quality
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    return command(
-        CompareLossesConfig,
-        run,
-        argv,
-        prog="python -m eval.compare_losses",
-        description="Heads trained with each loss, on problems that they have not seen.",
-    )
-
-
 def run(config: CompareLossesConfig) -> None:
     """Trains, measures, writes the files and shows the table.
 
@@ -161,10 +149,7 @@ def run(config: CompareLossesConfig) -> None:
             values = [getattr(one.quality, field) for one in found]
             columns[field] = ["" if np.isnan(value) else value for value in values]
         write_csv(folder / "comparison.csv", columns)
-    console = Console()
-    if not console.is_terminal:  # in a log, lines need not break
-        console = Console(width=120)
-    console.print(table.to_rich())
+    show(table.to_rich())
     print(f"results: {config.out}")
 
 
@@ -268,6 +253,8 @@ def _table(found: Sequence[Found], config: CompareLossesConfig) -> Table:
         ],
     )
 
+
+main = command(CompareLossesConfig, run, __name__)
 
 if __name__ == "__main__":
     sys.exit(main())

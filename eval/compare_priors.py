@@ -31,12 +31,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-from rich.console import Console
 
 from eval import predict
 from eval.report import run_of_replayed
 from optscale_jax import Pool
-from optscale_jax.cli import command, output_folder, progress
+from optscale_jax.cli import command, output_folder, progress, show
 from optscale_jax.cli.pools import ReadConfig, load_pool
 from optscale_jax.errors import bad_input
 from optscale_jax.policies import PAPER_ALPHA, PAPER_S_MIN
@@ -132,17 +131,6 @@ class ComparePriorsConfig(ReadConfig):
         Aim(max_loss=self.max_loss)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    return command(
-        ComparePriorsConfig,
-        run,
-        argv,
-        prog="python -m eval.compare_priors",
-        description="OptScale with each kind of prior, and without, over one pool.",
-    )
-
-
 def run(config: ComparePriorsConfig) -> None:
     """Predicts, replays, tunes, writes the files and shows the table.
 
@@ -204,10 +192,7 @@ def run(config: ComparePriorsConfig) -> None:
         (folder / "summary.md").write_text(table.to_markdown(), encoding="utf-8")
         _write_csv(folder / "comparison.csv", rows, pairs)
         _draw(folder, found, rows, pairs, options)
-    console = Console()
-    if not console.is_terminal:  # in a log, lines need not break
-        console = Console(width=120)
-    console.print(table.to_rich())
+    show(table.to_rich())
     print(f"results: {config.out}")
 
 
@@ -226,8 +211,11 @@ def _entry(config: ComparePriorsConfig, kind: Kind | None, folder: Path) -> Entr
             prior=prior,
         )
         parts += expand(policy, LABELS[kind])
-    families = [family for part in parts for family in part.families]
-    return dataclasses.replace(parts[0], families=families)
+    return dataclasses.replace(
+        parts[0],
+        settings=[setting for part in parts for setting in part.settings],
+        policies=[policy for part in parts for policy in part.policies],
+    )
 
 
 # What is found ------------------------------------------------------------------------------------
@@ -398,6 +386,8 @@ def _draw(
         folder / "accuracy_vs_tokens",
     )
 
+
+main = command(ComparePriorsConfig, run, __name__, configs="priors")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -18,27 +18,24 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from rich.console import Console
 
-from eval import predict, report, sample, solve
-from optscale_jax.cli import command, parse
+from optscale_jax.cli import command, parse, show
+from optscale_jax.cli.console import run_command
 from optscale_jax.errors import InputError
 from optscale_jax.live.config import SolveConfig
 from optscale_jax.live.runs import DECISIONS
 from optscale_jax.report.tables import Table
 from optscale_jax.study.metrics import compare
 from optscale_jax.tiny import labels_path, pool_path
-from train import predictor
 
 __all__ = ["DemoConfig", "comparison", "main"]
 
-ROOT = Path(__file__).resolve().parents[1]
 SPENT = ("completed", "aborted", "predictor")
 """What of the token ledger counts in the comparison; the verifier's tokens stand apart."""
 
@@ -60,13 +57,13 @@ class DemoConfig:
         out: Folder for the two runs and the report.
     """
 
-    predictor: str = str(ROOT / "configs" / "predictor" / "tiny.yaml")
+    predictor: str = "tiny"
     labels: str = str(labels_path())
-    solve: str = str(ROOT / "configs" / "solve" / "tiny.yaml")
-    sample: str = str(ROOT / "configs" / "sample" / "tiny.yaml")
+    solve: str = "tiny"
+    sample: str = "tiny"
     pool: str = str(pool_path())
     pool_problems: str = "arithmetic-5"
-    comparison: str = str(ROOT / "configs" / "replay" / "tiny_table.yaml")
+    comparison: str = "tiny_table"
     permutations: int = 5
     level: float = 0.95
     out: str = "runs/demo"
@@ -104,18 +101,6 @@ class Outcomes(NamedTuple):
     verifier_tokens: np.ndarray
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    return command(
-        DemoConfig,
-        run,
-        argv,
-        prog="python -m eval.demo",
-        description="A predictor, live sampling against best-of-N, and every method on a pool.",
-        interrupted="what was drawn is kept; run the same command to go on",
-    )
-
-
 def run(config: DemoConfig) -> None:
     """Runs the three parts and shows what came of them.
 
@@ -128,42 +113,36 @@ def run(config: DemoConfig) -> None:
     out = Path(config.out)
     trained, fixed, page = out / "predictor", out / "best_of_n", out / "report"
     runs = {"OptScale⁰": out / "optscale_0", "OptScaleᵗ": out / "optscale_t", "best-of-N": fixed}
-    _part(
-        "training the predictor",
-        predictor.main,
-        ["--config", config.predictor, "--labels", config.labels, "--out", str(trained)],
-    )
+    priors = {name: str(out / f"{name}_priors.jsonl") for name in ("live", "pool")}
+    training = ["--config", config.predictor, "--labels", config.labels, "--out", str(trained)]
+    _part("training the predictor", "train", training)
     # The problems that eval.solve takes, by its own configuration.
-    asked = parse(SolveConfig, ["--config", config.solve], prog="", description="")
+    asked = parse(SolveConfig, ["--config", config.solve], configs="solve")
     wanted = {"live": (asked.problems, asked.limit), "pool": (config.pool_problems, None)}
     for name, (problems, limit) in wanted.items():
-        arguments = ["--checkpoint", str(trained), f"--problems={problems}"]
+        arguments = ["--checkpoint", str(trained), "--problems", str(problems)]
+        arguments += ["--out", priors[name]]
         arguments += [] if limit is None else [f"--limit={limit}"]
-        arguments += ["--out", str(out / f"{name}_priors.jsonl")]
-        _part(f"priors of the problems: {name}", predict.main, arguments)
+        _part(f"priors of the problems: {name}", "predict", arguments)
     live = ["--config", config.solve, "--out"]
-    _part("OptScale⁰, live", solve.main, [*live, str(runs["OptScale⁰"])])
-    priors = ["--priors", str(out / "live_priors.jsonl")]
-    _part("OptScaleᵗ, live", solve.main, [*live, str(runs["OptScaleᵗ"]), *priors])
-    _part("best-of-N, live", sample.main, ["--config", config.sample, "--out", str(fixed)])
+    _part("OptScale⁰, live", "solve", [*live, str(runs["OptScale⁰"])])
+    _part("OptScaleᵗ, live", "solve", [*live, str(runs["OptScaleᵗ"]), "--priors", priors["live"]])
+    _part("best-of-N, live", "sample", ["--config", config.sample, "--out", str(fixed)])
     table = comparison(runs, "best-of-N", level=config.level)
     (out / "comparison.md").write_text(table.to_markdown(), encoding="utf-8")
+    methods = ["--comparison", config.comparison, "--priors", priors["pool"]]
     options = ["--permutations", str(config.permutations), "--out", str(page)]
-    options += ["--priors", str(out / "pool_priors.jsonl"), "--comparison", config.comparison]
-    _part("every method", report.main, ["--pools", f"[{json.dumps(config.pool)}]", *options])
+    _part("every method", "report", ["--pools", config.pool, *methods, *options])
     # Last, where it is seen.
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)
-    console.print(table.to_rich())
+    show(table.to_rich())
     print(f"comparison: {out / 'comparison.md'}")
     print(f"report: {page / 'index.html'}")
 
 
-def _part(name: str, command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> None:
+def _part(name: str, command: str, arguments: Sequence[str]) -> None:
     print(f"== {name} ==", flush=True)
     started = time.monotonic()
-    code = command(arguments)
+    code = run_command(command, arguments)
     if code:
         raise InputError(f"{name} ended with exit code {code}")
     print(f"({time.monotonic() - started:.0f} s)\n", flush=True)
@@ -254,6 +233,10 @@ def _outcomes(directory: Path) -> Outcomes:
         verifier_tokens=np.array([ledger["verifier"] for ledger in ledgers], float),
     )
 
+
+main = command(
+    DemoConfig, run, __name__, interrupted="what was drawn is kept; run the same command to go on"
+)
 
 if __name__ == "__main__":
     sys.exit(main())

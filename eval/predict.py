@@ -17,11 +17,10 @@ the prediction to compare with scores.
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from optscale_jax.cli import command, output_file, progress
-from optscale_jax.errors import InputError, ProblemsError, bad_input
+from optscale_jax.errors import InputError, bad_input
 from optscale_jax.predictor.errors import PredictorError
 from optscale_jax.predictor.predictor import Kind, Prediction, Predictor
 from optscale_jax.problems import load_problems
@@ -54,17 +53,6 @@ class PredictConfig:
     out: str = "priors.jsonl"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    return command(
-        PredictConfig,
-        run,
-        argv,
-        prog="python -m eval.predict",
-        description="Predicts a prior on the law of scores for each problem, from its text.",
-    )
-
-
 def run(config: PredictConfig) -> None:
     """Predicts, writes the file and says so.
 
@@ -94,8 +82,7 @@ def write_priors(config: PredictConfig) -> Prediction:
         raise InputError("problems is not given; use --problems FILE.jsonl")
     with bad_input("checkpoint", (PredictorError,)):
         predictor = Predictor.load(config.checkpoint)
-    with bad_input("problems", (ProblemsError,)):
-        problems = load_problems(config.problems, limit=config.limit)
+    problems = load_problems(config.problems, limit=config.limit)
     with (
         output_file(Path(config.out)) as file,
         progress() as bar,
@@ -125,6 +112,8 @@ def write_priors(config: PredictConfig) -> Prediction:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
     return found
 
+
+main = command(PredictConfig, run, __name__)
 
 if __name__ == "__main__":
     sys.exit(main())

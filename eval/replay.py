@@ -25,16 +25,15 @@ import itertools
 import json
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from rich.console import Console
 
 from optscale_jax import Pool, synthetic_pool
-from optscale_jax.cli import command, output_folder, progress, to_yaml
+from optscale_jax.cli import command, output_folder, progress, show, to_yaml
 from optscale_jax.cli.pools import ReadConfig, checksum, load_pool
 from optscale_jax.errors import InputError, bad_input
 from optscale_jax.policies import StopReason
@@ -180,17 +179,6 @@ class Summarised(NamedTuple):
     fixed: dict[str, Any]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    return command(
-        ReplayConfig,
-        run,
-        argv,
-        prog="python -m eval.replay",
-        description="Replays policies over a pool of recorded completions and compares them.",
-    )
-
-
 def run(config: ReplayConfig) -> None:
     """Replays, compares, writes the files and shows the table.
 
@@ -233,10 +221,7 @@ def run(config: ReplayConfig) -> None:
         table = _table(summaries, pool, config, notes)
         _write(folder, summaries, table, pool, config)
         bar.advance(task)
-    console = Console()
-    if not console.is_terminal:  # in a log, lines need not break
-        console = Console(width=120)
-    console.print(table.to_rich())
+    show(table.to_rich())
     print(f"results: {out}")
 
 
@@ -682,6 +667,8 @@ def _versions(pool: Pool, config: ReplayConfig) -> dict[str, Any]:
         },
     }
 
+
+main = command(ReplayConfig, run, __name__, configs="replay")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -41,6 +41,7 @@ from optscale_jax.errors import InputError, bad_input
 from optscale_jax.estimation import Params
 from optscale_jax.report.paper_table import PaperTable, paper_table
 from optscale_jax.report.tables import write_csv
+from optscale_jax.shipped import located
 from optscale_jax.study.comparison import (
     ORACLE,
     Frontier,
@@ -66,7 +67,7 @@ from optscale_jax.study.tuning import Aim
 
 __all__ = ["AimConfig", "ReportConfig", "main", "run_of", "run_of_replayed"]
 
-COMPARISON = Path(__file__).resolve().parents[1] / "configs" / "replay" / "paper_table.yaml"
+COMPARISON = "paper_table"
 PAPER_N = (8, 16, 32, 64)
 BENCHMARKS_ACROSS = 3  # of the table in the terminal
 ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
@@ -203,17 +204,6 @@ class Section(NamedTuple):
     trusted: bool | None
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    return command(
-        ReportConfig,
-        run,
-        argv,
-        prog="python -m eval.report",
-        description="Tables and figures of a comparison of policies, honestly tuned.",
-    )
-
-
 def run(config: ReportConfig) -> None:
     """Collects, tunes, draws, writes the files and shows the table.
 
@@ -256,10 +246,8 @@ def run(config: ReportConfig) -> None:
 
 
 def _comparison(config: ReportConfig) -> replay.ReplayConfig:
-    file = config.comparison or str(COMPARISON)
-    comparison = parse(
-        replay.ReplayConfig, ["--config", file], prog="python -m eval.replay", description=""
-    )
+    file = config.comparison or COMPARISON
+    comparison = parse(replay.ReplayConfig, ["--config", file], configs="replay")
     if config.priors is None:
         return comparison
     plain = comparison.policy
@@ -337,7 +325,7 @@ def _pool_of_run(folder: Path, given: dict[str, Any]) -> tuple[Pool | None, str]
     )
     if path == replay.SYNTHETIC:
         return replay.load(config), ""
-    if not Path(path).exists():
+    if not Path(located(path)).exists():
         return None, f"its pool, {path}, is no longer there: no figures of scores"
     versions = folder / "versions.json"
     if versions.is_file():
@@ -903,6 +891,8 @@ def _show(table: PaperTable) -> None:
     for note in table.notes:
         console.print(note, style="dim")
 
+
+main = command(ReportConfig, run, __name__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,7 +8,6 @@ labels for a predictor come from it (train.labels). Drawing goes on where it was
 """
 
 import sys
-from collections.abc import Sequence
 
 from optscale_jax.cli import command
 from optscale_jax.cli.live import live
@@ -16,18 +15,13 @@ from optscale_jax.live.config import SampleConfig
 
 __all__ = ["main"]
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    return command(
-        SampleConfig,
-        live,
-        argv,
-        prog="python -m eval.sample",
-        description="Draws a fixed pool of scored completions.",
-        interrupted="what was drawn is kept; run the same command to go on",
-    )
-
+main = command(
+    SampleConfig,
+    live,
+    __name__,
+    configs="sample",
+    interrupted="what was drawn is kept; run the same command to go on",
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -16,7 +16,6 @@ completions that had ended beyond those, and aborted ones, are in the ledger's c
 """
 
 import sys
-from collections.abc import Sequence
 
 from optscale_jax.cli import command
 from optscale_jax.cli.live import live
@@ -24,18 +23,13 @@ from optscale_jax.live.config import SolveConfig
 
 __all__ = ["main"]
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    return command(
-        SolveConfig,
-        live,
-        argv,
-        prog="python -m eval.solve",
-        description="Solves problems with as few samples as a policy asks for.",
-        interrupted="what was drawn is kept; run the same command to go on",
-    )
-
+main = command(
+    SolveConfig,
+    live,
+    __name__,
+    configs="solve",
+    interrupted="what was drawn is kept; run the same command to go on",
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -21,7 +21,8 @@ says what was drawn and is kept. An `EngineError` is for whoever wrote the sampl
 """
 
 import contextlib
-from collections.abc import Iterator
+import difflib
+from collections.abc import Collection, Iterator
 
 __all__ = [
     "BackendError",
@@ -35,7 +36,10 @@ __all__ = [
     "RunError",
     "Terminated",
     "bad_input",
+    "did_you_mean",
 ]
+
+_SHOWN = 20  # names that a message lists at most
 
 
 class InputError(ValueError):
@@ -106,3 +110,24 @@ def bad_input(
         if isinstance(error, OSError) and error.strerror:
             message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
         raise InputError(f"{where}: {message}" if where else message) from error
+
+
+def did_you_mean(
+    name: str, known: Collection[str], otherwise: str = "there are", *, prefix: str = ""
+) -> str:
+    """The end of a message on a name that there is not.
+
+    Args:
+        name: What was given.
+        known: The names that there are.
+        otherwise: What introduces all of them, if none is near.
+        prefix: What stands before each of them where it is shown.
+
+    Returns:
+        "; did you mean NAME?", or else "; there are NAME, NAME, ...".
+    """
+    close = difflib.get_close_matches(name, known, 1)
+    if close:
+        return f"; did you mean {prefix}{close[0]}?"
+    more = ", ..." if len(known) > _SHOWN else ""
+    return f"; {otherwise} {', '.join(prefix + one for one in list(known)[:_SHOWN])}{more}"

@@ -166,8 +166,7 @@ class Decision:
         selected_index: The completion returned; -1 = none was eligible.
         stop_reason: A `StopReason`'s name in small letters.
         required: Samples that the policy wanted in all.
-        loc: Fitted loc at the stop; NaN for policies that fit none.
-        scale: Fitted scale; NaN likewise.
+        params: The fitted law's parameters at the stop, by name; {} for policies that fit none.
         ledger: All tokens spent on the problem: those of completions beyond the `num_samples` too,
             that had ended when the policy stopped, and those aborted then.
         error: Why there is none, if the problem cannot be sampled or scored; its stop reason is
@@ -180,7 +179,6 @@ class Decision:
     selected_index: int
     stop_reason: str
     required: int
-    loc: float
-    scale: float
+    params: dict[str, float]
     ledger: TokenLedger
     error: str | None = None

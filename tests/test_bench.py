@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 from eval.bench.core import (
-    Report,
     grid_stepping,
     main,
     objective,
     scipy_fit,
     scipy_objective,
 )
+from eval.bench.rows import Report
 from optscale_jax import TruncatedNormal, required_samples
 
 SCORES = np.array([0.62, 0.71, 0.88, 0.54, 0.93, 0.77])
@@ -55,7 +55,7 @@ def test_the_report_says_what_was_missed():
     report = Report()
     report.add("speed", "3 x", ">= 5 x", False)
     assert not report.met
-    assert report.table().rows == [("speed", "3 x", ">= 5 x", "MISSED")]
+    assert report.table("a bench").rows == [("speed", "3 x", ">= 5 x", "MISSED")]
 
 
 def test_an_output_that_cannot_be_made_is_refused_before_anything_is_measured(tmp_path, capsys):

@@ -15,6 +15,7 @@ import yaml
 
 from eval import replay as command
 from optscale_jax import Pool, SyntheticConfig, cli, policies, replay_settings, synthetic_pool
+from optscale_jax.errors import InputError
 from optscale_jax.replay import permutations
 from optscale_jax.study import registry as grid
 
@@ -601,7 +602,7 @@ def test_out_that_is_a_file(tmp_path, capsys, pool_path):
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(KeyboardInterrupt, 130), (cli.InputError("late"), 2), (KeyError, None)]
+    ("error", "code"), [(KeyboardInterrupt, 130), (InputError("late"), 2), (KeyError, None)]
 )
 def test_an_error_half_way_leaves_nothing(tmp_path, pool_path, monkeypatch, capsys, error, code):
     def fail(*arguments):

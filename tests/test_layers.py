@@ -21,7 +21,10 @@ PACKAGE = "optscale_jax"
 COMMANDS = ("eval", "train")
 CORE = [
     "typing",
+    "values",
     "errors",
+    "plugins",
+    "shipped",
     "checks",
     "files",
     "special",
@@ -29,6 +32,7 @@ CORE = [
     "estimation",
     "empirical_bayes",
     "bounds",
+    "laws",
     "policies",
     "records",
     "pool",
@@ -89,12 +93,11 @@ INSIDE = {
 # What a command still imports of another command.
 OFFENDERS: dict[str, set[str]] = {
     "eval.bench.core": {"eval.replay"},
-    "eval.bench.predictor": {"train.predictor"},
-    "eval.compare_losses": {"train.predictor"},
     "eval.compare_priors": {"eval.predict", "eval.report"},
-    "eval.demo": {"eval.predict", "eval.report", "eval.sample", "eval.solve", "train.predictor"},
     "eval.report": {"eval.replay"},
 }
+# For the type of an argument; it ends when that type stands in a file above both.
+LOOKS_BACK = {"optscale_jax.policies.selection": {"optscale_jax.policies.base"}}
 CORE_DEPENDENCIES = {"jax", "tensorflow_probability", "numpy", "jaxtyping"}
 HEAVY = [
     "torch",
@@ -220,7 +223,8 @@ def test_command_imports_only_the_library(path):
 
 def test_imports_among_files_are_in_no_circle():
     imports = {
-        module_of(path): set(files_imported(path, path.read_text()))
+        (name := module_of(path)): {*files_imported(path, path.read_text())}
+        - LOOKS_BACK.get(name, set())
         for path in sources(PACKAGE, *COMMANDS)
     }
     assert len(imports) > 80

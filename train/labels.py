@@ -9,7 +9,6 @@ run's directory, or another project's log. Also reads JSON lines that hold stati
 
 import dataclasses
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,13 @@ import numpy as np
 
 from optscale_jax.cli import command, output_file
 from optscale_jax.empirical_bayes import fit_pooled_prior
-from optscale_jax.errors import InputError, PoolError, ProblemsError, bad_input
+from optscale_jax.errors import InputError, PoolError, bad_input
 from optscale_jax.estimation import ScoreStats
 from optscale_jax.predictor.labels import Labels, labels_of_pool, lines, read_labels
 from optscale_jax.problems import load_problems
 from optscale_jax.readers import read_pool
 from optscale_jax.readers.records import read_records
+from optscale_jax.shipped import located
 
 __all__ = ["LabelsConfig", "main"]
 
@@ -48,17 +48,6 @@ class LabelsConfig:
     out: str = "labels.jsonl"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    return command(
-        LabelsConfig,
-        run,
-        argv,
-        prog="python -m train.labels",
-        description="Writes the statistics of each problem's scores, a predictor's labels.",
-    )
-
-
 def run(config: LabelsConfig) -> None:
     """Reads the pool and writes the labels.
 
@@ -70,8 +59,7 @@ def run(config: LabelsConfig) -> None:
     with bad_input():
         labels = _labels(config)
     if config.problems is not None:
-        with bad_input("problems", (ProblemsError,)):
-            problems = load_problems(config.problems)
+        problems = load_problems(config.problems)
         with bad_input():
             labels = labels.with_texts({p.id: p.text for p in problems}, config.problems)
     with output_file(Path(config.out)) as file:
@@ -97,7 +85,7 @@ def run(config: LabelsConfig) -> None:
 
 def _labels(config: LabelsConfig) -> Labels:
     assert config.pool is not None
-    path = Path(config.pool)
+    path = Path(located(config.pool))
     if path.suffix in (".jsonl", ".json") and _has_statistics(path):
         return read_labels(path, num_samples=config.num_samples)
     options: dict[str, Any] = {"clip": True} if config.clip else {}
@@ -112,6 +100,8 @@ def _has_statistics(path: Path) -> bool:
         return False  # the pool's readers say what is wrong
     return first is not None and bool({"score_mean", "mean"} & first.value.keys())
 
+
+main = command(LabelsConfig, run, __name__)
 
 if __name__ == "__main__":
     sys.exit(main())

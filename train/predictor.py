@@ -19,111 +19,26 @@ devices share every batch. The output folder has to be on a disk that they share
 import contextlib
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
-from optscale_jax.cli import command, parse, progress, to_yaml
-from optscale_jax.errors import InputError, ProblemsError, bad_input
+from optscale_jax.cli import command, package_versions, progress, show, to_yaml
+from optscale_jax.cli.predictors import DistributedConfig, PredictorConfig, load_labels
+from optscale_jax.errors import InputError, bad_input
 from optscale_jax.predictor.errors import PredictorError
-from optscale_jax.predictor.features import FeatureConfig
-from optscale_jax.predictor.labels import Labels, read_labels
-from optscale_jax.predictor.training import COVERAGE, Quality, TrainingConfig
-from optscale_jax.problems import load_problems
+from optscale_jax.predictor.labels import Labels
+from optscale_jax.predictor.training import COVERAGE, Quality
 from optscale_jax.report.tables import Table
 
-__all__ = ["DistributedConfig", "PredictorConfig", "configured", "load_labels", "main"]
+__all__ = ["main"]
 
-
-@dataclasses.dataclass(frozen=True)
-class DistributedConfig:
-    """Processes that train together.
-
-    Attributes:
-        coordinator: HOST:PORT of process 0, the same in all. null: one process, or what the cluster
-            says (TPU pods, Slurm) if auto is set.
-        processes: How many there are.
-        process: Which one this is, from 0.
-        auto: Whether to let JAX find all of this out from the cluster.
-    """
-
-    coordinator: str | None = None
-    processes: int = 1
-    process: int = 0
-    auto: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuses numbers outside their domain.
-
-        Raises:
-            ValueError: Naming the field.
-        """
-        if not 0 <= self.process < self.processes:
-            raise ValueError(f"distributed.process is {self.process} of {self.processes} (from 0)")
-        if self.processes > 1 and self.coordinator is None:
-            raise ValueError("distributed.coordinator is not given; it is HOST:PORT of process 0")
-
-
-@dataclasses.dataclass(frozen=True)
-class PredictorConfig:
-    """What a predictor is trained on, and how.
-
-    Attributes:
-        labels: JSON lines file of train.labels, or with score_mean, score_std and n. Needed.
-        problems: JSON lines file with the problems' texts, or a benchmark's name, for labels
-            without texts.
-        num_samples: Number of scores behind each label, for labels without n.
-        leave_out_constant: Whether to leave out problems with one score or equal ones, which have
-            no spread, instead of refusing them.
-        min_sd: Standard deviation, in [0, 1/2], that the scores of a problem are taken to have at
-            least, so that problems of several equal scores can be learned from. 0: none.
-        features: Of which model.
-        training: How.
-        cache: Folder of the features' cache. null: features are not kept.
-        out: Folder for the predictor, made if it does not exist.
-        distributed: Processes that train together.
-    """
-
-    labels: str | None = None
-    problems: str | None = None
-    num_samples: int | None = None
-    leave_out_constant: bool = False
-    min_sd: float = 0.0
-    features: FeatureConfig = dataclasses.field(default_factory=FeatureConfig)
-    training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
-    cache: str | None = "runs/features"
-    out: str = "runs/predictor"
-    distributed: DistributedConfig = DistributedConfig()
-
-    def __post_init__(self) -> None:
-        """Refuses numbers outside their domain.
-
-        Raises:
-            ValueError: Naming the field.
-        """
-        if self.num_samples is not None and self.num_samples < 1:
-            raise ValueError(f"num_samples is {self.num_samples}; it must be at least 1")
-        if not 0 <= self.min_sd <= 0.5:
-            raise ValueError(f"min_sd is {self.min_sd}; it must be in [0, 1/2]")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    return command(
-        PredictorConfig,
-        run,
-        argv,
-        prog="python -m train.predictor",
-        description="Trains a predictor of priors on frozen features of a language model.",
-        interrupted="checkpoints are kept; run the same command to go on",
-    )
+PACKAGES = ("optscale-jax", "jax", "flax", "optax", "torch", "transformers", "numpy")
 
 
 def run(config: PredictorConfig) -> None:
@@ -186,51 +101,14 @@ def run(config: PredictorConfig) -> None:
                 },
                 "training": dataclasses.asdict(config.training),
                 "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-                "packages": _packages(),
+                "packages": package_versions(*PACKAGES),
             }
             if leads:
                 made = Predictor.of(fitted, config.features, recipe, config.training.head, record)
                 made.save(out)
     if leads:
-        console = Console()
-        if not console.is_terminal:  # in a log, lines need not break
-            console = Console(width=120)
-        console.print(_table(fitted.quality).to_rich())
+        show(_table(fitted.quality).to_rich())
         print(f"predictor: {out / FILES[1]}")
-
-
-def configured(path: str, labels: str | None) -> tuple[PredictorConfig, Labels]:
-    """A configuration of this command from its file, and the labels that it trains on.
-
-    Args:
-        path: The file.
-        labels: The labels' file; None: the one that the configuration names.
-
-    Raises:
-        InputError: If either cannot be read, or there are no labels.
-    """
-    given = [] if labels is None else ["--labels", labels]
-    config = parse(PredictorConfig, ["--config", path, *given], prog="", description="")
-    if config.labels is None:
-        raise InputError("labels is not given; use --labels FILE")
-    return config, load_labels(config, config.labels)
-
-
-def load_labels(config: PredictorConfig, path: str) -> Labels:
-    """The labels that a configuration trains on, every one with its problem's text.
-
-    Raises:
-        InputError: If they cannot be used.
-    """
-    with bad_input("labels"):
-        labels = read_labels(path, num_samples=config.num_samples)
-        labels = labels.with_spread(leave_out=config.leave_out_constant, min_sd=config.min_sd)
-    texts: dict[str, str] = {}
-    if config.problems is not None:
-        with bad_input("problems", (ProblemsError,)):
-            texts = {p.id: p.text for p in load_problems(config.problems)}
-    with bad_input():
-        return labels.with_texts(texts, config.problems or "--problems FILE is not given")
 
 
 def _join(config: DistributedConfig) -> None:
@@ -377,15 +255,13 @@ class _Log:
                 self._writer.add_scalar(name, value, int(numbers["epoch"]))
 
 
-def _packages() -> dict[str, str | None]:
-    found = {}
-    for name in ("optscale-jax", "jax", "flax", "optax", "torch", "transformers", "numpy"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
-
+main = command(
+    PredictorConfig,
+    run,
+    __name__,
+    configs="predictor",
+    interrupted="checkpoints are kept; run the same command to go on",
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -254,17 +254,6 @@ def corrupt(chain: Chain, random: np.random.Generator) -> Judged:
     return Judged(chain, steps, check_steps(chain, steps))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    return command(
-        TinyConfig,
-        run,
-        argv,
-        prog="python -m train.tiny",
-        description="Trains the small reasoner, or the verifier of its steps.",
-    )
-
-
 def run(config: TinyConfig) -> None:
     """Trains and writes the checkpoint.
 
@@ -403,7 +392,7 @@ def sample_solutions(config: TinyConfig, chains: list[Chain]) -> list[Judged]:
         max_num_seqs=256,
         seed=config.seed,
     )
-    conversations = [[{"role": "user", "content": chain.question}] for chain in chains]
+    conversations: list[Any] = [[{"role": "user", "content": chain.question}] for chain in chains]
     sampling = [
         SamplingParams(temperature=config.temperature, max_tokens=128, seed=config.seed + index)
         for index in range(len(chains))
@@ -581,6 +570,8 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> float:
     good = labels.sum()
     return float((rank[labels == 1].sum() - good * (good + 1) / 2) / (good * (len(labels) - good)))
 
+
+main = command(TinyConfig, run, __name__, configs="tiny")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,6 +2,6 @@
 
 import sys
 
-from eval.bench.core import main
+from .core import main
 
 sys.exit(main())

@@ -13,17 +13,14 @@ The output folder, if one is asked for, gets bench.json (the rows, with raw figu
 """
 
 import dataclasses
-import functools
 import itertools
-import json
 import math
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
@@ -32,12 +29,44 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import psutil
 import scipy.optimize
 import scipy.special
 import scipy.stats
 
-from eval.bench.reference import (
+from eval.replay import ReplayConfig, entries_of
+from optscale_jax import (
+    Policy,
+    Pool,
+    Prior,
+    ScoreStats,
+    TruncatedNormal,
+    fit_map,
+    fit_mle,
+    replay,
+    required_samples,
+    synthetic_pool,
+)
+from optscale_jax.cli import command, parse
+from optscale_jax.estimation import (
+    MIN_SCALE,
+    Params,
+    negative_log_likelihood,
+    negative_log_prior,
+)
+from optscale_jax.policies import (
+    PAPER_ALPHA,
+    PAPER_S_MIN,
+    Observation,
+    optscale,
+    run,
+    stack,
+)
+from optscale_jax.replay import _run, permutations
+from optscale_jax.study.comparison import ORACLE
+from optscale_jax.study.outcomes import leave_out
+from optscale_jax.synthetic import synthetic_problems
+
+from .reference import (
     TOLERANCES,
     GivenLogCdf,
     Grid,
@@ -49,40 +78,16 @@ from eval.bench.reference import (
     reference,
     relative_error,
 )
-from eval.replay import ReplayConfig, entries_of
-from optscale_jax import (
-    Policy,
-    Pool,
-    Prior,
-    ScoreStats,
-    TruncatedNormal,
-    fit_map,
-    fit_mle,
-    replay,
-    replay_settings,
-    required_samples,
-    synthetic_pool,
-)
-from optscale_jax.cli import command, output_folder, parse
-from optscale_jax.estimation import (
-    MIN_SCALE,
-    Params,
-    negative_log_likelihood,
-    negative_log_prior,
-)
-from optscale_jax.policies import PAPER_ALPHA, PAPER_S_MIN, Observation, optscale, run
-from optscale_jax.replay import permutations
-from optscale_jax.report.tables import Table
-from optscale_jax.study.comparison import ORACLE
-from optscale_jax.study.outcomes import leave_out
-from optscale_jax.synthetic import synthetic_problems
+from .rows import Report, finish, machine
 
 PROBLEMS, SAMPLES, PERMUTATIONS = 500, 64, 20
 PREFIXES = (3, 5, 10, 20, 64)
 SETTINGS = tuple(itertools.product(PAPER_S_MIN, PAPER_ALPHA))
 CAP = 1024  # of the bound, for both sides; grid stepping without one would never end where F = 1
-COMPARISON = Path(__file__).resolve().parents[1] / "configs" / "replay" / "paper_table.yaml"
+COMPARISON = "paper_table"
 PRECISIONS = (np.float32, np.float64)
+OUTPUTS = ("bench.json", "bench.md")
+SUBJECT = "optscale-jax against SciPy and mpmath"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,43 +177,6 @@ def per_element(kernel: Callable[..., Any], arguments: tuple, repeats: int) -> f
 
     size = math.prod(jnp.broadcast_shapes(*(a.shape for a in arguments)))
     return seconds(lambda: loop(first, *rest), repeats) / passes / float(size)
-
-
-class Report:
-    """Rows of (what, figure, demanded, met), shown as they come."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-
-    def add(self, what: str, figure: str, demanded: str, met: bool | np.bool, **raw: float) -> None:
-        """One row; `raw` are its figures as numbers."""
-        self.rows.append(dict(what=what, figure=figure, demanded=demanded, met=bool(met), **raw))
-        print(f"  {what}: {figure}  [{demanded}] {'ok' if met else 'MISSED'}", flush=True)
-
-    @property
-    def met(self) -> bool:
-        """Whether no row is missed."""
-        return all(row["met"] for row in self.rows)
-
-    def table(self) -> Table:
-        """All rows, for people."""
-        return Table(
-            title=f"optscale-jax against SciPy and mpmath, {machine()}",
-            columns=("what", "figure", "demanded", ""),
-            rows=[
-                (row["what"], row["figure"], row["demanded"], "ok" if row["met"] else "MISSED")
-                for row in self.rows
-            ],
-            num_labels=4,
-        )
-
-
-def machine() -> str:
-    """What a speed was measured on."""
-    return (
-        f"{platform.machine()}, {psutil.cpu_count()} cores, JAX {jax.__version__} on "
-        f"{jax.default_backend()}"
-    )
 
 
 @contextmanager
@@ -450,17 +418,10 @@ def coverage(report: Report, loc: np.ndarray, scale: np.ndarray) -> None:
 def replays(report: Report, quick: bool) -> None:
     """OptScale^0 refitted after every sample, all settings and permutations."""
     pool = synthetic_pool(jax.random.key(0), num_problems=PROBLEMS, num_samples=SAMPLES)
-    s_min, alpha = (np.array(v) for v in zip(*SETTINGS, strict=True))
-    make = functools.partial(optscale, max_samples=SAMPLES, min_samples=3)
+    grid = stack([optscale(s_min, alpha, SAMPLES, min_samples=3) for s_min, alpha in SETTINGS])
 
     def call():
-        return replay_settings(
-            pool,
-            make,
-            dict(s_min=s_min, alpha=alpha),
-            key=jax.random.key(1),
-            num_permutations=PERMUTATIONS,
-        )
+        return replay(pool, grid, key=jax.random.key(1), num_permutations=PERMUTATIONS)
 
     start = time.perf_counter()
     call()
@@ -469,7 +430,7 @@ def replays(report: Report, quick: bool) -> None:
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     report.add(
-        f"replay of OptScale^0, {PROBLEMS} x {SAMPLES} x {len(s_min)} settings "
+        f"replay of OptScale^0, {PROBLEMS} x {SAMPLES} x {len(SETTINGS)} settings "
         f"x {PERMUTATIONS} orders",
         f"{first:.1f} s with compilation, {again:.2f} s again; peak memory of this whole "
         f"process {peak / 2**30:.2f} GiB",
@@ -478,6 +439,29 @@ def replays(report: Report, quick: bool) -> None:
         first=first,
         again=again,
         peak=peak,
+    )
+
+
+def fresh_policies(report: Report) -> None:
+    """A loop over values of s_min, each turn with a policy of its own."""
+    pool = synthetic_pool(jax.random.key(0), num_problems=PROBLEMS, num_samples=SAMPLES)
+    times = []
+    compiled = _run._cache_size()
+    for s_min in np.linspace(0.5, 0.97, 20).tolist():
+        start = time.perf_counter()
+        replay(pool, optscale(s_min, 0.9, SAMPLES), key=jax.random.key(1), num_permutations=5)
+        times.append(time.perf_counter() - start)
+    compiled = _run._cache_size() - compiled
+    later = max(times[1:]) / times[0]
+    report.add(
+        f"{len(times)} fresh policies in a loop over replay, {PROBLEMS} x {SAMPLES} x 5 orders",
+        f"{compiled} compilation; {times[0]:.1f} s, then {max(times[1:]):.2f} s at most: "
+        f"{later:.3f} of it",
+        "1, and < 0.1",
+        compiled == 1 and later < 0.1,
+        compiled=compiled,
+        first=times[0],
+        later=max(times[1:]),
     )
 
 
@@ -516,25 +500,28 @@ def comparison(report: Report, quick: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "pool.npz"
         pool.save(file)
-        arguments = ["--config", str(COMPARISON), "--pool", str(file), "--out", f"{folder}/out"]
+        arguments = ["--config", COMPARISON, "--pool", str(file), "--out", f"{folder}/out"]
         start = time.perf_counter()
         subprocess.run(
-            [sys.executable, "-m", "eval.replay", *arguments], check=True, capture_output=True
+            [sys.executable, "-m", "optscale_jax.cli", "replay", *arguments],
+            check=True,
+            capture_output=True,
         )
         wall = time.perf_counter() - start
         # Of the children, which were imports and this command.
         unit = 1 if sys.platform == "darwin" else 1024
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
-        config = parse(ReplayConfig, arguments, prog="", description="")
+        config = parse(ReplayConfig, arguments, configs="replay")
     entries, _ = leave_out(entries_of(config), pool, config.permutations)
     plain = settings = 0
     for entry in entries:
-        for family in entry.families:
-            # Any law will do for the oracle, the one policy that cannot do without.
-            law = Prior(0.8, 0.2, 0.1, 0.1) if entry.name == ORACLE else None
-            per_run = seconds_a_run(family.policy(0), pool, 5 if quick else 20, law)
-            plain += per_run * len(family.settings) * config.permutations * problems
-            settings += len(family.settings)
+        # Any law will do for the oracle, the one policy that cannot do without.
+        law = Prior(0.8, 0.2, 0.1, 0.1) if entry.name == ORACLE else None
+        for cap in sorted({policy.max_samples for policy in entry.policies}):
+            same = [policy for policy in entry.policies if policy.max_samples == cap]
+            per_run = seconds_a_run(same[0], pool, 5 if quick else 20, law)
+            plain += per_run * len(same) * config.permutations * problems
+            settings += len(same)
     report.add(
         f"the paper's comparison, {len(entries)} policies with {settings} settings, {problems} x "
         f"{samples} x {config.permutations} orders, from the command to its files",
@@ -557,7 +544,7 @@ def seconds_a_run(policy: Policy, pool: Pool, count: int, law: Prior | None) -> 
     drawn = Observation(
         scores, answers, tokens, jnp.broadcast_to(jnp.arange(pool.num_samples), scores.shape)
     )
-    planned = None if policy.plan is None else policy.plan(drawn)
+    planned = policy.plan(drawn) if policy.couples_problems else None
     drawn = jax.tree.map(np.asarray, drawn)
     start = 0.0
     for p in range(count + 1):
@@ -604,28 +591,9 @@ def imports(report: Report) -> None:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    return command(
-        BenchConfig,
-        bench,
-        argv,
-        prog="python -m eval.bench",
-        description="Speed and accuracy of the numerical core against SciPy and mpmath.",
-    )
-
-
-def bench(config: BenchConfig) -> None:
-    """Measures everything, shows and writes it; exits with 1 where a figure is missed."""
-    if config.out is None:
-        report = measure(config.quick)
-    else:
-        with output_folder(Path(config.out), ("bench.json", "bench.md")) as folder:
-            report = measure(config.quick)
-            (folder / "bench.json").write_text(json.dumps(report.rows, indent=1) + "\n")
-            (folder / "bench.md").write_text(report.table().to_markdown())
-    if not report.met:
-        sys.exit(1)
+def bench(config: BenchConfig) -> int:
+    """Measures everything, shows and writes it; returns 1 where a figure is missed."""
+    return finish(lambda: measure(config.quick), config.out, OUTPUTS, SUBJECT)
 
 
 def measure(quick: bool) -> Report:
@@ -642,6 +610,7 @@ def measure(quick: bool) -> Report:
 
     imports(report)
     replays(report, quick)
+    fresh_policies(report)
     plain_loop(report, pool)
     comparison(report, quick)
     bounds(report, truth.loc.astype(np.float32), truth.scale.astype(np.float32), quick)
@@ -651,6 +620,8 @@ def measure(quick: bool) -> Report:
     accuracy(report, quick)
     return report
 
+
+main = command(BenchConfig, bench, __name__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 
-from eval.bench.core import Report, machine
 from optscale_jax import Policy, policies
 from optscale_jax.backends import sample_seed
 from optscale_jax.backends.config import PromptConfig, SamplerConfig, VerifierConfig
@@ -30,18 +29,22 @@ from optscale_jax.backends.prm import PrmVerifier, split_steps
 from optscale_jax.backends.vllm_engine import engine_arguments, engine_environment
 from optscale_jax.backends.vllm_sampler import VllmSampler, prompt_token_ids
 from optscale_jax.backends.vllm_verifier import VllmPooler
-from optscale_jax.cli import command, output_folder
+from optscale_jax.cli import command
 from optscale_jax.errors import BackendError, InputError
 from optscale_jax.live.engine import Solution, solve_async
 from optscale_jax.live.runs import Run
 from optscale_jax.records import Completion, Problem
 from optscale_jax.tiny import SYSTEM_PROMPT, draw_chains, reasoner_path, verifier_path
 
+from .rows import Report, finish
+
 SAMPLER_SHARE = 0.9
 ENGINE_SHARE = 0.9
 ADAPTIVE_SHARE = 0.8
 VERIFIER_SPEEDUP = 3.0
 SCORE_TOLERANCE = 1e-4
+
+OUTPUTS = ("bench_live.json", "bench_live.md")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +133,7 @@ def _below(state: dict[str, Any], prefix: str) -> dict[str, Any]:
 async def sample_all(
     sampler: VllmSampler, problems: Sequence[Problem], n: int
 ) -> list[list[Completion]]:
-    """n completions of each problem, all problems at once."""
+    """Draws n completions of each problem, all problems at once."""
 
     async def one(problem: Problem) -> list[Completion]:
         drawn = sampler.sample(problem, n, 0, abort=asyncio.Event())
@@ -341,19 +344,9 @@ def bench_verifier(
     )
 
 
-def bench(config: BenchLiveConfig) -> None:
-    """Measures everything, shows and writes it; exits with 1 where a figure is missed."""
-    if config.out is None:
-        report = measure(config)
-    else:
-        names = ("bench_live.json", "bench_live.md")
-        with output_folder(Path(config.out), names) as folder:
-            report = measure(config)
-            (folder / names[0]).write_text(json.dumps(report.rows, indent=1) + "\n")
-            table = dataclasses.replace(report.table(), title=f"live backends, {machine()}")
-            (folder / names[1]).write_text(table.to_markdown())
-    if not report.met:
-        sys.exit(1)
+def bench(config: BenchLiveConfig) -> int:
+    """Measures everything, shows and writes it; returns 1 where a figure is missed."""
+    return finish(lambda: measure(config), config.out, OUTPUTS, "live backends")
 
 
 def measure(config: BenchLiveConfig) -> Report:
@@ -375,16 +368,7 @@ def measure(config: BenchLiveConfig) -> Report:
     return report
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    return command(
-        BenchLiveConfig,
-        bench,
-        argv,
-        prog="python -m eval.bench.live",
-        description="Measures the live backends against the straightforward way.",
-    )
-
+main = command(BenchLiveConfig, bench, __name__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,28 +9,30 @@ demanded is missed.
 """
 
 import dataclasses
-import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from eval.bench.core import Report, machine
-from optscale_jax.cli import command, output_folder
+from optscale_jax.cli import command
+from optscale_jax.cli.predictors import configured
 from optscale_jax.errors import InputError, bad_input
 from optscale_jax.predictor.errors import PredictorError
 from optscale_jax.predictor.features import FeatureConfig, extract, model_folder
 from optscale_jax.predictor.training import train
-from train.predictor import configured
+
+from .rows import Report, finish
 
 __all__ = ["BenchPredictorConfig", "main"]
 
 FEATURES_RATIO = 1.1
 CACHED_SECONDS = 2.0
 TRAINING_SECONDS = 60.0
+
+OUTPUTS = ("bench_predictor.json", "bench_predictor.md")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,30 +64,9 @@ class BenchPredictorConfig:
             raise ValueError(f"repeats is {self.repeats}; it must be at least 1")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    return command(
-        BenchPredictorConfig,
-        bench,
-        argv,
-        prog="python -m eval.bench.predictor",
-        description="Measures a predictor's features against sentence-transformers, and training.",
-    )
-
-
-def bench(config: BenchPredictorConfig) -> None:
-    """Measures everything, shows and writes it; exits with 1 where a figure is missed."""
-    if config.out is None:
-        report = measure(config)
-    else:
-        names = ("bench_predictor.json", "bench_predictor.md")
-        with output_folder(Path(config.out), names) as folder:
-            report = measure(config)
-            (folder / names[0]).write_text(json.dumps(report.rows, indent=1) + "\n")
-            table = dataclasses.replace(report.table(), title=f"a predictor, {machine()}")
-            (folder / names[1]).write_text(table.to_markdown())
-    if not report.met:
-        sys.exit(1)
+def bench(config: BenchPredictorConfig) -> int:
+    """Measures everything, shows and writes it; returns 1 where a figure is missed."""
+    return finish(lambda: measure(config), config.out, OUTPUTS, "a predictor")
 
 
 def measure(config: BenchPredictorConfig) -> Report:
@@ -167,6 +148,8 @@ def sentence_transformers(config: FeatureConfig) -> Callable[[list[str]], object
 
     return encode
 
+
+main = command(BenchPredictorConfig, bench, __name__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -152,8 +152,9 @@ class SamplerConfig:
 
     Attributes:
         kind: "vllm" for an engine in this process, "server" for OpenAI-compatible servers.
-        model: Folder of a checkpoint, or its name on the Hugging Face hub; for servers, the name
-            that they serve it by. Needed.
+        model: Folder of a checkpoint, one inside an installed Python package as
+            package:NAME/FOLDER, or its name on the Hugging Face hub; for servers, the name that
+            they serve it by. Needed.
         revision: Branch, tag or commit on the hub; null: the main branch.
         tokenizer: Folder or hub name of the tokenizer; null: the model's.
         prompt: How a problem becomes a prompt.
@@ -233,8 +234,9 @@ class VerifierConfig:
     Attributes:
         kind: "prm" for a process reward model, "generative" for a language model as a judge.
         backend: "vllm" for an engine in this process, "server" for servers that hold the model.
-        model: Folder of a checkpoint, or its name on the Hugging Face hub; for servers, the name
-            that they serve it by. Needed.
+        model: Folder of a checkpoint, one inside an installed Python package as
+            package:NAME/FOLDER, or its name on the Hugging Face hub; for servers, the name that
+            they serve it by. Needed.
         revision: Branch, tag or commit on the hub; null: the main branch.
         tokenizer: Folder or hub name of the tokenizer; null: the model's.
         family: How the process reward model wants problem and steps written, a name of

@@ -1,7 +1,10 @@
 """Makes samplers and verifiers of their configurations; loads only what one asks for."""
 
+import dataclasses
+
 from optscale_jax.backends.base import Sampler, Verifier
 from optscale_jax.backends.config import PromptConfig, SamplerConfig, VerifierConfig
+from optscale_jax.shipped import located
 
 __all__ = ["make_sampler", "make_verifier"]
 
@@ -19,6 +22,7 @@ def make_sampler(config: SamplerConfig, *, seed: int) -> Sampler:
     Raises:
         BackendError: If it cannot be made, in one line that says why.
     """
+    config = dataclasses.replace(config, model=located(config.model))
     if config.kind == "server":
         from optscale_jax.backends.openai_sampler import OpenAISampler
 
@@ -41,6 +45,7 @@ def make_verifier(config: VerifierConfig, *, seed: int) -> Verifier:
     Raises:
         BackendError: If it cannot be made, in one line that says why.
     """
+    config = dataclasses.replace(config, model=located(config.model))
     if config.kind == "generative":
         from optscale_jax.backends.generative import GenerativeVerifier
 

@@ -21,7 +21,7 @@ from optscale_jax.answers import answers_equal
 from optscale_jax.backends.base import Sampler, Verifier
 from optscale_jax.backends.make import make_sampler, make_verifier
 from optscale_jax.backends.recorded import RecordedSampler, RecordedVerifier, recorded_problems
-from optscale_jax.cli import output_folder, progress, to_yaml
+from optscale_jax.cli import output_folder, progress, show, to_yaml
 from optscale_jax.equivalence import EquivalenceChecker
 from optscale_jax.errors import InputError
 from optscale_jax.files import package_versions
@@ -65,7 +65,7 @@ def live(config: LiveConfig) -> None:
     name, label, setting, policy = config.configured_policy()
     # The models' accelerator is not for decisions of a few scalars.
     jax.config.update("jax_platforms", "cpu")
-    if policy.plan is not None:
+    if policy.couples_problems:
         raise InputError(
             f"policy.name: {name} couples all problems, so it cannot decide while sampling; draw a "
             "pool with eval.sample and replay it with eval.replay"
@@ -110,10 +110,7 @@ def live(config: LiveConfig) -> None:
             names = {"policy": name, "label": label, "setting": words}
             write_live_results(folder, solutions, names, setting)
             (folder / "summary.md").write_text(table.to_markdown(), encoding="utf-8")
-    shown = Console()
-    if not shown.is_terminal:  # in a log, lines need not break
-        shown = Console(width=120)
-    shown.print(table.to_rich())
+    show(table.to_rich())
     drawn = run.num_samples - before
     if drawn:
         print(f"{drawn} completions drawn in {seconds:.0f} s")

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from optscale_jax.errors import bad_input
 from optscale_jax.pool import Pool
 from optscale_jax.readers import read_pool
+from optscale_jax.shipped import located
 
 __all__ = ["ReadConfig", "checksum", "load_pool"]
 
@@ -46,7 +47,8 @@ def load_pool(path: str, config: ReadConfig) -> Pool:
     """Reads a pool.
 
     Args:
-        path: The file, or a folder with a `samples.jsonl` in it.
+        path: The file, or a folder with a `samples.jsonl` in it; `package:NAME/PATH` for one in a
+            package.
         config: How to read it.
 
     Returns:
@@ -63,12 +65,12 @@ def load_pool(path: str, config: ReadConfig) -> Pool:
         if field.name != "format" and getattr(config, field.name) != getattr(defaults, field.name)
     }
     with bad_input():
-        return read_pool(path, format=config.format, **options)
+        return read_pool(located(path), format=config.format, **options)
 
 
 def checksum(path: str) -> str:
     """SHA-256 of a pool's file, read in pieces, because it may be larger than the memory."""
-    file = Path(path)
+    file = Path(located(path))
     if file.is_dir():
         file = file / "samples.jsonl"
     with open(file, "rb") as opened:

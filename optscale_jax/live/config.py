@@ -186,5 +186,4 @@ def _only(entries: Sequence[Entry]) -> ConfiguredPolicy:
     if len(entries) > 1 or len(entries[0].settings) > 1:
         raise InputError("policy: a list stands for several settings; a live run has one")
     (entry,) = entries
-    (family,) = entry.families
-    return ConfiguredPolicy(entry.name, entry.label, family.settings[0], family.policy(0))
+    return ConfiguredPolicy(entry.name, entry.label, entry.settings[0], entry.policies[0])

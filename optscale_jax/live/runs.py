@@ -442,8 +442,10 @@ def _decision(fields: dict[str, Any]) -> Decision:
 
     spent = {each.name: fields["ledger"][each.name] for each in dataclasses.fields(TokenLedger)}
     ledger = TokenLedger(**{name: known(value) for name, value in spent.items()})
-    laws = {name: known(fields[name]) for name in ("loc", "scale")}
-    return Decision(**{**fields, **laws, "ledger": ledger})
+    if "params" not in fields:  # as it was written when the law was always the truncated normal
+        loc, scale = fields.pop("loc"), fields.pop("scale")
+        fields["params"] = {} if loc is None else {"loc": loc, "scale": scale}
+    return Decision(**{**fields, "ledger": ledger})
 
 
 # Files --------------------------------------------------------------------------------------------

@@ -18,12 +18,13 @@ import jax
 import numpy as np
 
 from optscale_jax.errors import InputError, PoolError, bad_input
+from optscale_jax.policies import Policy
 from optscale_jax.pool import Pool
-from optscale_jax.replay import ReplayResult, check_pool, replay_settings
+from optscale_jax.replay import ReplayResult, check_pool, replay
 from optscale_jax.study.goodness_of_fit import fitted_law
 from optscale_jax.study.metrics import known_tokens
 from optscale_jax.study.priors import priors_of_entries
-from optscale_jax.study.registry import Entry, Family, merge_caps
+from optscale_jax.study.registry import Entry
 
 __all__ = [
     "Replayed",
@@ -68,10 +69,7 @@ class Replayed(NamedTuple):
 
 def caps_of(entry: Entry) -> np.ndarray:
     """[S] the most that each setting of an entry can draw."""
-    # The cap is never traced, so it is the same throughout a family.
-    return np.concatenate(
-        [np.full(len(f.settings), f.policy(0).max_samples) for f in entry.families]
-    )
+    return np.array([policy.max_samples for policy in entry.policies])
 
 
 def leave_out(
@@ -90,18 +88,18 @@ def leave_out(
     """
     kept, notes = [], []
     for entry in entries:
-        families, reasons = [], {}
-        for family in entry.families:
+        served, reasons = [], {}
+        for index, policy in enumerate(entry.policies):
             try:
-                check_pool(pool, family.policy(0), num_permutations)
-                families.append(family)
+                check_pool(pool, policy, num_permutations)
+                served.append(index)
             except PoolError as error:
-                reasons.setdefault(_reason(str(error)), []).append(family.policy(0).max_samples)
+                reasons.setdefault(_reason(str(error)), []).append(policy.max_samples)
         for reason, caps in reasons.items():
-            up_to = "" if not families else f" at N = {', '.join(map(str, sorted(set(caps))))}"
+            up_to = "" if not served else f" at N = {', '.join(map(str, sorted(set(caps))))}"
             notes.append(f"{entry.label}{up_to} is left out: {reason}")
-        if families:
-            kept.append(dataclasses.replace(entry, families=families))
+        if served:
+            kept.append(entry.only(served))
     return kept, notes
 
 
@@ -142,42 +140,42 @@ def replay_entries(
         if entry.name == ORACLE and pool.has_scores and not told:
             priors[entry.label] = fitted_law(pool)
 
-    def one(entry: Entry, family: Family) -> ReplayResult:
+    def one(entry: Entry, policy: Policy) -> ReplayResult:
         with bad_input(f"{source}: {entry.where}", (PoolError,)):
-            result = replay_settings(
+            result = replay(
                 pool,
-                family.make,
-                family.traced,
+                policy,
                 key=jax.random.key(seed),
                 num_permutations=num_permutations,
                 prior=priors.get(entry.label),
             )
         read = predictor_tokens.get(entry.label)
-        if read is not None:
-            known = result.tokens >= 0
-            result = result._replace(
-                tokens=np.where(known, result.tokens + read, -1).astype(np.int32)
-            )
-        return result if family.traced else jax.tree.map(lambda field: field[None], result)
+        if read is None:
+            return result
+        known = result.tokens >= 0
+        return result._replace(tokens=np.where(known, result.tokens + read, -1).astype(np.int32))
 
     # Compilation takes most of the time; XLA does it without the interpreter's lock, so a second
     # core helps. More threads than two would only hold more results in the making.
     with ThreadPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as executor:
         pending = [
-            [executor.submit(one, entry, family) for family in merge_caps(entry.families)]
+            [(at, executor.submit(one, entry, policy)) for at, policy in entry.stacks()]
             for entry in entries
         ]
         try:
             replayed = []
             for entry, futures in zip(entries, pending, strict=True):
-                parts = [future.result() for future in futures]
+                order = np.argsort([index for at, _ in futures for index in at])
+                parts = [future.result() for _, future in futures]
                 advance()
                 replayed.append(
                     Replayed(
                         entry=entry,
                         settings=entry.settings,
                         caps=caps_of(entry),
-                        result=jax.tree.map(lambda *fields: np.concatenate(fields), *parts),
+                        result=jax.tree.map(
+                            lambda *fields, order=order: np.concatenate(fields)[order], *parts
+                        ),
                     )
                 )
                 futures.clear()

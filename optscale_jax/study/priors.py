@@ -14,7 +14,7 @@ from optscale_jax.errors import InputError, PoolError, bad_input
 from optscale_jax.estimation import Prior
 from optscale_jax.pool import Pool
 from optscale_jax.readers.records import read_records
-from optscale_jax.study.registry import FACTORIES, Entry, PriorConfig
+from optscale_jax.study.registry import Entry, PriorConfig, find_rule
 
 __all__ = ["priors_of", "priors_of_entries"]
 
@@ -37,7 +37,7 @@ def priors_of(
     """
     if path is None:
         return {}, {}
-    if "prior" not in inspect.signature(FACTORIES[name]).parameters:
+    if "prior" not in inspect.signature(find_rule(name)).parameters:
         raise InputError(f"priors: {name} takes no prior; use optscale, or leave priors out")
     priors, tokens = {}, {}
     with bad_input("priors", (PoolError,)):
@@ -48,7 +48,8 @@ def priors_of(
                     raise record.error(field, says=f"is {value!r}; it must be a number")
             problem_id = record.label("problem_id")
             try:
-                prior = PriorConfig(**{k: float(v) for k, v in numbers.items()}).build()
+                loc, scale, loc_sd, scale_sd = map(float, numbers.values())
+                prior = PriorConfig(loc, scale, loc_sd, scale_sd).build()
             except ValueError as error:
                 raise record.error(says=str(error)) from error
             assert prior is not None  # loc and scale are numbers

