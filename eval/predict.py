@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 
 from optscale_jax.cli import command, output_file, progress
-from optscale_jax.errors import InputError, ProblemsError, bad_input
+from optscale_jax.errors import InputError, bad_input
 from optscale_jax.predictor.errors import PredictorError
 from optscale_jax.predictor.predictor import Kind, Prediction, Predictor
 from optscale_jax.problems import load_problems
@@ -82,8 +82,7 @@ def write_priors(config: PredictConfig) -> Prediction:
         raise InputError("problems is not given; use --problems FILE.jsonl")
     with bad_input("checkpoint", (PredictorError,)):
         predictor = Predictor.load(config.checkpoint)
-    with bad_input("problems", (ProblemsError,)):
-        problems = load_problems(config.problems, limit=config.limit)
+    problems = load_problems(config.problems, limit=config.limit)
     with (
         output_file(Path(config.out)) as file,
         progress() as bar,

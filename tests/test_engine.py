@@ -115,7 +115,7 @@ def test_a_run_can_be_read_and_replayed(pool, tmp_path):
                 read.tokens[row],
                 np.arange(count, dtype=np.int32),
             )
-            if row < 5:  # eager, so slow
+            if row < 2:  # eager, so slow
                 outcome = policies.run(OPTSCALE, observations)
                 assert outcome.num_samples == count
                 assert outcome.selected_index == solution.decision.selected_index
@@ -365,8 +365,7 @@ def on_disk(path) -> set[tuple[str, int]]:
 
 KILLED = """
 import json, sys
-import jax
-from optscale_jax import policies, synthetic_pool
+from optscale_jax import Pool, policies
 from optscale_jax.live.engine import solve
 from optscale_jax.backends.recorded import RecordedSampler, RecordedVerifier, recorded_problems
 from optscale_jax.live.runs import Run
@@ -377,7 +376,7 @@ class Sampler(RecordedSampler):
             print(json.dumps([problem.id, index]), flush=True)
         return super().sample(problem, n, first_index, abort=abort)
 
-pool = synthetic_pool(jax.random.key(0), num_problems=60, num_samples=16)
+pool = Pool.load(sys.argv[3])
 problems = recorded_problems(pool)
 with Run(sys.argv[1], config="seed: 0\\n", problems=problems) as run:
     sampler = Sampler(pool, seconds_per_token=float(sys.argv[2]))
@@ -386,7 +385,12 @@ with Run(sys.argv[1], config="seed: 0\\n", problems=problems) as run:
 """
 
 
-def test_killed_at_three_moments_it_loses_nothing_and_comes_to_the_same_end(pool, tmp_path):
+def test_killed_at_three_moments_it_loses_nothing_and_comes_to_the_same_end(
+    pool, tmp_path, tmp_path_factory
+):
+    # Made once: to draw it takes each process as long as to solve it.
+    file = tmp_path_factory.mktemp("pool") / "pool.npz"
+    pool.save(file)
     policy, problems = policies.first_hit(0.9, N), recorded_problems(pool)
     expected = replay(pool, policy)
     total = int(expected.num_samples.sum())
@@ -395,7 +399,7 @@ def test_killed_at_three_moments_it_loses_nothing_and_comes_to_the_same_end(pool
     for moment in [*moments, None]:
         before = on_disk(tmp_path) if moment != moments[0] else set()
         # Slow enough to be caught while at work; the last one need not be.
-        script = [sys.executable, "-c", KILLED, str(tmp_path), "2e-5" if moment else "0"]
+        script = [sys.executable, "-c", KILLED, str(tmp_path), "2e-5" if moment else "0", str(file)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
         log = tmp_path / "asked.txt"
         with open(log, "w") as output:

@@ -22,6 +22,9 @@ from optscale_jax.study.registry import expand
 ROOT = Path(__file__).resolve().parents[1]
 N = 12
 FIRST_HIT = ["--policy.name=first_hit", "--policy.s_min=0.9", f"--policy.max_samples={N}"]
+# One rule and one number of problems wherever a prior is needed, so that its fit compiles once.
+OPTSCALE = ["--policy.name=optscale", "--policy.s_min=0.9", "--policy.alpha=0.9"]
+OPTSCALE += ["--policy.max_samples=8", "--policy.min_samples=2", "--limit=3"]
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +101,8 @@ def test_a_prior_for_each_problem_is_read_and_its_tokens_counted(pool_file, tmp_
 
     def solved(*lines):
         file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        policy = ["--policy.name=optscale", "--policy.s_min=0.9", "--policy.alpha=0.9"]
-        policy += ["--policy.max_samples=8", "--policy.min_samples=2", "--limit=3"]
         paths = ["--priors", str(file), "--out", str(tmp_path / "run")]
-        code = solve.main(["--recorded.pool", pool_file, *policy, *paths])
+        code = solve.main(["--recorded.pool", pool_file, *OPTSCALE, *paths])
         return code, capsys.readouterr().err
 
     lines = [{"problem_id": name, **prior} for name in names]
@@ -125,12 +126,10 @@ def test_priors_may_be_the_policys_own_file(pool_file, tmp_path, capsys):
     file = tmp_path / "priors.jsonl"
     names = Pool.load(pool_file).problem_ids.tolist()
     file.write_text("".join(json.dumps({"problem_id": n, **sure}) + "\n" for n in names))
-    policy = ["--policy.name=optscale", "--policy.s_min=0.9", "--policy.alpha=0.9"]
-    policy += [f"--policy.max_samples={N}", "--policy.min_samples=2", f"--policy.prior.file={file}"]
     out = ["--recorded.pool", pool_file, "--out", str(tmp_path / "run")]
-    assert solve.main([*out, *policy]) == 0
-    # Whoever is sure that scores are near 0.3 draws all there is.
-    assert {int(row["n_samples"]) for row in rows(tmp_path / "run" / "per_problem.csv")} == {N}
+    assert solve.main([*out, *OPTSCALE, f"--policy.prior.file={file}"]) == 0
+    # Whoever is sure that scores are near 0.3 draws all that he may.
+    assert {int(row["n_samples"]) for row in rows(tmp_path / "run" / "per_problem.csv")} == {8}
     assert check_decisions.main([str(tmp_path / "run")]) == 0
 
 

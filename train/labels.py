@@ -16,7 +16,7 @@ import numpy as np
 
 from optscale_jax.cli import command, output_file
 from optscale_jax.empirical_bayes import fit_pooled_prior
-from optscale_jax.errors import InputError, PoolError, ProblemsError, bad_input
+from optscale_jax.errors import InputError, PoolError, bad_input
 from optscale_jax.estimation import ScoreStats
 from optscale_jax.predictor.labels import Labels, labels_of_pool, lines, read_labels
 from optscale_jax.problems import load_problems
@@ -59,8 +59,7 @@ def run(config: LabelsConfig) -> None:
     with bad_input():
         labels = _labels(config)
     if config.problems is not None:
-        with bad_input("problems", (ProblemsError,)):
-            problems = load_problems(config.problems)
+        problems = load_problems(config.problems)
         with bad_input():
             labels = labels.with_texts({p.id: p.text for p in problems}, config.problems)
     with output_file(Path(config.out)) as file:

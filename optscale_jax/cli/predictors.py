@@ -3,7 +3,7 @@
 import dataclasses
 
 from optscale_jax.cli.config import parse
-from optscale_jax.errors import InputError, ProblemsError, bad_input
+from optscale_jax.errors import InputError, bad_input
 from optscale_jax.predictor.features import FeatureConfig
 from optscale_jax.predictor.labels import Labels, read_labels
 from optscale_jax.predictor.training import TrainingConfig
@@ -113,7 +113,6 @@ def load_labels(config: PredictorConfig, path: str) -> Labels:
         labels = labels.with_spread(leave_out=config.leave_out_constant, min_sd=config.min_sd)
     texts: dict[str, str] = {}
     if config.problems is not None:
-        with bad_input("problems", (ProblemsError,)):
-            texts = {p.id: p.text for p in load_problems(config.problems)}
+        texts = {p.id: p.text for p in load_problems(config.problems)}
     with bad_input():
         return labels.with_texts(texts, config.problems or "--problems FILE is not given")
