@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "optscale_jax"
 CORE = [
     "typing",
+    "plugins",
     "special",
     "distributions",
     "estimation",
