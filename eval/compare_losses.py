@@ -25,19 +25,15 @@ import numpy as np
 from rich.console import Console
 
 from eval.cli import bad_input, command, output_folder, progress
+from optscale_jax.predictor.calibration import COVERAGE
+from optscale_jax.predictor.config import TrainingConfig
+from optscale_jax.predictor.data import Splits, split
 from optscale_jax.predictor.errors import PredictorError
 from optscale_jax.predictor.features import Features, extract
 from optscale_jax.predictor.labels import Labels
 from optscale_jax.predictor.losses import LossConfig
-from optscale_jax.predictor.training import (
-    COVERAGE,
-    Quality,
-    Splits,
-    TrainingConfig,
-    rank_correlation,
-    split,
-    train,
-)
+from optscale_jax.predictor.quality import Quality, rank_correlation
+from optscale_jax.predictor.training import train
 from optscale_jax.report.tables import Table, write_csv
 from train.predictor import configured
 

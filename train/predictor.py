@@ -29,12 +29,15 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.progress import Progress
 
 from eval.cli import BadInput, bad_input, command, parse, progress, to_yaml
+from optscale_jax.predictor.calibration import COVERAGE
+from optscale_jax.predictor.config import TrainingConfig
 from optscale_jax.predictor.errors import PredictorError
-from optscale_jax.predictor.features import FeatureConfig
+from optscale_jax.predictor.features import FeatureConfig, Features, Recipe
 from optscale_jax.predictor.labels import Labels, read_labels
-from optscale_jax.predictor.training import COVERAGE, Quality, TrainingConfig
+from optscale_jax.predictor.quality import Quality
 from optscale_jax.problems import ProblemsError, load_problems
 from optscale_jax.report.tables import Table
 
@@ -137,29 +140,24 @@ def run(config: PredictorConfig) -> None:
     _join(config.distributed)
     import jax  # after the processes have found each other
 
-    from optscale_jax.predictor.features import extract
+    from optscale_jax.predictor.data import split
+    from optscale_jax.predictor.parts import Parts
     from optscale_jax.predictor.predictor import FILES, Predictor
-    from optscale_jax.predictor.training import split, train
+    from optscale_jax.predictor.training import train
 
     leads = jax.process_index() == 0
     out = Path(config.out).expanduser()
-    with bad_input(errors=(PredictorError,)):
-        split(labels, config.training.split, config.training.seed)  # before the features' minutes
+    training = config.training
     with progress() as bar, bad_input(errors=(PredictorError,)):
-        task = bar.add_task("features", total=len(labels))
-        texts = [text for text in labels.texts if text is not None]
-        features, recipe = extract(
-            texts,
-            config.features,
-            config.training.head.features,
-            cache=config.cache,
-            advance=lambda count: bar.advance(task, count),
-        )
-        bar.remove_task(task)
+        # What can be wrong is found before the features' minutes, or at least before the folder.
+        parts = Parts.find(training.head, training.loss, training.optimizer)
+        split(labels, training.split, training.seed)
+        features, recipe = _extract(config, labels, bar)
+        parts.check(features.width, tokens=training.head.features == "tokens")
 
         identity = _identity(config, labels, recipe._asdict())
         with _folder(out, config, identity, leads), _Log(out, leads) as log:
-            task = bar.add_task("training", total=config.training.epochs)
+            task = bar.add_task("training", total=training.epochs)
 
             def advance(numbers: dict[str, float]) -> None:
                 log(numbers)
@@ -169,13 +167,9 @@ def run(config: PredictorConfig) -> None:
                     description=f"training: {numbers['validation_gain']:+.3f} nats over pooled",
                 )
 
+            checkpoints = out / "checkpoints"
             fitted = train(
-                features,
-                labels,
-                config.training,
-                checkpoints=out / "checkpoints",
-                log=advance,
-                resumed=log.resume,
+                features, labels, training, checkpoints=checkpoints, log=advance, resumed=log.resume
             )
             record = {
                 "labels": {
@@ -183,13 +177,12 @@ def run(config: PredictorConfig) -> None:
                     "scores": float(np.mean(labels.stats.n)),
                     "sha256": identity["labels"],
                 },
-                "training": dataclasses.asdict(config.training),
+                "training": dataclasses.asdict(training),
                 "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
                 "packages": _packages(),
             }
             if leads:
-                made = Predictor.of(fitted, config.features, recipe, config.training.head, record)
-                made.save(out)
+                Predictor.of(fitted, config.features, recipe, record).save(out)
     if leads:
         console = Console()
         if not console.is_terminal:  # in a log, lines need not break
@@ -230,6 +223,21 @@ def load_labels(config: PredictorConfig, path: str) -> Labels:
             texts = {p.id: p.text for p in load_problems(config.problems)}
     with bad_input():
         return labels.with_texts(texts, config.problems or "--problems FILE is not given")
+
+
+def _extract(config: PredictorConfig, labels: Labels, bar: Progress) -> tuple[Features, Recipe]:
+    from optscale_jax.predictor.features import extract
+
+    task = bar.add_task("features", total=len(labels))
+    found = extract(
+        [text for text in labels.texts if text is not None],
+        config.features,
+        config.training.head.features,
+        cache=config.cache,
+        advance=lambda count: bar.advance(task, count),
+    )
+    bar.remove_task(task)
+    return found
 
 
 def _join(config: DistributedConfig) -> None:

@@ -2,28 +2,34 @@
 
 A head (`head`) is trained (`training`) on frozen features of a language model (`features`), with
 statistics of scores as labels (`labels`), and becomes a `Predictor`. The prior has a location and
-an uncertainty of both parameters. docs/predictor.md is the guide.
+an uncertainty of both parameters. Head, loss and optimizer are parts that one's own take the place
+of (`parts`). docs/predictor.md is the guide.
 """
 
+from optscale_jax.predictor.config import TrainingConfig
 from optscale_jax.predictor.errors import PredictorError
 from optscale_jax.predictor.features import FeatureConfig, Features, Recipe, extract
 from optscale_jax.predictor.head import Head, HeadConfig, to_prior
 from optscale_jax.predictor.labels import Labels, labels_of_pool, read_labels
-from optscale_jax.predictor.losses import LossConfig
+from optscale_jax.predictor.losses import LossConfig, Targets
+from optscale_jax.predictor.optimizers import OptimizerConfig
 from optscale_jax.predictor.predictor import Prediction, Predictor
-from optscale_jax.predictor.training import TrainingConfig, train
+from optscale_jax.predictor.training import Fitted, train
 
 __all__ = [
     "FeatureConfig",
     "Features",
+    "Fitted",
     "Head",
     "HeadConfig",
     "Labels",
     "LossConfig",
+    "OptimizerConfig",
     "Prediction",
     "Predictor",
     "PredictorError",
     "Recipe",
+    "Targets",
     "TrainingConfig",
     "extract",
     "labels_of_pool",
