@@ -97,10 +97,15 @@ def test_eight_devices_of_two_processes_have_the_loss_curve_of_one(trained):
         for index in range(2)
     ]
     found = []
-    for process in processes:
-        out, err = process.communicate(timeout=1200)
-        assert process.returncode == 0, err[-2000:]
-        found.append(json.loads(out.splitlines()[-1]))
+    try:
+        for process in processes:
+            out, err = process.communicate(timeout=1200)
+            assert process.returncode == 0, err[-2000:]
+            found.append(json.loads(out.splitlines()[-1]))
+    finally:
+        for process in processes:  # one that has failed leaves the other waiting
+            with process:
+                process.kill()
     for one in found:
         assert one["devices"] == 8
         np.testing.assert_allclose(one["losses"], trained[1], atol=1e-5)
