@@ -26,19 +26,15 @@ import numpy as np
 from optscale_jax.cli import command, output_folder, progress, show
 from optscale_jax.cli.predictors import configured
 from optscale_jax.errors import bad_input
+from optscale_jax.predictor.calibration import COVERAGE
+from optscale_jax.predictor.config import TrainingConfig
+from optscale_jax.predictor.data import Splits, split
 from optscale_jax.predictor.errors import PredictorError
 from optscale_jax.predictor.features import Features, extract
 from optscale_jax.predictor.labels import Labels
 from optscale_jax.predictor.losses import LossConfig
-from optscale_jax.predictor.training import (
-    COVERAGE,
-    Quality,
-    Splits,
-    TrainingConfig,
-    rank_correlation,
-    split,
-    train,
-)
+from optscale_jax.predictor.quality import Quality, rank_correlation
+from optscale_jax.predictor.training import train
 from optscale_jax.report.tables import Table, write_csv
 
 __all__ = ["LOSSES", "CompareLossesConfig", "main", "ridge"]

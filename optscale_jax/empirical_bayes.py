@@ -25,7 +25,13 @@ import numpy as np
 from jax.scipy.special import log_ndtr, logsumexp, ndtr, ndtri
 
 from optscale_jax.distributions import TruncatedNormal
-from optscale_jax.estimation import Params, Prior, ScoreStats, negative_log_likelihood
+from optscale_jax.estimation import (
+    Params,
+    Prior,
+    ScoreStats,
+    negative_log_likelihood,
+    negative_log_prior,
+)
 from optscale_jax.typing import Array, ArrayLike
 
 __all__ = [
@@ -95,10 +101,8 @@ def log_prior(loc: ArrayLike, scale: ArrayLike, prior: Prior) -> Array:
     Returns:
       Shape [...].
     """
-    z_loc = (jnp.asarray(loc) - prior.loc) / prior.loc_sd
-    z_scale = (jnp.asarray(scale) - prior.scale) / prior.scale_sd
-    constant = jnp.log(2 * np.pi * jnp.asarray(prior.loc_sd) * prior.scale_sd)
-    return -0.5 * (z_loc**2 + z_scale**2) - constant - log_ndtr(prior.scale / prior.scale_sd)
+    params = Params(jnp.asarray(loc), jnp.asarray(scale))
+    return -negative_log_prior(params, prior) - log_ndtr(prior.scale / prior.scale_sd)
 
 
 def _given_scale(stats: ScoreStats, prior: Prior, log_scale: Array) -> tuple[Array, Array, Array]:
@@ -139,15 +143,19 @@ def _nodes_of_one(stats: ScoreStats, prior: Prior) -> Posterior:
         grid = ends[0] + (ends[1] - ends[0]) * fractions
         return grid, jax.vmap(lambda t: _given_scale(stats, prior, t))(grid)
 
-    def refine(_, ends):
-        grid, (_, _, mass) = at(ends)
+    def refine(_, state):
+        ends = state[0]
+        grid, (mode, sd, mass) = at(ends)
         inside = mass > jnp.max(mass) - _DEPTH
         first = jnp.argmax(inside)
         last = _SCALES - 1 - jnp.argmax(inside[::-1])
-        return grid[jnp.maximum(first - 1, 0)], grid[jnp.minimum(last + 1, _SCALES - 1)]
+        inner = grid[jnp.maximum(first - 1, 0)], grid[jnp.minimum(last + 1, _SCALES - 1)]
+        return inner, ends, grid, mode, sd
 
-    ends = jax.lax.fori_loop(0, _REFINEMENTS, refine, ends)
-    grid, (mode, sd, _) = at(ends)
+    # The last round lays out the nodes themselves: one loop, which is compiled once.
+    nothing = jnp.zeros(_SCALES, dtype)
+    state = ends, ends, nothing, nothing, nothing
+    _, ends, grid, mode, sd = jax.lax.fori_loop(0, _REFINEMENTS + 1, refine, state)
     x, w = np.polynomial.hermite_e.hermegauss(_LOCS)
     loc = mode[:, None] + sd[:, None] * jnp.asarray(x, dtype)
     scale = jnp.broadcast_to(jnp.exp(grid)[:, None], loc.shape)

@@ -10,7 +10,7 @@ for all of them.
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from optscale_jax.policies.stacking import as_arrays, axes
 from optscale_jax.pool import Pool
 from optscale_jax.typing import Array
 
-__all__ = ["ReplayResult", "check_pool", "permutations", "replay"]
+__all__ = ["ReplayResult", "check_pool", "compilations", "permutations", "replay"]
 
 
 class ReplayResult(NamedTuple):
@@ -293,3 +293,8 @@ def replay(
         jnp.asarray(tokens),
     )
     return _collect(pool, orders, tokens, jax.tree.map(np.asarray, stop))
+
+
+def compilations() -> int:
+    """How many programs replay has compiled in this process: one for each structure and shape."""
+    return cast(Any, _run)._cache_size()

@@ -17,9 +17,17 @@ from optscale_jax.empirical_bayes import log_marginal, posterior_nodes
 from optscale_jax.predictor.cache import FeatureCache, Item, text_key
 from optscale_jax.predictor.errors import PredictorError
 from optscale_jax.predictor.features import FeatureConfig, extract, make_recipe
-from optscale_jax.predictor.head import Head, HeadConfig, loc_of_mean, to_prior
+from optscale_jax.predictor.head import Head, loc_of_mean, to_prior, with_widths
 from optscale_jax.predictor.labels import labels_of_pool, lines, read_labels
-from optscale_jax.predictor.losses import LossConfig, Spread, per_problem
+from optscale_jax.predictor.losses import (
+    LossConfig,
+    Spread,
+    Targets,
+    likelihood,
+    marginal,
+    squared_error,
+    weighted,
+)
 from tests.checkpoints import save_model
 
 REFERENCE = Prior(1.5, 0.2, 0.6, 0.08)
@@ -266,8 +274,8 @@ jitted_prior = jax.jit(to_prior)
 @pytest.mark.parametrize("pooling", ["attention", "mean", "last"])
 @pytest.mark.parametrize("towers", [1, 2])
 def test_head_ignores_padding(pooling, towers):
-    config = HeadConfig(pooling=pooling, hidden=[8], dropout=[0.5], towers=towers)
-    head = Head(config, 6, rngs=nnx.Rngs(0))
+    shape = {"pooling": pooling, "hidden": [8], "dropout": [0.5], "towers": towers}
+    head = Head(6, **shape, rngs=nnx.Rngs(0))
     if pooling == "attention":  # starts at 0, which attends to all alike
         head.query.kernel[...] = jax.random.normal(jax.random.key(2), (6, 1))
     x = jax.random.normal(jax.random.key(0), (2, 5, 6))
@@ -297,6 +305,16 @@ def test_no_outputs_leave_the_domain(outputs):
         assert (np.asarray(width) > 0).all()
 
 
+def test_widths_that_are_added_are_those_of_the_sum():
+    rng = np.random.default_rng(0)
+    outputs = jnp.asarray(3 * rng.normal(size=(40, 4)), jnp.float32)
+    added = jnp.array([0.0, 0.0, 0.7, -1.2])
+    expected = jitted_prior(outputs + added, REFERENCE)
+    found = with_widths(jitted_prior(outputs, REFERENCE), outputs, added)
+    for name in ("loc", "scale", "loc_sd", "scale_sd"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-5)
+
+
 def test_loc_of_mean_inverts_the_mean():
     ends = [1e-4, 1e-3, 0.01, 0.1, 0.3, 0.5]
     mean, scale = jnp.meshgrid(
@@ -318,26 +336,24 @@ def test_losses_are_what_they_say():
     stats = ScoreStats(jnp.array([64.0, 8.0]), jnp.array([0.9, 0.5]), jnp.array([0.3, 0.2]))
     nodes = posterior_nodes(stats, REFERENCE)
     prior = Prior(*(jnp.array(v) for v in ([1.2, 0.5], [0.15, 0.2], [0.3, 0.1], [0.05, 0.05])))
-    spread = Spread(mean=0.05, sd=0.03)
+    targets = Targets(stats, nodes, Spread(mean=0.05, sd=0.03))
 
-    def loss(**weights):
-        zero = {"marginal": 0.0, "squared_error": 0.0, "likelihood": 0.0}
-        return per_problem(prior, stats, nodes, spread, LossConfig(**{**zero, **weights}))
-
-    np.testing.assert_allclose(loss(marginal=2.0), -2 * log_marginal(nodes, prior), rtol=1e-6)
+    np.testing.assert_allclose(marginal(prior, targets), -log_marginal(nodes, prior), rtol=1e-6)
+    both = weighted(prior, targets, marginal=2.0, squared_error=0.0, likelihood=0.5)
+    expected = 2 * marginal(prior, targets) + 0.5 * likelihood(prior, targets)
+    np.testing.assert_allclose(both, expected, rtol=1e-6)
     rng = np.random.default_rng(0)
     scores = rng.uniform(size=(2, 64))
     stats = ScoreStats.from_scores(scores)
-    nodes = posterior_nodes(stats, REFERENCE)
+    targets = targets._replace(stats=stats)
     law = TruncatedNormal(prior.loc[:, None], prior.scale[:, None])
     np.testing.assert_allclose(
-        loss(likelihood=1.0), -law.log_prob(scores).mean(1), rtol=1e-4, atol=1e-5
+        likelihood(prior, targets), -law.log_prob(scores).mean(1), rtol=1e-4, atol=1e-5
     )
     narrow = Prior(prior.loc, prior.scale, 1e-4, 1e-4)
-    squared = LossConfig(marginal=0.0, squared_error=1.0)
     law = TruncatedNormal(prior.loc, prior.scale)
     np.testing.assert_allclose(
-        per_problem(narrow, stats, nodes, spread, squared),
+        squared_error(narrow, targets),
         ((law.mean() - stats.mean) / 0.05) ** 2 + ((law.stddev() - scores.std(1)) / 0.03) ** 2,
         rtol=1e-3,
     )
@@ -346,4 +362,4 @@ def test_losses_are_what_they_say():
 @pytest.mark.parametrize("weights", [(0.0, 0.0, 0.0), (-1.0, 1.0, 0.0), (math.nan, 1.0, 0.0)])
 def test_weights_outside_their_domain_are_refused(weights):
     with pytest.raises(ValueError, match="weights are at least 0"):
-        LossConfig(*weights)
+        LossConfig("weighted", *weights)

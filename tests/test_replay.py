@@ -34,7 +34,7 @@ from optscale_jax.policies import (
     until,
 )
 from optscale_jax.policies.stacking import as_arrays
-from optscale_jax.replay import _run, permutations
+from optscale_jax.replay import _run, compilations, permutations
 
 KEY = jax.random.key(7)
 PROBLEMS, SAMPLES = 5, 12
@@ -208,12 +208,12 @@ def test_caps_stack_and_each_draws_as_if_made_alone(pool):
 
 def test_policies_of_equal_structure_compile_once(pool):
     """The first thing that anybody writes: a loop over values, each a fresh object."""
-    before = _run._cache_size()
+    before = compilations()
     results = [
         replay(pool, optscale(s_min, 0.9, 9, 2), key=jax.random.key(1), num_permutations=1)
         for s_min in np.linspace(0.4, 0.95, 20)
     ]
-    assert _run._cache_size() == before + 1
+    assert compilations() == before + 1
     means = [result.num_samples.mean() for result in results]
     assert means[0] < means[-1]
 

@@ -27,13 +27,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.progress import Progress
 
 from optscale_jax.cli import command, package_versions, progress, show, to_yaml
 from optscale_jax.cli.predictors import DistributedConfig, PredictorConfig, load_labels
 from optscale_jax.errors import InputError, bad_input
+from optscale_jax.predictor.calibration import COVERAGE
 from optscale_jax.predictor.errors import PredictorError
+from optscale_jax.predictor.features import Features, Recipe
 from optscale_jax.predictor.labels import Labels
-from optscale_jax.predictor.training import COVERAGE, Quality
+from optscale_jax.predictor.quality import Quality
 from optscale_jax.report.tables import Table
 
 __all__ = ["main"]
@@ -53,29 +56,24 @@ def run(config: PredictorConfig) -> None:
     _join(config.distributed)
     import jax  # after the processes have found each other
 
-    from optscale_jax.predictor.features import extract
+    from optscale_jax.predictor.data import split
+    from optscale_jax.predictor.parts import Parts
     from optscale_jax.predictor.predictor import FILES, Predictor
-    from optscale_jax.predictor.training import split, train
+    from optscale_jax.predictor.training import train
 
     leads = jax.process_index() == 0
     out = Path(config.out).expanduser()
-    with bad_input(errors=(PredictorError,)):
-        split(labels, config.training.split, config.training.seed)  # before the features' minutes
+    training = config.training
     with progress() as bar, bad_input(errors=(PredictorError,)):
-        task = bar.add_task("features", total=len(labels))
-        texts = [text for text in labels.texts if text is not None]
-        features, recipe = extract(
-            texts,
-            config.features,
-            config.training.head.features,
-            cache=config.cache,
-            advance=lambda count: bar.advance(task, count),
-        )
-        bar.remove_task(task)
+        # What can be wrong is found before the features' minutes, or at least before the folder.
+        parts = Parts.find(training.head, training.loss, training.optimizer)
+        split(labels, training.split, training.seed)
+        features, recipe = _extract(config, labels, bar)
+        parts.check(features.width, tokens=training.head.features == "tokens")
 
         identity = _identity(config, labels, recipe._asdict())
         with _folder(out, config, identity, leads), _Log(out, leads) as log:
-            task = bar.add_task("training", total=config.training.epochs)
+            task = bar.add_task("training", total=training.epochs)
 
             def advance(numbers: dict[str, float]) -> None:
                 log(numbers)
@@ -85,13 +83,9 @@ def run(config: PredictorConfig) -> None:
                     description=f"training: {numbers['validation_gain']:+.3f} nats over pooled",
                 )
 
+            checkpoints = out / "checkpoints"
             fitted = train(
-                features,
-                labels,
-                config.training,
-                checkpoints=out / "checkpoints",
-                log=advance,
-                resumed=log.resume,
+                features, labels, training, checkpoints=checkpoints, log=advance, resumed=log.resume
             )
             record = {
                 "labels": {
@@ -99,16 +93,30 @@ def run(config: PredictorConfig) -> None:
                     "scores": float(np.mean(labels.stats.n)),
                     "sha256": identity["labels"],
                 },
-                "training": dataclasses.asdict(config.training),
+                "training": dataclasses.asdict(training),
                 "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
                 "packages": package_versions(*PACKAGES),
             }
             if leads:
-                made = Predictor.of(fitted, config.features, recipe, config.training.head, record)
-                made.save(out)
+                Predictor.of(fitted, config.features, recipe, record).save(out)
     if leads:
         show(_table(fitted.quality).to_rich())
         print(f"predictor: {out / FILES[1]}")
+
+
+def _extract(config: PredictorConfig, labels: Labels, bar: Progress) -> tuple[Features, Recipe]:
+    from optscale_jax.predictor.features import extract
+
+    task = bar.add_task("features", total=len(labels))
+    found = extract(
+        [text for text in labels.texts if text is not None],
+        config.features,
+        config.training.head.features,
+        cache=config.cache,
+        advance=lambda count: bar.advance(task, count),
+    )
+    bar.remove_task(task)
+    return found
 
 
 def _join(config: DistributedConfig) -> None:

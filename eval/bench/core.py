@@ -61,7 +61,7 @@ from optscale_jax.policies import (
     run,
     stack,
 )
-from optscale_jax.replay import _run, permutations
+from optscale_jax.replay import compilations, permutations
 from optscale_jax.study.comparison import ORACLE
 from optscale_jax.study.outcomes import leave_out
 from optscale_jax.synthetic import synthetic_problems
@@ -446,12 +446,12 @@ def fresh_policies(report: Report) -> None:
     """A loop over values of s_min, each turn with a policy of its own."""
     pool = synthetic_pool(jax.random.key(0), num_problems=PROBLEMS, num_samples=SAMPLES)
     times = []
-    compiled = _run._cache_size()
+    compiled = compilations()
     for s_min in np.linspace(0.5, 0.97, 20).tolist():
         start = time.perf_counter()
         replay(pool, optscale(s_min, 0.9, SAMPLES), key=jax.random.key(1), num_permutations=5)
         times.append(time.perf_counter() - start)
-    compiled = _run._cache_size() - compiled
+    compiled = compilations() - compiled
     later = max(times[1:]) / times[0]
     report.add(
         f"{len(times)} fresh policies in a loop over replay, {PROBLEMS} x {SAMPLES} x 5 orders",

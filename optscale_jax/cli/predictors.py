@@ -4,9 +4,9 @@ import dataclasses
 
 from optscale_jax.cli.config import parse
 from optscale_jax.errors import InputError, bad_input
+from optscale_jax.predictor.config import TrainingConfig
 from optscale_jax.predictor.features import FeatureConfig
 from optscale_jax.predictor.labels import Labels, read_labels
-from optscale_jax.predictor.training import TrainingConfig
 from optscale_jax.problems import load_problems
 from optscale_jax.shipped import located
 

@@ -8,6 +8,7 @@ leaves the domain.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -19,7 +20,7 @@ from optscale_jax.distributions import TruncatedNormal
 from optscale_jax.estimation import Prior
 from optscale_jax.predictor.features import Pooling
 
-__all__ = ["OUTPUTS", "Head", "HeadConfig", "loc_of_mean", "to_prior"]
+__all__ = ["HEADS", "OUTPUTS", "Head", "HeadConfig", "loc_of_mean", "to_prior", "with_widths"]
 
 OUTPUTS = 4
 """Numbers that a head gives: of the law's mean, its scale, and how sure it is of each."""
@@ -28,13 +29,19 @@ _LARGEST = (6.0, 3.0, 4.0, 4.0)
 # Bounds of the deviations: logit of the mean, and logs of scale and widths. A mean of 1 - 1e-5, or
 # a scale 20 times the reference's, is further than scores in [0, 1] go.
 _NEWTON_STEPS = 8
+_SPREADING = nnx.initializers.he_normal()
+_SMALL = nnx.initializers.variance_scaling(0.01, "fan_in", "normal")
+# One object each: heads of equal shape then share a compilation.
 
 
 @dataclasses.dataclass(frozen=True)
 class HeadConfig:
-    """Shape of the head.
+    """Which head, and its shape.
 
     Attributes:
+        name: mlp, or the name of one's own, module:name or ./file.py:name: a flax.nnx.Module, or a
+            function that makes one, called with the features' width, rngs, and those of the fields
+            below that its signature names. docs/predictor.md has an example.
         pooling: How a text's tokens become one vector: attention (learned, over all tokens), mean,
             or last. With mean and last the features are pooled before they are kept.
         hidden: Widths of the network's hidden layers, with GELU between them.
@@ -44,6 +51,7 @@ class HeadConfig:
             belongs to scale, as in the paper.
     """
 
+    name: str = "mlp"
     pooling: Literal["attention", "mean", "last"] = "mean"
     hidden: list[int] = dataclasses.field(default_factory=lambda: [512, 256])
     dropout: list[float] = dataclasses.field(default_factory=lambda: [0.3, 0.3])
@@ -74,17 +82,22 @@ class HeadConfig:
 class Tower(nnx.Module):
     """Hidden layers with GELU and dropout, and a linear output that starts near 0."""
 
-    def __init__(self, config: HeadConfig, width: int, outputs: int, *, rngs: nnx.Rngs):
-        self.rates = tuple(config.dropout)
+    def __init__(
+        self,
+        width: int,
+        outputs: int,
+        *,
+        hidden: Sequence[int],
+        dropout: Sequence[float],
+        rngs: nnx.Rngs,
+    ):
+        self.rates = tuple(dropout)
         layers = []
-        for size in config.hidden:
-            layers.append(
-                nnx.Linear(width, size, kernel_init=nnx.initializers.he_normal(), rngs=rngs)
-            )
+        for size in hidden:
+            layers.append(nnx.Linear(width, size, kernel_init=_SPREADING, rngs=rngs))
             width = size
         self.layers = nnx.List(layers)
-        small = nnx.initializers.variance_scaling(0.01, "fan_in", "normal")
-        self.output = nnx.Linear(width, outputs, kernel_init=small, rngs=rngs)
+        self.output = nnx.Linear(width, outputs, kernel_init=_SMALL, rngs=rngs)
 
     def __call__(self, x: Array, key: PRNGKeyArray | None) -> Array:
         for index, (layer, rate) in enumerate(zip(self.layers, self.rates, strict=True)):
@@ -96,18 +109,37 @@ class Tower(nnx.Module):
 
 
 class Head(nnx.Module):
-    """Features of a problem's tokens to the four numbers of `to_prior`."""
+    """Features of a problem's tokens to the four numbers of `to_prior`; `HeadConfig` has the rest.
 
-    def __init__(self, config: HeadConfig, width: int, *, rngs: nnx.Rngs):
-        self.pooling = config.pooling
-        if config.pooling == "attention":
+    Args:
+        width: Of the features.
+        pooling: How a text's tokens become one vector.
+        hidden: Widths of the hidden layers.
+        dropout: Share of each hidden layer's units that is left out.
+        towers: Networks, 1 or 2.
+        rngs: Of the weights.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        pooling: Literal["attention", "mean", "last"],
+        hidden: Sequence[int],
+        dropout: Sequence[float],
+        towers: int,
+        rngs: nnx.Rngs,
+    ):
+        self.pooling = pooling
+        if pooling == "attention":
             # Starts as the mean over tokens.
             zero = nnx.initializers.zeros
             self.query = nnx.Linear(width, 1, kernel_init=zero, use_bias=False, rngs=rngs)
-        share = OUTPUTS // config.towers
-        self.towers = nnx.List(
-            [Tower(config, width, share, rngs=rngs) for _ in range(config.towers)]
+        towers_of = (
+            Tower(width, OUTPUTS // towers, hidden=hidden, dropout=dropout, rngs=rngs)
+            for _ in range(towers)
         )
+        self.towers = nnx.List(towers_of)
 
     def pool(
         self, x: Float[Array, "batch length width"], mask: Bool[Array, "batch length"]
@@ -147,6 +179,10 @@ class Head(nnx.Module):
         return jnp.stack([loc[:, 0], scale[:, 0], loc[:, 1], scale[:, 1]], axis=1)
 
 
+HEADS = {"mlp": Head}
+"""The heads that are shipped, by name."""
+
+
 def to_prior(outputs: Float[Array, "... outputs"], reference: Prior) -> Prior:
     """Reads a head's numbers as a prior.
 
@@ -168,8 +204,7 @@ def to_prior(outputs: Float[Array, "... outputs"], reference: Prior) -> Prior:
     Returns:
         Prior of fields [...]: scale and both sds above 0, the law's mean inside (0, 1).
     """
-    bound = jnp.asarray(_LARGEST, outputs.dtype)
-    mean, scale, mean_width, scale_width = jnp.moveaxis(bound * jnp.tanh(outputs / bound), -1, 0)
+    mean, scale, mean_width, scale_width = jnp.moveaxis(_bounded(outputs), -1, 0)
     law = TruncatedNormal(reference.loc, reference.scale)
     mean_0, slope_0 = law.mean(), law.variance() / reference.scale**2
     eps = 1e-4
@@ -186,6 +221,31 @@ def to_prior(outputs: Float[Array, "... outputs"], reference: Prior) -> Prior:
         loc_sd=reference.loc_sd * slope_0 / slope * jnp.exp(mean_width),
         scale_sd=reference.scale_sd * jnp.exp(scale_width),
     )
+
+
+def with_widths(
+    prior: Prior, outputs: Float[Array, "... outputs"], added: Float[Array, " outputs"]
+) -> Prior:
+    """The prior at outputs with something added to those of the widths.
+
+    The same as `to_prior` of the sum, without looking for loc again.
+
+    Args:
+        prior: that at `outputs`.
+        outputs: shape [..., 4].
+        added: shape [4]; what is added to mean and scale is not read.
+
+    Returns:
+        Prior of fields [...].
+    """
+    factors = jnp.exp(_bounded(outputs + added) - _bounded(outputs))
+    loc_sd, scale_sd = prior.loc_sd * factors[..., 2], prior.scale_sd * factors[..., 3]
+    return Prior(prior.loc, prior.scale, loc_sd, scale_sd)
+
+
+def _bounded(outputs: Array) -> Array:
+    bound = jnp.asarray(_LARGEST, outputs.dtype)
+    return bound * jnp.tanh(outputs / bound)
 
 
 @jax.custom_jvp

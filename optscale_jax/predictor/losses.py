@@ -9,7 +9,8 @@ the prior's errors turn out to be (`optscale_jax/empirical_bayes.py`).
 """
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -17,20 +18,35 @@ from jaxtyping import Array, Float
 from optscale_jax.empirical_bayes import Posterior, log_marginal, predictive
 from optscale_jax.estimation import Params, Prior, ScoreStats, negative_log_likelihood
 
-__all__ = ["LossConfig", "Spread", "per_problem"]
+__all__ = [
+    "LOSSES",
+    "Loss",
+    "LossConfig",
+    "Spread",
+    "Targets",
+    "likelihood",
+    "marginal",
+    "squared_error",
+    "weighted",
+]
 
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """Weights of the losses, at least 0 each; the loss is their weighted sum.
+    """Which loss, and the weights of the three, at least 0 each.
 
     Attributes:
+        name: weighted, the weighted sum of the three; one of them, marginal, squared_error or
+            likelihood; or the name of one's own, module:name or ./file.py:name: a function of
+            (prior, targets), and of those of the fields below that its signature names, to a loss
+            for each problem.
         marginal: Of minus the log marginal likelihood, in nats over the pooled prior's.
         squared_error: Of the squared errors of the mean and of the sd, each in units of its
             variance over the training problems.
         likelihood: Of minus the log-likelihood at the prior's loc and scale, in nats a score.
     """
 
+    name: str = "weighted"
     marginal: float = 1.0
     squared_error: float = 1.0
     likelihood: float = 0.0
@@ -41,7 +57,7 @@ class LossConfig:
         Raises:
             ValueError: Naming the weights.
         """
-        weights = dataclasses.astuple(self)
+        weights = self.marginal, self.squared_error, self.likelihood
         if not all(0 <= weight < float("inf") for weight in weights) or not any(weights):
             raise ValueError(f"loss is {weights}; weights are at least 0, and one is above 0")
 
@@ -58,31 +74,97 @@ class Spread(NamedTuple):
     sd: float
 
 
-def per_problem(
-    prior: Prior, stats: ScoreStats, posterior: Posterior, spread: Spread, config: LossConfig
-) -> Float[Array, " problems"]:
-    """The loss of each problem.
+class Targets(NamedTuple):
+    """What came of P problems, for a loss to hold priors to.
+
+    Attributes:
+        stats: Statistics of their scores [P].
+        posterior: Nodes [P, K], with log weights that make the reference's marginal likelihood 1.
+        spread: Units of squared errors, the same for all problems.
+    """
+
+    stats: ScoreStats
+    posterior: Posterior
+    spread: Spread
+
+
+Loss = Callable[[Prior, Targets], Float[Array, " problems"]]
+"""A loss: predicted priors [P] and what came of the problems, to one number each."""
+
+
+def marginal(prior: Prior, targets: Targets) -> Float[Array, " problems"]:
+    """Minus the log marginal likelihood, in nats over the reference prior's.
 
     Args:
         prior: Predicted priors [P].
-        stats: Statistics of the scores [P]; `posterior` has the reference prior's evidence in it.
-        posterior: Nodes [P, K], with log weights that make the reference's marginal likelihood 1.
-        spread: Units of the squared errors.
-        config: Weights.
+        targets: Of the same problems.
 
     Returns:
         [P].
     """
-    loss = jnp.zeros(jnp.shape(stats.mean))
-    if config.marginal:
-        loss -= config.marginal * log_marginal(posterior, prior)
-    if config.squared_error:
-        # A coarse average over the prior does for a gradient.
-        mean, sd = predictive(prior, num_locs=6, num_scales=4)
-        errors = ((mean - stats.mean) / spread.mean) ** 2
-        errors += ((sd - jnp.sqrt(stats.m2 / stats.n)) / spread.sd) ** 2
-        loss += config.squared_error * errors
-    if config.likelihood:
-        law = Params(prior.loc, prior.scale)
-        loss += config.likelihood * negative_log_likelihood(stats, law) / stats.n
-    return loss
+    return -log_marginal(targets.posterior, prior)
+
+
+def squared_error(prior: Prior, targets: Targets) -> Float[Array, " problems"]:
+    """Squared errors of the expected mean and sd of the scores, each in units of its variance.
+
+    Args:
+        prior: Predicted priors [P].
+        targets: Of the same problems.
+
+    Returns:
+        [P], at least 0.
+    """
+    # A coarse average over the prior does for a gradient.
+    mean, sd = predictive(prior, num_locs=6, num_scales=4)
+    stats, spread = targets.stats, targets.spread
+    errors = ((mean - stats.mean) / spread.mean) ** 2
+    return errors + ((sd - jnp.sqrt(stats.m2 / stats.n)) / spread.sd) ** 2
+
+
+def likelihood(prior: Prior, targets: Targets) -> Float[Array, " problems"]:
+    """Minus the log-likelihood of the scores at the prior's loc and scale, in nats a score.
+
+    Args:
+        prior: Predicted priors [P]; the widths are not read.
+        targets: Of the same problems.
+
+    Returns:
+        [P].
+    """
+    law = Params(prior.loc, prior.scale)
+    return negative_log_likelihood(targets.stats, law) / targets.stats.n
+
+
+_TERMS: dict[str, Loss] = {
+    "marginal": marginal,
+    "squared_error": squared_error,
+    "likelihood": likelihood,
+}
+
+
+def weighted(
+    prior: Prior, targets: Targets, *, marginal: float, squared_error: float, likelihood: float
+) -> Float[Array, " problems"]:
+    """The weighted sum of the three losses; those of weight 0 are not computed.
+
+    Args:
+        prior: Predicted priors [P].
+        targets: Of the same problems.
+        marginal: Weight of that loss.
+        squared_error: Likewise.
+        likelihood: Likewise.
+
+    Returns:
+        [P].
+    """
+    weights = {"marginal": marginal, "squared_error": squared_error, "likelihood": likelihood}
+    total = jnp.zeros(jnp.shape(targets.stats.mean))
+    for name, weight in weights.items():
+        if weight:
+            total += weight * _TERMS[name](prior, targets)
+    return total
+
+
+LOSSES: dict[str, Callable[..., Any]] = {"weighted": weighted, **_TERMS}
+"""The losses that are shipped, by name."""

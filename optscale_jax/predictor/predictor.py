@@ -3,8 +3,8 @@
 The folder of a predictor has
 
     predictor.safetensors    the head's weights and the features' normalisation
-    predictor.json           the features' recipe, the head's shape, the reference prior, and how
-                             good it is
+    predictor.json           the features' recipe, the head's name and shape, the reference prior,
+                             what is added to the outputs, and how good it is
 
 Builds on all other modules of this package; `python -m train.predictor` makes one, and
 `python -m eval.predict` uses it.
@@ -18,26 +18,32 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from optscale_jax.empirical_bayes import predictive_interval
 from optscale_jax.estimation import Prior
+from optscale_jax.plugins import PluginError, load_object
+from optscale_jax.predictor import ensemble
+from optscale_jax.predictor.calibration import COVERAGE, Offsets, Points
+from optscale_jax.predictor.data import Normalisation
 from optscale_jax.predictor.errors import PredictorError
 from optscale_jax.predictor.features import FeatureConfig, Recipe, extract
-from optscale_jax.predictor.head import Head, HeadConfig, to_prior
-from optscale_jax.predictor.training import COVERAGE, Fitted, Normalisation, Points
+from optscale_jax.predictor.head import HeadConfig, to_prior
+from optscale_jax.predictor.parts import GivenHead, find_head
+from optscale_jax.predictor.training import Fitted
 
 __all__ = ["FILES", "Kind", "Prediction", "Predictor"]
 
 FILES = ("predictor.safetensors", "predictor.json")
-_VERSION = 3
+_VERSION = 4
+_READ = (3, 4)
+# Version 3 has its offsets in the heads' own biases.
 _BATCH = 64
 _PAPER_WIDTH = 0.1
+_to_prior = jax.jit(to_prior)
 
 Kind = Literal["learned", "pooled", "paper"]
 
@@ -69,20 +75,22 @@ class Predictor:
     Attributes:
         features: Which features, and how to get them.
         recipe: What they have to be.
-        head: Shape of each head.
+        head: Which head: a name, a configuration, or what makes one.
         params: The heads' parameters, by path, [members, ...] each; their outputs are averaged.
         normalisation: Of the features.
         reference: The pooled prior of the training problems, scalar fields.
+        offsets: What is added to the outputs.
         points: What makes point predictions of the priors.
         record: How it was trained and how good it is, as JSON.
     """
 
     features: FeatureConfig
     recipe: Recipe
-    head: HeadConfig
+    head: GivenHead
     params: dict[str, np.ndarray]
     normalisation: Normalisation
     reference: Prior
+    offsets: Offsets
     points: Points
     record: dict[str, Any]
 
@@ -92,10 +100,16 @@ class Predictor:
         fitted: Fitted,
         features: FeatureConfig,
         recipe: Recipe,
-        head: HeadConfig,
-        record: dict[str, Any],
+        record: dict[str, Any] | None = None,
     ) -> "Predictor":
-        """The predictor that training made."""
+        """The predictor that training made.
+
+        Args:
+            fitted: What `train` gives.
+            features: What `extract` was given.
+            recipe: What it gave.
+            record: How the head was trained, as JSON, to be kept with it.
+        """
         quality = {
             split: {name: each._asdict() for name, each in of_split.items()}
             for split, of_split in fitted.quality.items()
@@ -103,17 +117,23 @@ class Predictor:
         return cls(
             features=features,
             recipe=recipe,
-            head=head,
+            head=fitted.head,
             params=fitted.params,
             normalisation=fitted.normalisation,
             reference=fitted.reference,
+            offsets=fitted.offsets,
             points=fitted.points,
-            record={**record, "epochs": fitted.epochs, "quality": quality},
+            record={**(record or {}), "epochs": fitted.epochs, "quality": quality},
         )
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes the predictor's files into a folder; the last one only when the other is whole."""
+        """Writes the predictor's files into a folder; the last one only when the other is whole.
+
+        Raises:
+            PredictorError: If the head is one that no name would find again.
+        """
         folder = Path(folder)
+        head = _named(self.head)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"head.{name}": value for name, value in self.params.items()}
         tensors["features.mean"], tensors["features.sd"] = self.normalisation
@@ -122,11 +142,12 @@ class Predictor:
             "version": _VERSION,
             "features": dataclasses.asdict(self.features),
             "recipe": {**self.recipe._asdict(), "layers": list(self.recipe.layers)},
-            "head": dataclasses.asdict(self.head),
+            "head": dataclasses.asdict(head),
             "reference": {
                 name: float(getattr(self.reference, name))
                 for name in ("loc", "scale", "loc_sd", "scale_sd")
             },
+            "offsets": self.offsets._asdict(),
             "points": self.points._asdict(),
             "record": self.record,
         }
@@ -141,7 +162,8 @@ class Predictor:
         """Reads a predictor.
 
         Raises:
-            PredictorError: If a file is missing or damaged, or they are not of one predictor.
+            PredictorError: If a file is missing or damaged, they are not of one predictor, or the
+                head is one's own and is no longer found.
         """
         weights, description = (Path(folder) / name for name in FILES)
         try:
@@ -156,17 +178,16 @@ class Predictor:
             raise PredictorError(f"{folder}: not a folder; give a predictor's folder") from error
         except (ValueError, SafetensorError) as error:
             raise PredictorError(f"{folder}: damaged: {error}") from error
-        if described.get("version") != _VERSION:
+        if described.get("version") not in _READ:
             raise PredictorError(
                 f"{description}: version {described.get('version')}, and this code reads "
-                f"{_VERSION}; train the predictor again"
+                f"{' and '.join(map(str, _READ))}; train the predictor again"
             )
         try:
-            head = HeadConfig(**described["head"])
             predictor = cls(
                 features=FeatureConfig(**described["features"]),
                 recipe=Recipe.from_json(described["recipe"]),
-                head=head,
+                head=HeadConfig(**described["head"]),
                 params={
                     name.removeprefix("head."): value
                     for name, value in tensors.items()
@@ -174,15 +195,16 @@ class Predictor:
                 },
                 normalisation=Normalisation(tensors["features.mean"], tensors["features.sd"]),
                 reference=Prior(**described["reference"]),
+                offsets=Offsets(**described.get("offsets", {})),
                 points=Points(**{k: tuple(map(float, v)) for k, v in described["points"].items()}),
                 record=described["record"],
             )
         except (KeyError, TypeError, ValueError) as error:
             raise PredictorError(f"{folder}: damaged: {error!r}") from error
-        expected = {
-            ".".join(map(str, path)): leaf.shape
-            for path, leaf in nnx.to_flat_state(predictor._abstract()[1])
-        }
+        try:
+            expected = ensemble.shapes(predictor._abstract()[1])
+        except PredictorError as error:
+            raise PredictorError(f"{description}: {error}") from error
         found = {name: value.shape[1:] for name, value in predictor.params.items()}
         members = {value.shape[0] for value in predictor.params.values()}
         if expected != found or len(members) != 1:
@@ -190,9 +212,7 @@ class Predictor:
         return predictor
 
     def _abstract(self) -> tuple[Any, Any]:
-        width = len(self.normalisation.mean)
-        head = nnx.eval_shape(lambda: Head(self.head, width, rngs=nnx.Rngs(0)))
-        return nnx.split(head, nnx.Param)
+        return ensemble.abstract(find_head(self.head), len(self.normalisation.mean))
 
     def predict(
         self,
@@ -247,22 +267,14 @@ class Predictor:
         found, _ = extract(
             texts,
             config,
-            self.head.features,
+            self.recipe.pooling,
             cache=cache,
             expected=self.recipe,
             advance=advance,
         )
         graph, shapes = self._abstract()
-        flat = [
-            (path, leaf.replace(self.params[".".join(map(str, path))]))
-            for path, leaf in nnx.to_flat_state(shapes)
-        ]
-        state = nnx.from_flat_state(flat)
-
-        @jax.jit
-        def outputs(state, x, mask):
-            each = jax.vmap(lambda member: nnx.merge(graph, member)(x, mask))(state)
-            return jnp.mean(each, axis=0)
+        params = ensemble.unflatten(shapes, self.params)
+        outputs_of = ensemble.make_outputs(graph)
 
         # In order of length, so that batches have little padding; lengths are powers of two.
         lengths = np.array([len(rows) for rows in found.rows])
@@ -277,8 +289,28 @@ class Predictor:
             for row, index in enumerate(batch):
                 x[row, : lengths[index]] = self.normalisation(found.rows[index])
                 mask[row, : lengths[index]] = True
-            values[batch] = np.asarray(outputs(state, x, mask))[: len(batch)]
-        return to_prior(jnp.asarray(values), self.reference), found.tokens
+            values[batch] = np.asarray(outputs_of(params, x, mask)).mean(axis=1)[: len(batch)]
+        return _to_prior(self.offsets(values), self.reference), found.tokens
+
+
+def _named(head: GivenHead) -> HeadConfig:
+    """The configuration that finds a head again."""
+    if isinstance(head, str):
+        return HeadConfig(name=head)
+    if isinstance(head, HeadConfig):
+        return head
+    name = f"{getattr(head, '__module__', '')}:{getattr(head, '__qualname__', '')}"
+    try:
+        # In another process, __main__ is another program.
+        again = None if name.startswith("__main__:") else load_object(name, what="head")
+    except PluginError:
+        again = None
+    if again is not head:
+        raise PredictorError(
+            f"head {name}: no name finds it again; put it into a file and give train its name, "
+            "such as ./my_heads.py:make"
+        )
+    return HeadConfig(name=name)
 
 
 def _without_nan(value: Any) -> Any:

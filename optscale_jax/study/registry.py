@@ -193,6 +193,7 @@ def policy_config(own: Iterable[str] = ()) -> type:
 
 if typing.TYPE_CHECKING:
 
+    @dataclasses.dataclass(frozen=True)
     class PolicyConfig:
         """As `policy_config` makes it."""
 
