@@ -30,7 +30,7 @@ from optscale_jax.cli import command, parse, show
 from optscale_jax.errors import InputError
 from optscale_jax.live.runs import DECISIONS
 from optscale_jax.report.tables import Table
-from optscale_jax.study.metrics import compare
+from optscale_jax.study.metrics import paired_intervals
 from optscale_jax.tiny import labels_path, pool_path
 from train import predictor
 
@@ -175,7 +175,7 @@ def comparison(runs: Mapping[str, Path], baseline: str, *, level: float = 0.95) 
                 "compared"
             )
     accuracy, tokens = (
-        compare(
+        paired_intervals(
             {name: getattr(run, field)[None] for name, run in found.items()},
             baseline=baseline,
             key=jax.random.key(0),

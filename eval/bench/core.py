@@ -34,7 +34,6 @@ import scipy.optimize
 import scipy.special
 import scipy.stats
 
-from eval.replay import ReplayConfig, entries_of
 from optscale_jax import (
     Policy,
     Pool,
@@ -57,8 +56,8 @@ from optscale_jax.estimation import (
 )
 from optscale_jax.policies import PAPER_ALPHA, PAPER_S_MIN, Observation, optscale, run
 from optscale_jax.replay import permutations
-from optscale_jax.study.comparison import ORACLE
-from optscale_jax.study.outcomes import leave_out
+from optscale_jax.study.config import ReplayConfig
+from optscale_jax.study.entries import ORACLE, leave_out
 from optscale_jax.synthetic import synthetic_problems
 
 from .reference import (
@@ -482,14 +481,16 @@ def comparison(report: Report, quick: bool) -> None:
         arguments = ["--config", COMPARISON, "--pool", str(file), "--out", f"{folder}/out"]
         start = time.perf_counter()
         subprocess.run(
-            [sys.executable, "-m", "optscale_jax.cli", "replay", *arguments], check=True, capture_output=True
+            [sys.executable, "-m", "optscale_jax.cli", "replay", *arguments],
+            check=True,
+            capture_output=True,
         )
         wall = time.perf_counter() - start
         # Of the children, which were imports and this command.
         unit = 1 if sys.platform == "darwin" else 1024
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
         config = parse(ReplayConfig, arguments, configs="replay")
-    entries, _ = leave_out(entries_of(config), pool, config.permutations)
+    entries, _ = leave_out(config.entries(), pool, config.permutations)
     plain = settings = 0
     for entry in entries:
         for family in entry.families:
