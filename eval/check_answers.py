@@ -8,35 +8,58 @@ the worked `solution`. Where there is a solution, the answer read from it must b
 Exit code 1 if fewer than `--least` of a file's records pass.
 """
 
-import argparse
+import dataclasses
+import math
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from optscale_jax import PoolError
 from optscale_jax.answers import extract_answer, normalize_answer
+from optscale_jax.cli import command
 from optscale_jax.equivalence import EquivalenceChecker
-from optscale_jax.errors import InputError, bad_input
+from optscale_jax.errors import bad_input
 from optscale_jax.readers.records import Record, read_records
 
-__all__ = ["main"]
+__all__ = ["CheckAnswersConfig", "main"]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m eval.check_answers", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("files", nargs="+", help="JSON lines files")
-    parser.add_argument("--least", type=float, default=0.995, help="share of records to pass")
-    parser.add_argument("--seconds", type=float, default=5.0, help="time limit of a comparison")
-    arguments = parser.parse_args(argv)
-    try:
-        with EquivalenceChecker(seconds=arguments.seconds, workers=1) as equal:
-            shares = [_check(Path(file), equal) for file in arguments.files]
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return int(min(shares) < arguments.least)
+@dataclasses.dataclass(frozen=True)
+class CheckAnswersConfig:
+    """What to check.
+
+    Attributes:
+        files: JSON lines files; their names may stand alone, before the options. Needed.
+        least: Share of a file's records to pass, in [0, 1].
+        seconds: Time limit of a comparison, above 0.
+    """
+
+    files: list[str] = dataclasses.field(default_factory=list)
+    least: float = 0.995
+    seconds: float = 5.0
+
+    def __post_init__(self) -> None:
+        """Refuses what is outside its domain.
+
+        Raises:
+            ValueError: Naming the field.
+        """
+        if not self.files:
+            raise ValueError("files are not given; name some")
+        if not 0 <= self.least <= 1:
+            raise ValueError(f"least is {self.least}; it must be in [0, 1]")
+        if not 0 < self.seconds < math.inf:
+            raise ValueError(f"seconds is {self.seconds}; it must be above 0")
+
+
+def run(config: CheckAnswersConfig) -> int:
+    """Checks the files; returns 1 where one has too few records that pass.
+
+    Raises:
+        InputError: If a file cannot be read.
+    """
+    with EquivalenceChecker(seconds=config.seconds, workers=1) as equal:
+        shares = [_check(Path(file), equal) for file in config.files]
+    return int(min(shares) < config.least)
 
 
 def _check(path: Path, equal: EquivalenceChecker) -> float:
@@ -67,6 +90,8 @@ def _fault(record: Record, equal: EquivalenceChecker) -> str | None:
         return f"no number in {answer[-40:]!r}"
     return None
 
+
+main = command(CheckAnswersConfig, run, __name__, positional="files")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,10 +7,9 @@ replays its policy over them in launch order, and compares how many were drawn a
 returned, for every problem. Exit code 1 if one differs.
 """
 
-import argparse
+import dataclasses
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import yaml
 from eval.sample import SampleConfig, policy_of_sample
 from eval.solve import SolveConfig, policy_of_solve
 from optscale_jax import Policy, Pool, PoolError, Prior, replay
-from optscale_jax.cli import parse
+from optscale_jax.cli import command, parse
 from optscale_jax.errors import InputError, bad_input
 from optscale_jax.live.engine import FAILED
 from optscale_jax.live.runs import CONFIG, DECISIONS, PROBLEMS
@@ -28,20 +27,36 @@ from optscale_jax.problems import ProblemsError, read_problems
 from optscale_jax.readers import read_pool
 from optscale_jax.study.priors import priors_of
 
-__all__ = ["main"]
+__all__ = ["CheckDecisionsConfig", "main"]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m eval.check_decisions", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's directory")
-    try:
-        same = [_check(Path(run)) for run in parser.parse_args(argv).runs]
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return int(not all(same))
+@dataclasses.dataclass(frozen=True)
+class CheckDecisionsConfig:
+    """What to check.
+
+    Attributes:
+        runs: Directories of runs; their names may stand alone. Needed.
+    """
+
+    runs: list[str] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Refuses to check nothing.
+
+        Raises:
+            ValueError: If there are no runs.
+        """
+        if not self.runs:
+            raise ValueError("runs are not given; name some directories")
+
+
+def run(config: CheckDecisionsConfig) -> int:
+    """Checks the runs; returns 1 where one decided otherwise.
+
+    Raises:
+        InputError: If a run cannot be read, or has not decided a problem yet.
+    """
+    return int(not all([_check(Path(directory)) for directory in config.runs]))
 
 
 def _check(directory: Path) -> bool:
@@ -61,8 +76,6 @@ def _check(directory: Path) -> bool:
     config = parse(
         SampleConfig if "n" in settings else SolveConfig,
         ["--config", str(directory / CONFIG)],
-        prog="",
-        description="",
     )
     names = [problem.id for problem in decided]
     if isinstance(config, SolveConfig):
@@ -110,6 +123,8 @@ def _deep(pool: Pool, policy: Policy) -> Pool:
         kind=pool.kind,
     )
 
+
+main = command(CheckDecisionsConfig, run, __name__, positional="runs")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from optscale_jax.cli import command, output_folder, progress, show
+from optscale_jax.cli.predictors import configured
 from optscale_jax.errors import bad_input
 from optscale_jax.predictor.errors import PredictorError
 from optscale_jax.predictor.features import Features, extract
@@ -39,7 +40,6 @@ from optscale_jax.predictor.training import (
     train,
 )
 from optscale_jax.report.tables import Table, write_csv
-from train.predictor import configured
 
 __all__ = ["LOSSES", "CompareLossesConfig", "main", "ridge"]
 
@@ -254,7 +254,7 @@ def _table(found: Sequence[Found], config: CompareLossesConfig) -> Table:
     )
 
 
-main = command(CompareLossesConfig, run, __doc__)
+main = command(CompareLossesConfig, run, __name__)
 
 if __name__ == "__main__":
     sys.exit(main())

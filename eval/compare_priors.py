@@ -207,7 +207,7 @@ def _predict(config: ComparePriorsConfig, folder: Path) -> tuple[list[str], Pred
     return ids, found["learned"]
 
 
-main = command(ComparePriorsConfig, run, __doc__, configs="priors")
+main = command(ComparePriorsConfig, run, __name__, configs="priors")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -10,33 +10,34 @@
    problem by problem;
 4. eval.report replays every method on the shipped pool and writes its page.
 
-A demonstration that was cut off goes on where it was, as its runs do.
+Where vLLM is not installed, the pool stands in for the two models in 2 and 3. A demonstration
+that was cut off goes on where it was, as its runs do.
 """
 
 import csv
 import dataclasses
+import importlib.util
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from eval import predict, report, sample, solve
+from eval.solve import SolveConfig
 from optscale_jax.cli import command, parse, show
+from optscale_jax.cli.console import run_command
 from optscale_jax.errors import InputError
 from optscale_jax.live.runs import DECISIONS
 from optscale_jax.report.tables import Table
 from optscale_jax.study.metrics import paired_intervals
 from optscale_jax.tiny import labels_path, pool_path
-from train import predictor
 
 __all__ = ["DemoConfig", "comparison", "main"]
 
-ROOT = Path(__file__).resolve().parents[1]
 SPENT = ("completed", "aborted", "predictor")
 """What of the token ledger counts in the comparison; the verifier's tokens stand apart."""
 
@@ -58,13 +59,13 @@ class DemoConfig:
         out: Folder for the two runs and the report.
     """
 
-    predictor: str = str(ROOT / "configs" / "predictor" / "tiny.yaml")
+    predictor: str = "tiny"
     labels: str = str(labels_path())
-    solve: str = str(ROOT / "configs" / "solve" / "tiny.yaml")
-    sample: str = str(ROOT / "configs" / "sample" / "tiny.yaml")
+    solve: str = "tiny"
+    sample: str = "tiny"
     pool: str = str(pool_path())
     pool_problems: str = "arithmetic-5"
-    comparison: str = str(ROOT / "configs" / "replay" / "tiny_table.yaml")
+    comparison: str = "tiny_table"
     permutations: int = 5
     level: float = 0.95
     out: str = "runs/demo"
@@ -114,51 +115,68 @@ def run(config: DemoConfig) -> None:
     out = Path(config.out)
     trained, fixed, page = out / "predictor", out / "best_of_n", out / "report"
     runs = {"OptScale⁰": out / "optscale_0", "OptScaleᵗ": out / "optscale_t", "best-of-N": fixed}
-    _part(
-        "training the predictor",
-        predictor.main,
-        ["--config", config.predictor, "--labels", config.labels, "--out", str(trained)],
-    )
-    # The problems that eval.solve takes, by its own configuration.
-    asked = parse(solve.SolveConfig, ["--config", config.solve], prog="", description="")
+    priors = {name: str(out / f"{name}_priors.jsonl") for name in ("live", "pool")}
+    asked = parse(SolveConfig, ["--config", config.solve], configs="solve")
+    # The problems that eval.solve takes: by its own configuration, or the pool's.
     wanted = {"live": (asked.problems, asked.limit), "pool": (config.pool_problems, None)}
+    stand_in, how = [], "live"
+    if _lacks_vllm(asked):
+        del wanted["live"]
+        priors["live"] = priors["pool"]
+        stand_in, how = (
+            ["--problems=null", "--recorded.pool", config.pool],
+            "on recorded completions",
+        )
+        print(f"vLLM is not installed: {config.pool} stands in for the models\n", flush=True)
+    training = ["--config", config.predictor, "--labels", config.labels, "--out", str(trained)]
+    _part("training the predictor", "train", training)
     for name, (problems, limit) in wanted.items():
-        arguments = ["--checkpoint", str(trained), f"--problems={problems}"]
+        arguments = ["--checkpoint", str(trained), "--problems", str(problems)]
+        arguments += ["--out", priors[name]]
         arguments += [] if limit is None else [f"--limit={limit}"]
-        arguments += ["--out", str(out / f"{name}_priors.jsonl")]
-        _part(f"priors of the problems: {name}", predict.main, arguments)
-    live = ["--config", config.solve, "--out"]
-    _part("OptScale⁰, live", solve.main, [*live, str(runs["OptScale⁰"])])
-    priors = ["--priors", str(out / "live_priors.jsonl")]
-    _part("OptScaleᵗ, live", solve.main, [*live, str(runs["OptScaleᵗ"]), *priors])
-    _part("best-of-N, live", sample.main, ["--config", config.sample, "--out", str(fixed)])
-    table = comparison(runs, "best-of-N", level=config.level)
+        _part(f"priors of the problems: {name}", "predict", arguments)
+    live = ["--config", config.solve, *stand_in, "--out"]
+    learned = [*live, str(runs["OptScaleᵗ"]), "--priors", priors["live"]]
+    _part(f"OptScale⁰, {how}", "solve", [*live, str(runs["OptScale⁰"])])
+    _part(f"OptScaleᵗ, {how}", "solve", learned)
+    drawn = ["--config", config.sample, *stand_in, "--out", str(fixed)]
+    _part(f"best-of-N, {how}", "sample", drawn)
+    table = comparison(runs, "best-of-N", level=config.level, how=how)
     (out / "comparison.md").write_text(table.to_markdown(), encoding="utf-8")
+    methods = ["--comparison", config.comparison, "--priors", priors["pool"]]
     options = ["--permutations", str(config.permutations), "--out", str(page)]
-    options += ["--priors", str(out / "pool_priors.jsonl"), "--comparison", config.comparison]
-    _part("every method", report.main, ["--pools", f"[{json.dumps(config.pool)}]", *options])
+    _part("every method", "report", ["--pools", config.pool, *methods, *options])
     # Last, where it is seen.
     show(table.to_rich())
     print(f"comparison: {out / 'comparison.md'}")
     print(f"report: {page / 'index.html'}")
 
 
-def _part(name: str, command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> None:
+def _lacks_vllm(asked: SolveConfig) -> bool:
+    """Whether the models are to run on vLLM in this process, and it is not installed."""
+    in_process = "vllm" in (asked.sampler.kind, asked.verifier.backend)
+    return in_process and importlib.util.find_spec("vllm") is None
+
+
+def _part(name: str, command: str, arguments: Sequence[str]) -> None:
     print(f"== {name} ==", flush=True)
     started = time.monotonic()
-    code = command(arguments)
+    code = run_command(command, arguments)
     if code:
         raise InputError(f"{name} ended with exit code {code}")
     print(f"({time.monotonic() - started:.0f} s)\n", flush=True)
 
 
-def comparison(runs: Mapping[str, Path], baseline: str, *, level: float = 0.95) -> Table:
+def comparison(
+    runs: Mapping[str, Path], baseline: str, *, level: float = 0.95, how: str = "live"
+) -> Table:
     """Compares runs of the same problems, problem by problem.
 
     Args:
         runs: Name to the run's directory.
         baseline: The name of the run that the others are compared with.
         level: Coverage of the intervals, in (0, 1).
+        how: How the problems were solved, for the title.
 
     Returns:
         The table, a row for each run in order.
@@ -197,7 +215,7 @@ def comparison(runs: Mapping[str, Path], baseline: str, *, level: float = 0.95) 
             row += [difference, str(round(100 * float(saved)) + 0)]
         rows.append(row)
     return Table(
-        title=f"{len(base.problem_ids)} problems, live",
+        title=f"{len(base.problem_ids)} problems, {how}",
         columns=[
             "policy",
             "setting",
@@ -239,7 +257,7 @@ def _outcomes(directory: Path) -> Outcomes:
 
 
 main = command(
-    DemoConfig, run, __doc__, interrupted="what was drawn is kept; run the same command to go on"
+    DemoConfig, run, __name__, interrupted="what was drawn is kept; run the same command to go on"
 )
 
 if __name__ == "__main__":

@@ -179,7 +179,7 @@ def run_live(
     name, label, setting = decider
     # The models' accelerator is not for decisions of a few scalars.
     jax.config.update("jax_platforms", "cpu")
-    if policy.plan is not None:
+    if policy.couples_problems:
         raise InputError(
             f"policy.name: {name} couples all problems, so it cannot decide while sampling; draw a "
             "pool with eval.sample and replay it with eval.replay"

@@ -101,7 +101,7 @@ def write_priors(config: PredictConfig) -> Prediction:
     return found
 
 
-main = command(PredictConfig, run, __doc__)
+main = command(PredictConfig, run, __name__)
 
 if __name__ == "__main__":
     sys.exit(main())

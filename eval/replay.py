@@ -161,7 +161,7 @@ def _versions(pool: Pool, outcomes: Outcomes) -> dict[str, Any]:
     }
 
 
-main = command(ReplayConfig, run, __doc__, configs="replay")
+main = command(ReplayConfig, run, __name__, configs="replay")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -215,7 +215,7 @@ def _write(
     (folder / "index.html").write_text(page(title, table, sections), encoding="utf-8")
 
 
-main = command(ReportConfig, run, __doc__)
+main = command(ReportConfig, run, __name__)
 
 if __name__ == "__main__":
     sys.exit(main())

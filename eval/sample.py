@@ -58,14 +58,13 @@ def policy_of_sample(config: SampleConfig) -> tuple[Decider, Policy]:
     # Without scores nothing says which of them is best, so the most frequent answer is returned.
     selection = "best_score" if config.verify else "majority"
     (entry,) = expand(PolicyConfig("best_of_n", n=config.n, selection=selection), "n")
-    (family,) = entry.families
-    return Decider(entry.name, entry.label, family.settings[0]), family.policy(0)
+    return Decider(entry.name, entry.label, entry.settings[0]), entry.policies[0]
 
 
 main = command(
     SampleConfig,
     run,
-    __doc__,
+    __name__,
     configs="sample",
     interrupted="what was drawn is kept; run the same command to go on",
 )

@@ -78,14 +78,13 @@ def policy_of_solve(config: SolveConfig) -> tuple[Decider, Policy]:
     if len(entries) > 1 or len(entries[0].settings) > 1:
         raise InputError("policy: a list stands for several settings; a live run has one")
     (entry,) = entries
-    (family,) = entry.families
-    return Decider(entry.name, entry.label, family.settings[0]), family.policy(0)
+    return Decider(entry.name, entry.label, entry.settings[0]), entry.policies[0]
 
 
 main = command(
     SolveConfig,
     run,
-    __doc__,
+    __name__,
     configs="solve",
     interrupted="what was drawn is kept; run the same command to go on",
 )

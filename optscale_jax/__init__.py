@@ -8,7 +8,7 @@ only; the live loop is loaded when it is asked for.
 
 from typing import TYPE_CHECKING, Any
 
-from optscale_jax import policies
+from optscale_jax import laws, policies
 from optscale_jax.bounds import (
     expected_best,
     marginal_gain,
@@ -17,9 +17,10 @@ from optscale_jax.bounds import (
 )
 from optscale_jax.distributions import BestOfN, TruncatedNormal
 from optscale_jax.estimation import Prior, ScoreStats, fit_map, fit_mle
+from optscale_jax.laws import Law
 from optscale_jax.policies import Policy
 from optscale_jax.pool import Pool, PoolError
-from optscale_jax.replay import ReplayResult, replay, replay_settings
+from optscale_jax.replay import ReplayResult, replay
 from optscale_jax.synthetic import SyntheticConfig, synthetic_pool
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BestOfN",
+    "Law",
     "Policy",
     "Pool",
     "PoolError",
@@ -38,10 +40,10 @@ __all__ = [
     "expected_best",
     "fit_map",
     "fit_mle",
+    "laws",
     "marginal_gain",
     "policies",
     "replay",
-    "replay_settings",
     "required_samples",
     "solve",
     "success_probability",

@@ -14,11 +14,18 @@ import contextlib
 import difflib
 from collections.abc import Collection, Iterator
 
-__all__ = ["InputError", "bad_input", "did_you_mean"]
+__all__ = ["InputError", "Terminated", "bad_input", "did_you_mean"]
+
+
+_SHOWN = 20  # names that a message lists at most
 
 
 class InputError(ValueError):
     """Something given cannot be used; the message is one line that says what."""
+
+
+class Terminated(BaseException):
+    """SIGTERM, as an exception so that unfinished outputs are removed on the way out."""
 
 
 @contextlib.contextmanager
@@ -51,16 +58,22 @@ def bad_input(
         raise InputError(f"{where}: {message}" if where else message) from error
 
 
-def did_you_mean(name: str, known: Collection[str], otherwise: str = "there are") -> str:
+def did_you_mean(
+    name: str, known: Collection[str], otherwise: str = "there are", *, prefix: str = ""
+) -> str:
     """The end of a message on a name that there is not.
 
     Args:
         name: What was given.
         known: The names that there are.
         otherwise: What introduces all of them, if none is near.
+        prefix: What stands before each of them where it is shown.
 
     Returns:
         "; did you mean NAME?", or else "; there are NAME, NAME, ...".
     """
     close = difflib.get_close_matches(name, known, 1)
-    return f"; did you mean {close[0]}?" if close else f"; {otherwise} {', '.join(known)}"
+    if close:
+        return f"; did you mean {prefix}{close[0]}?"
+    more = ", ..." if len(known) > _SHOWN else ""
+    return f"; {otherwise} {', '.join(prefix + one for one in list(known)[:_SHOWN])}{more}"

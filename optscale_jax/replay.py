@@ -1,13 +1,15 @@
 """Runs policies over a pool of recorded completions, vectorised over everything.
 
 The same pure functions that decide live run here under `lax.scan` over the completions of one
-problem, vmapped over problems, permutations and settings, in one compilation. A policy's state
-goes on observing after its stop (what it was at the stop is kept), so whatever does not depend on
-the settings, above all the fit of the law of scores, is computed once for all of them.
+problem, vmapped over problems, permutations and settings. A policy is an argument of the compiled
+program and not a part of it, so rules of equal structure share one compilation, whatever their
+numbers. A policy's state goes on observing after its stop (what it was at the stop is kept), so
+whatever does not depend on the settings, above all the fit of the law of scores, is computed once
+for all of them.
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,19 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from optscale_jax.estimation import Prior
-from optscale_jax.policies import Info, Observation, Policy
+from optscale_jax.policies import Info, Observation, Policy, num_settings
+from optscale_jax.policies.stacking import as_arrays, axes
 from optscale_jax.pool import Pool, PoolError
-from optscale_jax.typing import Array, ArrayLike
+from optscale_jax.typing import Array
 
-__all__ = [
-    "Refusal",
-    "ReplayResult",
-    "check_pool",
-    "permutations",
-    "refusal",
-    "replay",
-    "replay_settings",
-]
+__all__ = ["Refusal", "ReplayResult", "check_pool", "permutations", "refusal", "replay"]
 
 
 class ReplayResult(NamedTuple):
@@ -41,8 +36,7 @@ class ReplayResult(NamedTuple):
       correct: bool, whether it is correct (never, if there is none); None if the pool does not
         know.
       required: int32, the number of samples that the policy wanted in all when it stopped.
-      loc: fitted loc at the stop; NaN for policies that fit none.
-      scale: fitted scale at the stop; NaN likewise.
+      params: the fitted law's parameters at the stop, by name; {} for policies that fit none.
       stop_reason: int32 `StopReason`.
       presampled: int32, how many of the completions drawn were drawn by a search over all problems
         (see `Policy.plan`); they are the first ones, and `num_samples` counts them.
@@ -55,8 +49,7 @@ class ReplayResult(NamedTuple):
     score: np.ndarray
     correct: np.ndarray | None
     required: np.ndarray
-    loc: np.ndarray
-    scale: np.ndarray
+    params: dict[str, np.ndarray]
     stop_reason: np.ndarray
     presampled: np.ndarray
     presampled_tokens: np.ndarray
@@ -106,7 +99,7 @@ def _one(policy: Policy, prior: Any, observations: Observation) -> _Stop:
         )
 
     def note(state, count, stopped, stop):
-        now = ~stopped & (policy.request(state) <= 0)
+        now = ~stopped & (policy.request(state).more <= 0)
         stop = jax.tree.map(lambda new, old: jnp.where(now, new, old), at(state, count), stop)
         return stopped | now, stop
 
@@ -122,28 +115,29 @@ def _one(policy: Policy, prior: Any, observations: Observation) -> _Stop:
     return note(state, observations.index.shape[0], stopped, stop)[1]
 
 
-@functools.partial(jax.jit, static_argnames="make")
-def _run(make, settings, prior, scores, answers, tokens) -> _Stop:
-    """scores, answers, tokens: [K, P, N] in launch order; settings: fields of shape [S]."""
+@jax.jit
+def _run(policy, prior, scores, answers, tokens) -> _Stop:
+    """scores, answers, tokens: [K, P, N] in launch order; the policy single or stacked."""
     index = jnp.arange(scores.shape[-1], dtype=jnp.int32)
 
     def one_order(policy, prior, scores, answers, tokens):
         return _one(policy, prior, Observation(scores, answers, tokens, index))
 
-    def one_setting(setting):
-        policy = make(**setting)
+    def one_setting(policy):
         over_problems = jax.vmap(functools.partial(one_order, policy))
 
         def one_permutation(scores, answers, tokens):
             given = prior
-            if policy.plan is not None:
+            if policy.couples_problems:
                 launched = jnp.broadcast_to(index, scores.shape)
                 given = policy.plan(Observation(scores, answers, tokens, launched))
             return over_problems(given, scores, answers, tokens)
 
         return jax.vmap(one_permutation)(scores, answers, tokens)
 
-    return jax.vmap(one_setting)(settings) if settings else one_setting({})
+    if num_settings(policy) is None:
+        return one_setting(policy)
+    return jax.vmap(one_setting, in_axes=(axes(policy),))(policy)
 
 
 class Refusal(NamedTuple):
@@ -192,12 +186,13 @@ def refusal(pool: Pool, policy: Policy, num_permutations: int) -> Refusal | None
         return Refusal("it has no answers to compare, which this policy's votes need")
     if policy.uses_tokens and not pool.has_tokens:
         return Refusal("it lacks the length of some completions, which this policy needs")
-    short = pool.samples_per_problem < policy.max_samples
+    deepest = int(np.max(policy.max_samples))
+    short = pool.samples_per_problem < deepest
     if short.any():
         first = int(np.argmax(short))
         return Refusal(
             f"problem {str(pool.problem_ids[first])!r} has {pool.samples_per_problem[first]} "
-            f"completions, fewer than the policy's maximum of {policy.max_samples}",
+            f"completions, fewer than the policy's maximum of {deepest}",
             "lower max_samples or use a deeper pool",
         )
     return None
@@ -236,70 +231,6 @@ def _priors(prior: Prior | None, num_problems: int) -> Prior | None:
     return Prior(*map(spread, ("loc", "scale", "loc_sd", "scale_sd")))
 
 
-def replay_settings(
-    pool: Pool,
-    make: Callable[..., Policy],
-    settings: Mapping[str, ArrayLike],
-    *,
-    key: Array | None = None,
-    num_permutations: int = 0,
-    prior: Prior | None = None,
-) -> ReplayResult:
-    """Replays a family of policies over a pool, all its settings in one compilation.
-
-    Args:
-      pool: P problems, of at least `max_samples` completions each.
-      make: makes the policy from one value of each setting, as in
-        `functools.partial(optscale, max_samples=64, min_samples=20)`; called again with traced
-        values, so the settings must not decide shapes. Keep and reuse the same object: a new one
-        compiles anew.
-      settings: name -> values, shape [S] each, the same S; {} for a policy without settings.
-      key: JAX random key for the orders; the same key gives every policy the same orders, so that
-        comparisons are paired.
-      num_permutations: K random orders for each problem; 0 = the stored order, once.
-      prior: a prior per problem (fields [P]) or for all (scalars); default the policy's own.
-
-    Returns:
-      `ReplayResult`, fields of shape [S, K, P] (without S for {}), K = 1 for the stored order.
-
-    Raises:
-      PoolError: the pool lacks scores, answers or lengths that the policy needs, has too few
-        completions for its cap, or is sequential and the policy parallel or the reverse.
-      ValueError: a setting outside its domain, settings of unequal length, a prior of a wrong
-        shape, a missing key.
-    """
-    values = {name: np.atleast_1d(np.asarray(v)) for name, v in settings.items()}
-    lengths = {name: v.shape for name, v in values.items()}
-    if len(set(lengths.values())) > 1 or any(len(s) != 1 or s[0] == 0 for s in lengths.values()):
-        raise ValueError(f"settings must be non-empty vectors of one length, found {lengths}")
-    # With known values each setting is checked, which the traced calls cannot do.
-    count = next(iter(lengths.values()))[0] if lengths else 1
-    policies = [make(**{n: v[i].item() for n, v in values.items()}) for i in range(count)]
-    policy = policies[0]
-    for each in policies:
-        check_pool(pool, each, num_permutations)
-
-    deepest = max(each.max_samples for each in policies)
-    orders = permutations(pool, key, num_permutations)[..., :deepest]
-    problems = np.arange(pool.num_problems)[:, None]
-    dtype = jnp.result_type(float)
-    scores = np.zeros(pool.mask.shape, np.float32) if pool.scores is None else pool.scores
-    answers = np.zeros(pool.mask.shape, np.int32) if pool.answers is None else pool.answers
-    tokens = pool.tokens[problems, orders]
-    stop = _run(
-        make,
-        {
-            n: jnp.asarray(v, dtype if np.issubdtype(v.dtype, np.floating) else None)
-            for n, v in values.items()
-        },
-        _priors(policy.prior if prior is None else prior, pool.num_problems),
-        jnp.asarray(scores[problems, orders], dtype),
-        jnp.asarray(answers[problems, orders]),
-        jnp.asarray(tokens),
-    )
-    return _collect(pool, orders, tokens, jax.tree.map(np.asarray, stop))
-
-
 def _collect(pool: Pool, orders: np.ndarray, tokens: np.ndarray, stop: Any) -> ReplayResult:
     """Reads off the pool what the policy returned and spent; arrays [..., K, P]."""
     count, selected, info = stop
@@ -332,8 +263,7 @@ def _collect(pool: Pool, orders: np.ndarray, tokens: np.ndarray, stop: Any) -> R
         ),
         correct=None if pool.correct is None else returned(pool.correct, False),
         required=info.required,
-        loc=info.loc,
-        scale=info.scale,
+        params=info.params,
         stop_reason=info.stop_reason,
         presampled=info.presampled,
         presampled_tokens=tokens_of_first(info.presampled),
@@ -348,41 +278,49 @@ def replay(
     num_permutations: int = 0,
     prior: Prior | None = None,
 ) -> ReplayResult:
-    """Replays one policy over a pool.
+    """Replays a policy, or a stack of its settings, over a pool.
+
+    Compiles once for policies of equal structure (the same rule, choices and room for samples) over
+    pools of equal shape: a loop over values of s_min compiles at its first turn only. A stack
+    (`policies.stack`) takes one call and fits each prefix of the scores once for all settings.
 
     Args:
       pool: P problems, of at least `policy.max_samples` completions each.
-      policy: the rule. For a grid of settings use `replay_settings`, which compiles once.
-      key: JAX random key for the orders; the same key gives every policy the same orders.
+      policy: the rule; or S settings of it, every number with a leading axis [S].
+      key: JAX random key for the orders; the same key gives every policy the same orders, so that
+        comparisons are paired.
       num_permutations: K random orders for each problem; 0 = the stored order, once.
       prior: a prior per problem (fields [P]) or for all (scalars); default `policy.prior`.
 
     Returns:
-      `ReplayResult`, fields of shape [K, P], K = 1 for the stored order. A tie in score goes to
-      the completion drawn first; an empty or answerless completion is never returned.
+      `ReplayResult`, fields of shape [K, P], or [S, K, P] for a stack; K = 1 for the stored order.
+      A tie in score goes to the completion drawn first; an empty or answerless completion is never
+      returned.
 
     Raises:
       PoolError: the pool lacks scores, answers or lengths that the policy needs, has too few
         completions for its cap, or is sequential and the policy parallel or the reverse.
-      ValueError: a prior of a wrong shape, a missing key.
+      ValueError: a field of the policy is no number, a stack's axes do not match, a prior of a
+        wrong shape, a missing key.
     """
-    return replay_settings(
-        pool, _Constant(policy), {}, key=key, num_permutations=num_permutations, prior=prior
+    if not isinstance(policy, Policy):
+        raise ValueError(f"policy must be a policies.Policy, found {policy!r}")
+    num_settings(policy)
+    check_pool(pool, policy, num_permutations)
+    given = policy.prior if prior is None else prior
+    policy = as_arrays(dataclasses.replace(policy, prior=None))
+
+    orders = permutations(pool, key, num_permutations)[..., : policy.slots]
+    problems = np.arange(pool.num_problems)[:, None]
+    dtype = jnp.result_type(float)
+    scores = np.zeros(pool.mask.shape, np.float32) if pool.scores is None else pool.scores
+    answers = np.zeros(pool.mask.shape, np.int32) if pool.answers is None else pool.answers
+    tokens = pool.tokens[problems, orders]
+    stop = _run(
+        policy,
+        _priors(given, pool.num_problems),
+        jnp.asarray(scores[problems, orders], dtype),
+        jnp.asarray(answers[problems, orders]),
+        jnp.asarray(tokens),
     )
-
-
-class _Constant:
-    """A factory without settings, equal for equal policies, so that a policy compiles once."""
-
-    def __init__(self, policy: Policy):
-        self.policy = policy
-        self._functions = tuple(f for f in policy if callable(f))
-
-    def __call__(self) -> Policy:
-        return self.policy
-
-    def __hash__(self) -> int:
-        return hash(self._functions)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Constant) and self._functions == other._functions
+    return _collect(pool, orders, tokens, jax.tree.map(np.asarray, stop))

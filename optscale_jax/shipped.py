@@ -11,12 +11,12 @@ from pathlib import Path
 
 from optscale_jax.errors import InputError, did_you_mean
 
-__all__ = ["located", "shipped_config"]
+__all__ = ["SCHEME", "located", "shipped_config"]
 
 _HERE = Path(__file__).resolve().parent
 _INSIDE = _HERE / "configs"
 _CONFIGS = _INSIDE if _INSIDE.is_dir() else _HERE.parent / "configs"
-_SCHEME = "package:"
+SCHEME = "package:"
 
 
 def located(path: str) -> str:
@@ -31,9 +31,9 @@ def located(path: str) -> str:
     Raises:
         InputError: If there is no such package.
     """
-    if not path.startswith(_SCHEME):
+    if not path.startswith(SCHEME):
         return path
-    package, _, inside = path.removeprefix(_SCHEME).partition("/")
+    package, _, inside = path.removeprefix(SCHEME).partition("/")
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         pip = package.replace("_", "-")

@@ -1,6 +1,6 @@
 """Array types of the public signatures (jaxtyping), checked by beartype in the tests."""
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy.typing
 from jaxtyping import Array, Bool, Float, Int
@@ -12,4 +12,18 @@ FloatArray: TypeAlias = Float[Array, "..."]
 IntArray: TypeAlias = Int[Array, "..."]
 BoolArray: TypeAlias = Bool[Array, "..."]
 
-__all__ = ["Array", "ArrayLike", "BoolArray", "FloatArray", "IntArray", "Scalar"]
+# Leaves of a pytree: of many settings they are arrays, under a transformation tracers, and JAX puts
+# placeholders in their place; so the name says what one setting holds, and nothing is checked.
+Number: TypeAlias = float | Any
+Count: TypeAlias = int | Any
+
+__all__ = [
+    "Array",
+    "ArrayLike",
+    "BoolArray",
+    "Count",
+    "FloatArray",
+    "IntArray",
+    "Number",
+    "Scalar",
+]

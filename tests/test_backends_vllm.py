@@ -27,7 +27,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-pytest.importorskip("vllm")
 
 MAX_TOKENS = 100
 CONTEXT = 512

@@ -33,7 +33,6 @@ pytestmark = [
     # Those of torch and transformers, when they are imported.
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
 ]
-pytest.importorskip("vllm")
 
 KEY = "sk-secret-of-the-tests"
 MAX_TOKENS = 100

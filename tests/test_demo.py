@@ -1,6 +1,7 @@
 """eval.demo's comparison of two runs."""
 
 import csv
+import importlib.util
 import json
 
 import jax
@@ -9,6 +10,8 @@ import pytest
 from eval import demo, sample, solve
 from optscale_jax import Pool, synthetic_pool
 from optscale_jax.errors import InputError
+from optscale_jax.shipped import shipped_config
+from optscale_jax.tiny import labels_path
 
 
 def test_two_runs_are_compared_problem_by_problem(tmp_path):
@@ -53,3 +56,43 @@ def test_two_runs_are_compared_problem_by_problem(tmp_path):
     assert sample.main([*recorded, "--n=8", "--limit=9", "--out", str(few)]) == 0
     with pytest.raises(InputError, match="not the same problems"):
         demo.comparison({"first hit": live, "best-of-N": few}, "best-of-N")
+
+
+@pytest.mark.slow
+# Those of torch and transformers, when they are imported.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_without_vllm_the_demonstration_runs_on_recorded_completions(tmp_path, monkeypatch, capsys):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "vllm" else found(name, *rest),
+    )
+    # The demonstration as shipped, but for a short training and a comparison of one policy.
+    labels = tmp_path / "labels.jsonl"
+    lines = labels_path().read_text(encoding="utf-8").splitlines(keepends=True)
+    labels.write_text("".join(lines[:300]), encoding="utf-8")
+    shipped = shipped_config(demo.DemoConfig().predictor, "predictor")
+    brief = tmp_path / "predictor.yaml"
+    with open(shipped, encoding="utf-8") as file:
+        text = file.read()
+    assert "  epochs: 10\n" in text
+    brief.write_text(text.replace("  epochs: 10\n", "  epochs: 1\n"), encoding="utf-8")
+    replayed = tmp_path / "replay.yaml"
+    replayed.write_text("policy: {name: first_hit, s_min: [0.7, 0.8], max_samples: [8, 16]}\n")
+    out = tmp_path / "demo"
+    given = [f"--predictor={brief}", f"--labels={labels}", f"--comparison={replayed}"]
+
+    assert demo.main([*given, "--permutations=1", f"--out={out}"]) == 0
+    said = capsys.readouterr().out
+    assert "vLLM is not installed" in said
+    assert "60 problems, recorded" in said
+    assert (out / "report" / "index.html").is_file()
+    # The same completions of the same problems, so that only the number drawn differs.
+    pool = Pool.load(demo.DemoConfig().pool)
+    for run in ("optscale_0", "optscale_t", "best_of_n"):
+        drawn = Pool.load(out / run / "pool.npz")
+        assert drawn.problem_ids.tolist() == pool.problem_ids[:60].tolist()
+        for row, held in enumerate(drawn.samples_per_problem):
+            assert drawn.tokens[row, :held].tolist() == pool.tokens[row, :held].tolist()
+    assert "live_priors.jsonl" not in {path.name for path in out.iterdir()}

@@ -1,6 +1,7 @@
 """The live loop: the decisions of replay, nothing drawn twice, and every token accounted for."""
 
 import asyncio
+import dataclasses
 import json
 import os
 import random
@@ -29,6 +30,13 @@ from optscale_jax.study.metrics import TokenLedger
 ROOT = Path(__file__).resolve().parents[1]
 N = 16
 OPTSCALE = policies.optscale(0.9, 0.9, N, 4)  # one object, so that its functions compile once
+
+
+class EightThenThree(policies.Policy):
+    """Asks for eight at once, and has enough with three."""
+
+    def rule(self, state):
+        return policies.until(state.count >= 3, more=8 - state.count)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +92,7 @@ def test_a_prior_for_each_problem_is_that_problems(pool):
     assert_decisions_are_those_of_replay(solutions, result)
     assert all(s.decision.ledger.predictor == 9 for s in solutions)
     # Or as the policy's own, with one entry a problem.
-    policy = OPTSCALE._replace(prior=Prior(*fields))
+    policy = dataclasses.replace(OPTSCALE, prior=Prior(*fields))
     assert_decisions_are_those_of_replay(live(pool, policy), result)
 
 
@@ -202,8 +210,7 @@ def test_the_ledger_separates_what_was_used_from_what_was_aborted(tmp_path):
 
     verifier = TableVerifier([0.97, 0.98, 0.99, *[0.1] * 5], then)
     sampler.ends[7].set()
-    policy = policies.early_stopping_self_consistency(8, 8)
-    policy = policy._replace(request=lambda state: (8 - state.count) * (state.count < 3))
+    policy = EightThenThree(max_samples=8)
     problem = Problem("p", "?", "1")
     with opened(tmp_path, [problem]) as run:
         (solution,) = solve(
@@ -261,7 +268,7 @@ def test_what_cannot_be_run_is_refused(pool):
         solve(problems, sampler, verifier, coupled)
     with pytest.raises(PoolError, match=r"has 16 completions, and the policy asks for 17"):
         solve(problems, sampler, verifier, policies.best_of_n(17))
-    other = OPTSCALE._replace(prior=Prior(*np.full((4, 3), 0.1)))
+    other = dataclasses.replace(OPTSCALE, prior=Prior(*np.full((4, 3), 0.1)))
     with pytest.raises(ValueError, match="the policy's prior has"):
         solve(problems, sampler, verifier, other)
 

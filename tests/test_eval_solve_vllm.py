@@ -22,7 +22,6 @@ pytestmark = [
     # Those of vLLM and torch, when they are imported.
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
 ]
-pytest.importorskip("vllm")
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "solve"

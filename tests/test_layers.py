@@ -14,12 +14,16 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "optscale_jax"
 CORE = [
     "typing",
+    "values",
     "errors",
+    "plugins",
+    "shipped",
     "special",
     "distributions",
     "estimation",
     "empirical_bayes",
     "bounds",
+    "laws",
     "policies",
     "pool",
     "synthetic",

@@ -1,6 +1,5 @@
 """Replay decides as a plain Python loop over the same policy does, and as the paper's rule says."""
 
-import functools
 import itertools
 
 import jax
@@ -17,21 +16,24 @@ from optscale_jax import (
     fit_map,
     fit_mle,
     replay,
-    replay_settings,
     required_samples,
     synthetic_pool,
 )
 from optscale_jax.policies import (
     PAPER_ALPHA,
-    PAPER_MIN_SAMPLES,
     PAPER_S_MIN,
     Observation,
+    Policy,
     StopReason,
     best_of_n,
     first_hit,
+    min_samples_for,
     optscale,
     run,
+    stack,
+    until,
 )
+from optscale_jax.policies.stacking import as_arrays
 from optscale_jax.replay import _run, permutations
 
 KEY = jax.random.key(7)
@@ -114,8 +116,9 @@ def test_replay_is_the_plain_loop(name, num_permutations, pool):
         assert result.tokens[k, p] == (-1 if (spent < 0).any() else spent.sum())
         assert result.stop_reason[k, p] == want.info.stop_reason != StopReason.RUNNING
         assert result.required[k, p] == want.info.required
-        np.testing.assert_allclose(result.loc[k, p], want.info.loc, rtol=1e-4)
-        np.testing.assert_allclose(result.scale[k, p], want.info.scale, rtol=1e-4)
+        assert result.params.keys() == want.info.params.keys()
+        for parameter, values in result.params.items():
+            np.testing.assert_allclose(values[k, p], want.info.params[parameter], rtol=1e-4)
 
 
 def test_nothing_eligible_wins_nothing(pool):
@@ -169,35 +172,58 @@ def test_one_score_is_judged_by_the_start(pool):
     np.testing.assert_array_equal(result.num_samples, 1)
 
 
-def test_a_grid_is_each_of_its_settings(pool):
-    make = functools.partial(optscale, max_samples=SAMPLES, min_samples=3)
-    settings = dict(s_min=np.array([0.85, 0.95]), alpha=np.array([0.99, 0.8]))
-    grid = replay_settings(pool, make, settings, key=KEY, num_permutations=ORDERS)
-    # The second is a policy of the table, made without traced settings.
+def grid_of(settings):
+    return stack([optscale(s_min, alpha, SAMPLES, 3) for s_min, alpha in settings])
+
+
+def test_a_stack_is_each_of_its_settings(pool):
+    settings = [(0.85, 0.99), (0.95, 0.8)]
+    grid = replay(pool, grid_of(settings), key=KEY, num_permutations=ORDERS)
+    # The second is a policy of the table.
     one = replayed("every sample", pool)
     for name in ("num_samples", "tokens", "selected_index", "correct", "stop_reason"):
         np.testing.assert_array_equal(getattr(grid, name)[1], getattr(one, name), name)
-    swapped = {name: values[::-1] for name, values in settings.items()}
-    other = replay_settings(pool, make, swapped, key=KEY, num_permutations=ORDERS)
-    for here, there in zip(grid, other, strict=True):
-        np.testing.assert_array_equal(here, there[::-1])
+    other = replay(pool, grid_of(settings[::-1]), key=KEY, num_permutations=ORDERS)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[::-1]), grid, other)
 
 
-def test_a_factory_compiles_once_for_all_its_values(pool):
-    make = functools.partial(first_hit, max_samples=4)
-    replay_settings(pool, make, dict(s_min=[0.5, 0.6]), key=KEY, num_permutations=1)
+def test_a_stack_made_by_hand_may_share_its_numbers(pool):
+    want = replay(pool, grid_of([(0.85, 0.8), (0.95, 0.8)]), key=KEY, num_permutations=1)
+    mapped = jax.vmap(lambda s_min: optscale(s_min, 0.8, SAMPLES, 3))(jnp.array([0.85, 0.95]))
+    for policy in (optscale(np.array([0.85, 0.95]), 0.8, SAMPLES, 3), mapped):
+        got = replay(pool, policy, key=KEY, num_permutations=1)
+        jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def test_caps_stack_and_each_draws_as_if_made_alone(pool):
+    caps = (4, 7, SAMPLES)
+    grid = replay(
+        pool, stack([optscale(0.95, 0.8, cap, 3) for cap in caps]), key=KEY, num_permutations=2
+    )
+    for index, cap in enumerate(caps):
+        alone = replay(pool, optscale(0.95, 0.8, cap, 3), key=KEY, num_permutations=2)
+        jax.tree.map(lambda a, b, i=index: np.testing.assert_array_equal(a[i], b), grid, alone)
+        assert alone.num_samples.max() <= cap
+
+
+def test_policies_of_equal_structure_compile_once(pool):
+    """The first thing that anybody writes: a loop over values, each a fresh object."""
     before = _run._cache_size()
-    replay_settings(pool, make, dict(s_min=[0.7, 0.8]), key=jax.random.key(1), num_permutations=1)
-    assert _run._cache_size() == before
+    results = [
+        replay(pool, optscale(s_min, 0.9, 9, 2), key=jax.random.key(1), num_permutations=1)
+        for s_min in np.linspace(0.4, 0.95, 20)
+    ]
+    assert _run._cache_size() == before + 1
+    means = [result.num_samples.mean() for result in results]
+    assert means[0] < means[-1]
 
 
 def test_settings_share_the_fits(pool):
     """The loop of the fit runs over problems and permutations, not over settings too."""
-    make = functools.partial(optscale, max_samples=SAMPLES, min_samples=3)
-    settings = {n: jnp.full((11,), v) for n, v in (("s_min", 0.9), ("alpha", 0.9))}
+    grid = as_arrays(stack([optscale(0.9, 0.9, SAMPLES, least) for least in range(1, 12)]))
     shape = (3, PROBLEMS, SAMPLES)
-    jaxpr = jax.make_jaxpr(_run.__wrapped__, static_argnums=0)(
-        make, settings, None, jnp.zeros(shape), jnp.zeros(shape, int), jnp.zeros(shape, int)
+    jaxpr = jax.make_jaxpr(_run.__wrapped__)(
+        grid, None, jnp.zeros(shape), jnp.zeros(shape, int), jnp.zeros(shape, int)
     )
     sizes = [
         v.aval.size
@@ -287,6 +313,36 @@ def test_bad_arguments_are_one_clear_line(make, message):
     assert "\n" not in str(caught.value)
 
 
+class Worded(Policy):
+    """A rule that forgot to say that its mode is a choice."""
+
+    mode: str = "eager"
+
+    def rule(self, state):
+        return until(state.count >= 2)
+
+
+def test_policies_that_cannot_be_replayed_are_refused_in_one_line(pool):
+    uneven = optscale(np.array([0.8, 0.9]), np.array([0.8, 0.9, 0.95]), SAMPLES, 3)
+    for policy, message in (
+        (Worded(max_samples=3), "its field mode is 'eager', which is no number; declare"),
+        (uneven, "its fields have s_min 2, alpha 3"),
+        (optscale(np.full((2, 2), 0.9), 0.9, SAMPLES, 3), "s_min has shape"),
+        (Policy(max_samples=3), "Policy gives no rule"),
+    ):
+        with pytest.raises((ValueError, NotImplementedError), match=message) as caught:
+            replay(pool, policy)
+        assert "\n" not in str(caught.value)
+    for others, message in (
+        ([], "none given"),
+        ([best_of_n(3), first_hit(0.9, 3)], "differs from policies"),
+        ([optscale(0.9, 0.9, 8), optscale(0.9, 0.9, 8, decide="once")], "more than numbers"),
+        ([optscale(0.9, 0.9, 8), optscale(0.9, 0.9, 8, prior=EACH)], "another prior"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            stack(others)
+
+
 def test_pools_that_cannot_be_replayed_are_refused(pool):
     with pytest.raises(PoolError, match="12 completions, fewer than the policy's maximum of 13"):
         replay(pool, best_of_n(13))
@@ -296,13 +352,12 @@ def test_pools_that_cannot_be_replayed_are_refused(pool):
         replay(pool, best_of_n(3), num_permutations=2)
     with pytest.raises(ValueError, match="loc has shape"):
         replay(pool, POLICIES["once"], prior=Prior(np.zeros(3), 0.1))
-    with pytest.raises(ValueError, match="one length"):
-        replay_settings(pool, first_hit, dict(s_min=[0.5, 0.6], max_samples=[3]))
 
 
 def test_the_papers_settings_are_the_papers():
     assert len(PAPER_S_MIN) * len(PAPER_ALPHA) == 48
-    assert PAPER_MIN_SAMPLES == {8: 3, 16: 5, 32: 10, 64: 20}
+    assert {n: min_samples_for(n) for n in (8, 16, 32, 64)} == {8: 3, 16: 5, 32: 10, 64: 20}
+    assert optscale(0.9, 0.9, 32).min_samples == 10
     assert sorted(np.round(1 - np.array(PAPER_ALPHA), 3)) == [0.01, 0.02, 0.035, 0.05, 0.075, 0.1]
 
 

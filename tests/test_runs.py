@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import math
 import resource
 
 import pytest
@@ -30,7 +29,8 @@ def sample(problem_id="a", index=0, score=0.5, text="so \\boxed{2}\u2028\nend", 
 
 def decision(problem_id="a", num_samples=1):
     ledger = TokenLedger(completed=7, aborted=2, verifier=11)
-    return Decision(problem_id, num_samples, 7, 0, "score_reached", -1, math.nan, math.nan, ledger)
+    law = {"a": 2.5, "b": 0.5}
+    return Decision(problem_id, num_samples, 7, 0, "bound_reached", 3, law, ledger)
 
 
 def test_everything_comes_back(tmp_path):
@@ -54,7 +54,7 @@ def test_everything_comes_back(tmp_path):
         back = run.decision("b")
         assert back is not None
         assert back.ledger == decision().ledger
-        assert math.isnan(back.loc)
+        assert back.params == {"a": 2.5, "b": 0.5}
         assert run.decision("a") is None
         run.finish()
         assert not (tmp_path / "drawn.jsonl").exists()
@@ -229,3 +229,21 @@ def test_a_run_is_read_as_a_pool_of_what_was_decided_on(tmp_path):
     assert pool.correct is not None
     assert pool.correct.tolist() == [[True, True], [False, False]]
     assert pool.tokens[0].tolist() == [7, 7]
+
+
+def test_decisions_of_before_laws_had_names_are_read(tmp_path):
+    with opened(tmp_path) as run:
+        run.add_sample(sample("b"))
+        run.add_decision(decision("b"))
+    file = tmp_path / "decisions.jsonl"
+    (line,) = map(json.loads, file.read_text().splitlines())
+    del line["params"]
+    for fields, params in (
+        ({"loc": 0.5, "scale": 0.1}, {"loc": 0.5, "scale": 0.1}),
+        ({"loc": None, "scale": None}, {}),
+    ):
+        file.write_text(json.dumps(line | fields) + "\n")
+        with opened(tmp_path) as run:
+            back = run.decision("b")
+            assert back is not None
+            assert back.params == params

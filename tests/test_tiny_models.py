@@ -159,7 +159,6 @@ class Scored(NamedTuple):
 
 @pytest.fixture(scope="module")
 def scored() -> list[Scored]:
-    pytest.importorskip("vllm")
     chains = draw_chains(SEED, 350)
     problems = [Problem(str(index), chain.question) for index, chain in enumerate(chains)]
     sampling = SamplerConfig(

@@ -1,5 +1,6 @@
 """Votes and the rules that count them, against plain Python that counts with Counter."""
 
+import dataclasses
 import itertools
 from collections import Counter
 from fractions import Fraction
@@ -20,7 +21,6 @@ from optscale_jax import (
     Prior,
     TruncatedNormal,
     replay,
-    replay_settings,
     required_samples,
 )
 from optscale_jax.policies import (
@@ -30,6 +30,7 @@ from optscale_jax.policies import (
     Votes,
     adaptive_self_consistency,
     best_of_n,
+    capped,
     difficulty_adaptive_self_consistency,
     early_stopping_self_consistency,
     first_hit,
@@ -39,14 +40,12 @@ from optscale_jax.policies import (
     optscale,
     run,
     self_consistency,
+    stack,
     weighted_self_consistency,
 )
 from optscale_jax.policies.adaptive_self_consistency import certain_lead, doubt
-from optscale_jax.policies.base import capped
 from optscale_jax.policies.difficulty_adaptive_self_consistency import (
-    judged_ranks,
-    narrow,
-    start_search,
+    DifficultyAdaptiveSelfConsistency,
 )
 from optscale_jax.study.metrics import TokenLedger
 
@@ -184,6 +183,16 @@ def stopped(count, rule):
     return lambda row: (count(row), rule(row[: count(row)]))
 
 
+class WithoutPlan(DifficultyAdaptiveSelfConsistency):
+    """The rule as a driver runs it that cannot look at all problems first."""
+
+    couples_problems = False
+
+
+def fields_of(policy):
+    return {field.name: getattr(policy, field.name) for field in dataclasses.fields(policy)}
+
+
 RULES = {
     "self_consistency": (self_consistency(N), stopped(lambda row: N, plain_vote)),
     "weighted_self_consistency": (
@@ -213,7 +222,7 @@ RULES = {
         stopped(lambda row: plain_asc(row, 0.9375, N), plain_best),
     ),
     "dsc without a plan": (
-        difficulty_adaptive_self_consistency(0.9, N, extension=4)._replace(plan=None),
+        WithoutPlan(**fields_of(difficulty_adaptive_self_consistency(0.9, N, extension=4))),
         stopped(lambda row: plain_asc(row, 0.9, N, 4, 4), plain_vote),
     ),
     "first_hit, majority": (
@@ -244,7 +253,6 @@ def test_replay_is_the_policy_driven_one_at_a_time(name):
     pool = vote_pool(7)
     result = replay(pool, policy)
     rows = rows_of(pool, np.tile(np.arange(N), (60, 1)))
-    policy = policy._replace(observe=jax.jit(policy.observe), request=jax.jit(policy.request))
     for p, row in enumerate(rows[:8]):
         outcome = run(policy, [observed(i, *one) for i, one in enumerate(row)])
         assert outcome.num_samples == result.num_samples[0, p]
@@ -351,11 +359,7 @@ def test_certain_lead_is_the_least(threshold):
 
 def test_a_grid_of_thresholds_is_its_settings_one_by_one():
     pool, thresholds = vote_pool(4), [0.7, 0.9, 0.9375, 0.97]
-    grid = replay_settings(
-        pool,
-        lambda threshold: adaptive_self_consistency(threshold, N),
-        {"threshold": thresholds},
-    )
+    grid = replay(pool, stack([adaptive_self_consistency(t, N) for t in thresholds]))
     for s, threshold in enumerate(thresholds):
         rows = rows_of(pool, np.tile(np.arange(N), (60, 1)))
         counts = [plain_asc(row, threshold, N) for row in rows]
@@ -370,11 +374,11 @@ def test_request_is_the_fewest_after_which_it_could_stop():
     state = policy.init(None)
     asked = []
     for i, answer in enumerate([1, 1, 2, 1, 1, 1]):
-        asked.append(int(policy.request(state)))
+        asked.append(int(policy.request(state).more))
         state = policy.observe(state, observed(i, answer, 5, 0.0))
     # Four equal answers are certain, six against one would be: the cap comes before that.
     assert asked == [4, 3, 2, 3, 2, 1]
-    assert int(policy.request(state)) == 0
+    assert int(policy.request(state).more) == 0
     assert int(policy.info(state).stop_reason) == StopReason.MAX_SAMPLES
 
 
@@ -457,20 +461,20 @@ def test_search_one_step_at_a_time_is_the_plan():
     allotments = jax.jit(policy.plan)(batch)
     rows = rows_of(pool, np.tile(columns, (40, 1)))
     ranked = np.argsort(pool.tokens[:, 0], kind="stable")
-    search, judged = start_search(40), set()
-    while search.left < search.right:
-        problems = ranked[np.asarray(judged_ranks(search, 3, 40))].tolist()
+    left, right, judged = 0, 40, set()
+    while left < right:
+        middle = (left + right) // 2
+        problems = ranked[np.clip(middle + np.arange(-1, 2), 0, 39)].tolist()
         judged.update(problems)
         easy = all(plain_certain(rows[p][:4], 0.9) for p in problems)
-        search = narrow(search, jnp.asarray(easy))
-    assert allotments.easy[ranked].tolist() == [r < int(search.left) for r in range(40)]
+        left, right = (middle + 1, right) if easy else (left, middle)
+    assert allotments.easy[ranked].tolist() == [r < left for r in range(40)]
     assert np.flatnonzero(allotments.presampled).tolist() == sorted(judged)
     # The rule of one problem, with what the plan made for it, is what replay ran.
     result = replay(pool, policy)
     for p in (0, 5, *sorted(judged)[:2]):
         mine = Allotment(*(field[p] for field in allotments))
-        steps = policy._replace(observe=jax.jit(policy.observe), request=jax.jit(policy.request))
-        outcome = run(steps, [observed(i, *one) for i, one in enumerate(rows[p])], prior=mine)
+        outcome = run(policy, [observed(i, *one) for i, one in enumerate(rows[p])], prior=mine)
         assert outcome.num_samples == result.num_samples[0, p]
         assert outcome.selected_index == result.selected_index[0, p]
 
@@ -571,8 +575,8 @@ def test_difficulty_of_another_number_of_problems_is_refused():
 def test_unknown_selection_is_refused():
     # Past the argument checks of the tests' type checker, which would refuse the name first.
     unchecked = getattr(make_selector, "__wrapped__", make_selector)
-    with pytest.raises(ValueError, match="selection must be one of 'best_score'"):
-        unchecked("best", 3)
+    with pytest.raises(ValueError, match=r"selection 'best': no such selection.*best_score"):
+        unchecked("best")
 
 
 # Caps ---------------------------------------------------------------------------------------------
@@ -598,10 +602,10 @@ def test_unknown_selection_is_refused():
 )
 def test_a_capped_rule_is_the_rule_made_with_that_cap(deep, shallow, reason):
     pool = vote_pool(seed=5)
-    got = replay(pool, capped(deep, 5, reason=reason), key=KEY, num_permutations=2)
+    got = replay(pool, capped(deep, 5), key=KEY, num_permutations=2)
     want = replay(pool, shallow, key=KEY, num_permutations=2)
-    for name in got._fields:
-        np.testing.assert_array_equal(getattr(got, name), getattr(want, name), err_msg=name)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    assert reason in got.stop_reason
 
 
 @pytest.mark.parametrize("cap", [0, N + 1, 2.5])

@@ -23,6 +23,7 @@ from optscale_jax.predictor.labels import Labels, labels_of_pool, lines, read_la
 from optscale_jax.problems import ProblemsError, load_problems
 from optscale_jax.readers import read_pool
 from optscale_jax.readers.records import read_records
+from optscale_jax.shipped import located
 
 __all__ = ["LabelsConfig", "main"]
 
@@ -86,7 +87,7 @@ def run(config: LabelsConfig) -> None:
 
 def _labels(config: LabelsConfig) -> Labels:
     assert config.pool is not None
-    path = Path(config.pool)
+    path = Path(located(config.pool))
     if path.suffix in (".jsonl", ".json") and _has_statistics(path):
         return read_labels(path, num_samples=config.num_samples)
     options: dict[str, Any] = {"clip": True} if config.clip else {}
@@ -102,7 +103,7 @@ def _has_statistics(path: Path) -> bool:
     return first is not None and bool({"score_mean", "mean"} & first.value.keys())
 
 
-main = command(LabelsConfig, run, __doc__)
+main = command(LabelsConfig, run, __name__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -392,7 +392,7 @@ def sample_solutions(config: TinyConfig, chains: list[Chain]) -> list[Judged]:
         max_num_seqs=256,
         seed=config.seed,
     )
-    conversations = [[{"role": "user", "content": chain.question}] for chain in chains]
+    conversations: list[Any] = [[{"role": "user", "content": chain.question}] for chain in chains]
     sampling = [
         SamplingParams(temperature=config.temperature, max_tokens=128, seed=config.seed + index)
         for index in range(len(chains))
@@ -571,7 +571,7 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> float:
     return float((rank[labels == 1].sum() - good * (good + 1) / 2) / (good * (len(labels) - good)))
 
 
-main = command(TinyConfig, run, __doc__, configs="tiny")
+main = command(TinyConfig, run, __name__, configs="tiny")
 
 if __name__ == "__main__":
     sys.exit(main())

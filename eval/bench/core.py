@@ -13,7 +13,6 @@ The output folder, if one is asked for, gets bench.json (the rows, with raw figu
 """
 
 import dataclasses
-import functools
 import itertools
 import math
 import resource
@@ -43,7 +42,6 @@ from optscale_jax import (
     fit_map,
     fit_mle,
     replay,
-    replay_settings,
     required_samples,
     synthetic_pool,
 )
@@ -54,8 +52,15 @@ from optscale_jax.estimation import (
     negative_log_likelihood,
     negative_log_prior,
 )
-from optscale_jax.policies import PAPER_ALPHA, PAPER_S_MIN, Observation, optscale, run
-from optscale_jax.replay import permutations
+from optscale_jax.policies import (
+    PAPER_ALPHA,
+    PAPER_S_MIN,
+    Observation,
+    optscale,
+    run,
+    stack,
+)
+from optscale_jax.replay import _run, permutations
 from optscale_jax.study.config import ReplayConfig
 from optscale_jax.study.entries import ORACLE, leave_out
 from optscale_jax.synthetic import synthetic_problems
@@ -412,17 +417,10 @@ def coverage(report: Report, loc: np.ndarray, scale: np.ndarray) -> None:
 def replays(report: Report, quick: bool) -> None:
     """OptScale^0 refitted after every sample, all settings and permutations."""
     pool = synthetic_pool(jax.random.key(0), num_problems=PROBLEMS, num_samples=SAMPLES)
-    s_min, alpha = (np.array(v) for v in zip(*SETTINGS, strict=True))
-    make = functools.partial(optscale, max_samples=SAMPLES, min_samples=3)
+    grid = stack([optscale(s_min, alpha, SAMPLES, min_samples=3) for s_min, alpha in SETTINGS])
 
     def call():
-        return replay_settings(
-            pool,
-            make,
-            dict(s_min=s_min, alpha=alpha),
-            key=jax.random.key(1),
-            num_permutations=PERMUTATIONS,
-        )
+        return replay(pool, grid, key=jax.random.key(1), num_permutations=PERMUTATIONS)
 
     start = time.perf_counter()
     call()
@@ -431,7 +429,7 @@ def replays(report: Report, quick: bool) -> None:
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     report.add(
-        f"replay of OptScale^0, {PROBLEMS} x {SAMPLES} x {len(s_min)} settings "
+        f"replay of OptScale^0, {PROBLEMS} x {SAMPLES} x {len(SETTINGS)} settings "
         f"x {PERMUTATIONS} orders",
         f"{first:.1f} s with compilation, {again:.2f} s again; peak memory of this whole "
         f"process {peak / 2**30:.2f} GiB",
@@ -440,6 +438,29 @@ def replays(report: Report, quick: bool) -> None:
         first=first,
         again=again,
         peak=peak,
+    )
+
+
+def fresh_policies(report: Report) -> None:
+    """A loop over values of s_min, each turn with a policy of its own."""
+    pool = synthetic_pool(jax.random.key(0), num_problems=PROBLEMS, num_samples=SAMPLES)
+    times = []
+    compiled = _run._cache_size()
+    for s_min in np.linspace(0.5, 0.97, 20).tolist():
+        start = time.perf_counter()
+        replay(pool, optscale(s_min, 0.9, SAMPLES), key=jax.random.key(1), num_permutations=5)
+        times.append(time.perf_counter() - start)
+    compiled = _run._cache_size() - compiled
+    later = max(times[1:]) / times[0]
+    report.add(
+        f"{len(times)} fresh policies in a loop over replay, {PROBLEMS} x {SAMPLES} x 5 orders",
+        f"{compiled} compilation; {times[0]:.1f} s, then {max(times[1:]):.2f} s at most: "
+        f"{later:.3f} of it",
+        "1, and < 0.1",
+        compiled == 1 and later < 0.1,
+        compiled=compiled,
+        first=times[0],
+        later=max(times[1:]),
     )
 
 
@@ -493,12 +514,13 @@ def comparison(report: Report, quick: bool) -> None:
     entries, _ = leave_out(config.entries(), pool, config.permutations)
     plain = settings = 0
     for entry in entries:
-        for family in entry.families:
-            # Any law will do for the oracle, the one policy that cannot do without.
-            law = Prior(0.8, 0.2, 0.1, 0.1) if entry.name == ORACLE else None
-            per_run = seconds_a_run(family.policy(0), pool, 5 if quick else 20, law)
-            plain += per_run * len(family.settings) * config.permutations * problems
-            settings += len(family.settings)
+        # Any law will do for the oracle, the one policy that cannot do without.
+        law = Prior(0.8, 0.2, 0.1, 0.1) if entry.name == ORACLE else None
+        for cap in sorted({policy.max_samples for policy in entry.policies}):
+            same = [policy for policy in entry.policies if policy.max_samples == cap]
+            per_run = seconds_a_run(same[0], pool, 5 if quick else 20, law)
+            plain += per_run * len(same) * config.permutations * problems
+            settings += len(same)
     report.add(
         f"the paper's comparison, {len(entries)} policies with {settings} settings, {problems} x "
         f"{samples} x {config.permutations} orders, from the command to its files",
@@ -521,7 +543,7 @@ def seconds_a_run(policy: Policy, pool: Pool, count: int, law: Prior | None) -> 
     drawn = Observation(
         scores, answers, tokens, jnp.broadcast_to(jnp.arange(pool.num_samples), scores.shape)
     )
-    planned = None if policy.plan is None else policy.plan(drawn)
+    planned = policy.plan(drawn) if policy.couples_problems else None
     drawn = jax.tree.map(np.asarray, drawn)
     start = 0.0
     for p in range(count + 1):
@@ -587,6 +609,7 @@ def measure(quick: bool) -> Report:
 
     imports(report)
     replays(report, quick)
+    fresh_policies(report)
     plain_loop(report, pool)
     comparison(report, quick)
     bounds(report, truth.loc.astype(np.float32), truth.scale.astype(np.float32), quick)
@@ -597,7 +620,7 @@ def measure(quick: bool) -> Report:
     return report
 
 
-main = command(BenchConfig, bench, __doc__)
+main = command(BenchConfig, bench, __name__)
 
 if __name__ == "__main__":
     sys.exit(main())

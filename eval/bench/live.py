@@ -133,7 +133,7 @@ def _below(state: dict[str, Any], prefix: str) -> dict[str, Any]:
 async def sample_all(
     sampler: VllmSampler, problems: Sequence[Problem], n: int
 ) -> list[list[Completion]]:
-    """n completions of each problem, all problems at once."""
+    """Draws n completions of each problem, all problems at once."""
 
     async def one(problem: Problem) -> list[Completion]:
         drawn = sampler.sample(problem, n, 0, abort=asyncio.Event())
@@ -368,7 +368,7 @@ def measure(config: BenchLiveConfig) -> Report:
     return report
 
 
-main = command(BenchLiveConfig, bench, __doc__)
+main = command(BenchLiveConfig, bench, __name__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from optscale_jax.cli import command
+from optscale_jax.cli.predictors import configured
 from optscale_jax.errors import InputError, bad_input
 from optscale_jax.predictor.errors import PredictorError
 from optscale_jax.predictor.features import FeatureConfig, extract, model_folder
 from optscale_jax.predictor.training import train
-from train.predictor import configured
 
 from .rows import Report, finish
 
@@ -149,7 +149,7 @@ def sentence_transformers(config: FeatureConfig) -> Callable[[list[str]], object
     return encode
 
 
-main = command(BenchPredictorConfig, bench, __doc__)
+main = command(BenchPredictorConfig, bench, __name__)
 
 if __name__ == "__main__":
     sys.exit(main())

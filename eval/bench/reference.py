@@ -204,7 +204,7 @@ def _rounded(columns: Iterable, dtype) -> Grid:
 
 
 def random_grid(num_points: int, dtype, *, seed: int = 0) -> Grid:
-    """loc in [-60, 60] or near [0, 1], scale in [1e-3, 100], support [0, 1].
+    """Points of loc in [-60, 60] or near [0, 1], scale in [1e-3, 100], support [0, 1].
 
     x is uniform, or a quantile of the law (half of those far in its tails), or next to an end of
     the support. Everything is rounded to `dtype` before the reference sees it.
@@ -272,7 +272,7 @@ class GivenLogCdf(tfd.Distribution):
 
 
 def hard_bounds(dtype, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """log F, log(1 - alpha) and alpha where ceilings go wrong, 20,000 of each.
+    """The log F, log(1 - alpha) and alpha where ceilings go wrong, 20,000 of each.
 
     Exact ratios and their neighbours, both tails of F, N of every size that int32 holds.
     """

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from optscale_jax.backends.base import Sampler, Verifier
 from optscale_jax.backends.families import FORMATS
+from optscale_jax.shipped import located
 
 __all__ = [
     "EngineConfig",
@@ -191,8 +192,9 @@ class SamplerConfig:
 
     Attributes:
         kind: "vllm" for an engine in this process, "server" for OpenAI-compatible servers.
-        model: Folder of a checkpoint, or its name on the Hugging Face hub; for servers, the name
-            that they serve it by. Needed.
+        model: Folder of a checkpoint, one inside an installed Python package as
+            package:NAME/FOLDER, or its name on the Hugging Face hub; for servers, the name that
+            they serve it by. Needed.
         revision: Branch, tag or commit on the hub; null: the main branch.
         tokenizer: Folder or hub name of the tokenizer; null: the model's.
         prompt: How a problem becomes a prompt.
@@ -282,8 +284,9 @@ class VerifierConfig:
     Attributes:
         kind: "prm" for a process reward model, "generative" for a language model as a judge.
         backend: "vllm" for an engine in this process, "server" for servers that hold the model.
-        model: Folder of a checkpoint, or its name on the Hugging Face hub; for servers, the name
-            that they serve it by. Needed.
+        model: Folder of a checkpoint, one inside an installed Python package as
+            package:NAME/FOLDER, or its name on the Hugging Face hub; for servers, the name that
+            they serve it by. Needed.
         revision: Branch, tag or commit on the hub; null: the main branch.
         tokenizer: Folder or hub name of the tokenizer; null: the model's.
         family: How the process reward model wants problem and steps written, a name of
@@ -332,6 +335,7 @@ def make_sampler(config: SamplerConfig, *, seed: int) -> Sampler:
     Raises:
         BackendError: If it cannot be made, in one line that says why.
     """
+    config = dataclasses.replace(config, model=located(config.model))
     if config.kind == "server":
         from optscale_jax.backends.openai_sampler import OpenAISampler
 
@@ -354,6 +358,7 @@ def make_verifier(config: VerifierConfig, *, seed: int) -> Verifier:
     Raises:
         BackendError: If it cannot be made, in one line that says why.
     """
+    config = dataclasses.replace(config, model=located(config.model))
     if config.kind == "generative":
         from optscale_jax.backends.generative import GenerativeVerifier
 

@@ -1,6 +1,6 @@
 """What every command shares: its configuration, its one-line errors, its outputs, its progress."""
 
-from optscale_jax.cli.command import Terminated, command
+from optscale_jax.cli.command import command
 from optscale_jax.cli.config import parse, to_yaml
 from optscale_jax.cli.outputs import (
     output_file,
@@ -9,6 +9,7 @@ from optscale_jax.cli.outputs import (
     progress,
     show,
 )
+from optscale_jax.errors import Terminated
 from optscale_jax.shipped import shipped_config
 
 __all__ = [

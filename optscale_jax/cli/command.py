@@ -9,16 +9,15 @@ import contextlib
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar, runtime_checkable
 
 from optscale_jax.cli import commands
 from optscale_jax.cli.config import parse
-from optscale_jax.errors import InputError
+from optscale_jax.errors import InputError, Terminated
 
-__all__ = ["EXTRAS", "Main", "Terminated", "command", "exit_code"]
+__all__ = ["EXTRAS", "Main", "command", "excuse_missing_packages", "exit_code"]
 
 ConfigT = TypeVar("ConfigT")
-Main = Callable[[Sequence[str] | None], int]
 
 EXTRAS = {
     "readers": ("ijson", "orjson"),
@@ -31,10 +30,19 @@ EXTRAS = {
 """What is imported only where it is needed, by the extra that installs it."""
 
 
+@runtime_checkable
+class Main(Protocol):
+    """A command's main."""
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int:
+        """Runs the command with its arguments (None: the process's); returns its exit code."""
+        ...
+
+
 def command(
     config_class: type[ConfigT],
     run: Callable[[ConfigT], int | None],
-    doc: str | None,
+    module: str,
     *,
     configs: str = "",
     positional: str | None = None,
@@ -45,7 +53,7 @@ def command(
     Args:
         config_class: The configuration, a frozen dataclass.
         run: The command itself; what it returns, if anything, is the exit code.
-        doc: The module's docstring, whose first paragraph is the help's.
+        module: Its `__name__`, for how the command is called; its docstring begins the help.
         configs: Folder of `configs/` whose files `--config` knows by name.
         positional: Field of a list that takes the arguments before the first option.
         interrupted: What an interruption has left behind.
@@ -54,7 +62,6 @@ def command(
         A function of the arguments (None: the process's) that returns the exit code: 0, 2 for bad
         input, 130 and 143 for an interruption. `--help` and `--print_config` exit by themselves.
     """
-    description = " ".join((doc or "").split("\n\n")[0].split())
 
     def main(argv: Sequence[str] | None = None) -> int:
         """Runs the command; returns its exit code."""
@@ -63,8 +70,9 @@ def command(
             given.insert(0, f"--{positional}")
 
         def work() -> int | None:
+            doc = (sys.modules[module].__doc__ or "").split("\n\n")[0]
             asked = parse(
-                config_class, given, prog=_called(run), description=description, configs=configs
+                config_class, given, prog=_called(module), description=doc, configs=configs
             )
             return run(asked)
 
@@ -91,14 +99,8 @@ def exit_code(work: Callable[[], int | None], *, interrupted: str = "nothing was
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        extra = next((extra for extra, names in EXTRAS.items() if package in names), None)
-        if extra is None:
+        if not _say_extra(error):
             raise
-        print(
-            f'error: {package} is not installed: pip install "optscale-jax[{extra}]"',
-            file=sys.stderr,
-        )
         return 2
     except KeyboardInterrupt:
         print(f"interrupted; {interrupted}", file=sys.stderr)
@@ -106,10 +108,6 @@ def exit_code(work: Callable[[], int | None], *, interrupted: str = "nothing was
     except Terminated:
         print(f"terminated; {interrupted}", file=sys.stderr)
         return 143
-
-
-class Terminated(BaseException):
-    """SIGTERM, as an exception so that unfinished outputs are removed on the way out."""
 
 
 @contextlib.contextmanager
@@ -128,9 +126,33 @@ def _terminations_unwind() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def _called(run: Callable[..., Any]) -> str:
+def excuse_missing_packages() -> None:
+    """Has this process end with exit code 2 and one line where an import lacks a package.
+
+    For `python -m`, which imports what a command needs before its main can be called.
+    """
+    usual = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if isinstance(error, ModuleNotFoundError) and _say_extra(error):
+            sys.exit(2)
+        usual(kind, error, trace)
+
+    sys.excepthook = hook
+
+
+def _say_extra(error: ModuleNotFoundError) -> bool:
+    """Says how to install a package that an extra has; False for any other package."""
+    package = (error.name or "").partition(".")[0]
+    extra = next((extra for extra, names in EXTRAS.items() if package in names), None)
+    if extra is not None:
+        remedy = f'pip install "optscale-jax[{extra}]"'
+        print(f"error: {package} is not installed: {remedy}", file=sys.stderr)
+    return extra is not None
+
+
+def _called(module: str) -> str:
     """How a module's command is called: `optscale NAME`, or `python -m` from the repository."""
-    module = run.__module__
     if module == "__main__":
         spec = sys.modules[module].__spec__
         module = spec.name if spec else sys.argv[0]

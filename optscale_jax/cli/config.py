@@ -4,7 +4,9 @@ The dataclass's `Attributes:` docstring becomes the help text. Whatever cannot b
 one line with the file, the line and the field; for a name that is nearly right, the right one.
 """
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import re
 import types
@@ -50,6 +52,13 @@ def parse(
         InputError: An argument, key or value that cannot be used; the message names the file, the
             line and the field.
     """
+    names, options = _config_names(argv)
+    files = [name if Path(name).is_file() else str(shipped_config(name, configs)) for name in names]
+    if own := _own_rules(options, files):
+        # Not before it is needed, since it imports JAX.
+        from optscale_jax.study.registry import with_own_rules
+
+        config_class = with_own_rules(config_class, own)
     parser = jsonargparse.ArgumentParser(prog=prog, description=description, exit_on_error=False)
     parser.add_argument(
         "--config",
@@ -58,12 +67,11 @@ def parse(
         "the later file wins",
     )
     parser.add_class_arguments(config_class)
-    names, options = _config_names(_joined(argv, config_class))
-    files = [name if Path(name).is_file() else str(shipped_config(name, configs)) for name in names]
     for file in files:
         _check_file(Path(file), config_class)
     # First, since a later argument replaces an earlier one.
-    arguments = [part for file in files for part in ("--config", file)] + options
+    arguments = [part for file in files for part in ("--config", file)]
+    arguments += _joined(options, config_class)
     try:
         parsed = parser.parse_args(arguments)
     except jsonargparse.ArgumentError as error:
@@ -76,6 +84,42 @@ def parse(
     if getattr(config, "out", None) == "":
         raise InputError("--out: empty; give a folder or a file to write")
     return config
+
+
+def _own_rules(options: Sequence[str], files: Sequence[str]) -> list[str]:
+    """Rules of one's own, `module:function`, that the configuration names; they bring arguments.
+
+    What cannot be read is passed over here, and refused where the whole is read.
+    """
+    found, documents = [], []
+    for file in files:
+        with contextlib.suppress(OSError):
+            documents.append(Path(file).read_text(encoding="utf-8", errors="replace"))
+    for option, following in itertools.zip_longest(options, options[1:], fillvalue=""):
+        name, equals, value = option.partition("=")
+        value = value if equals else following
+        if name.endswith(".name"):
+            found.append(value)
+        elif name.startswith("--") and value.startswith(("{", "[")):
+            documents.append(value)
+    for document in documents:
+        with contextlib.suppress(yaml.YAMLError):
+            found += _values_of("name", yaml.compose(document, Loader=yaml.SafeLoader))
+    return list(dict.fromkeys(name for name in found if ":" in name))
+
+
+def _values_of(key: str, node: Any) -> list[str]:
+    """The texts that a key has anywhere in a document."""
+    if isinstance(node, yaml.SequenceNode):
+        return [value for child in node.value for value in _values_of(key, child)]
+    if not isinstance(node, yaml.MappingNode):
+        return []
+    found = []
+    for name, value in node.value:
+        if name.value == key and isinstance(value, yaml.ScalarNode):
+            found.append(value.value)
+        found += _values_of(key, value)
+    return found
 
 
 def _joined(arguments: Sequence[str], config_class: type) -> list[str]:
@@ -116,8 +160,7 @@ def _option_type(option: str, config_class: type) -> Any:
             return None  # a key of a mapping, which knows its own
         fields = typing.get_type_hints(expected)
         if name not in fields:
-            options = [f"--{path}{field}" for field in fields]
-            near = did_you_mean(f"--{path}{name}", options)
+            near = did_you_mean(name, fields, prefix=f"--{path}")
             raise InputError(f"{option}: no such option{near}")
         expected, path = fields[name], f"{path}{name}."
     return expected
@@ -146,7 +189,7 @@ def to_yaml(config: Any) -> str:
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
 
 
-def _config_names(arguments: list[str]) -> tuple[list[str], list[str]]:
+def _config_names(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """What --config is given, and all other arguments."""
     names, others = [], []
     remaining = iter(arguments)

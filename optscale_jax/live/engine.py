@@ -13,7 +13,6 @@ kept as it comes, and a run that was cut off goes on from there.
 import asyncio
 import contextlib
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -28,6 +27,8 @@ from optscale_jax.equivalence import EquivalenceChecker
 from optscale_jax.estimation import Prior
 from optscale_jax.live.runs import Decision, Run, RunError, Sample
 from optscale_jax.policies import Info, Observation, Policy, StopReason
+from optscale_jax.policies import base as driver
+from optscale_jax.policies.stacking import as_arrays
 from optscale_jax.pool import Pool
 from optscale_jax.problems import Problem
 from optscale_jax.study.metrics import TokenLedger
@@ -239,7 +240,7 @@ def _check(
     max_in_flight: int,
     max_ahead: int | None,
 ) -> None:
-    if policy.plan is not None:
+    if policy.couples_problems:
         raise ValueError(
             "this policy couples all problems of a run, so it cannot decide while sampling: draw a "
             "pool (python -m eval.sample) and replay it (python -m eval.replay)"
@@ -274,18 +275,17 @@ def _first_error():
 
 
 class _Decider:
-    """A policy's functions, compiled once for all problems.
+    """A policy at work, compiled once for all problems and for all policies of its structure.
 
-    They run on the CPU, whatever else there is: a decision is a few scalars, and an accelerator's
+    It runs on the CPU, whatever else there is: a decision is a few scalars, and an accelerator's
     memory is the models'.
     """
 
     def __init__(self, policy: Policy):
         self._prior = policy.prior
-        self._start, self._step, self._end = _compiled(
-            policy.init, policy.observe, policy.request, policy.select, policy.info
-        )
         self._cpu = jax.local_devices(backend="cpu")[0]
+        bare = as_arrays(dataclasses.replace(policy, prior=None))
+        self._policy = jax.device_put(bare, self._cpu)
         self._dtype = np.dtype(jnp.result_type(float))
 
     def start(self, prior: Prior | None, place: int, count: int) -> tuple[Any, int]:
@@ -302,9 +302,7 @@ class _Decider:
             )
         if prior is not None:
             prior = jax.tree.map(lambda v: np.asarray(v, self._dtype), prior)
-        with jax.default_device(self._cpu):
-            # Without a prior nothing ties the state to a device but this.
-            state, more = jax.device_put(self._start(prior), self._cpu)
+        state, more = driver.start(self._policy, prior)
         return state, int(more)
 
     def step(self, state: Any, sample: Sample) -> tuple[Any, int]:
@@ -317,27 +315,13 @@ class _Decider:
             np.int32(sample.completion.tokens),
             np.int32(sample.completion.index),
         )
-        state, more = self._step(state, Observation(*scalars))
+        state, more = driver.step(self._policy, state, Observation(*scalars))
         return state, int(more)
 
     def end(self, state: Any) -> tuple[int, Info]:
         """The index to return, and what a person would plot."""
-        selected, info = jax.device_get(self._end(state))
+        selected, info = jax.device_get(driver.finish(self._policy, state))
         return int(selected), info
-
-
-# A policy is known by its functions; the next run of the same one does not compile again.
-@functools.lru_cache(maxsize=32)
-def _compiled(init, observe, request, select, info):
-    def start(prior):
-        state = jax.tree.map(jnp.asarray, init(prior))
-        return state, request(state)
-
-    def step(state, observation):
-        state = observe(state, observation)
-        return state, request(state)
-
-    return jax.jit(start), jax.jit(step), jax.jit(lambda state: (select(state), info(state)))
 
 
 def _at(values: Any, place: int, count: int) -> Any:
@@ -539,14 +523,12 @@ class _Work:
             selected,
             StopReason(int(info.stop_reason)).name.lower(),
             required=int(info.required),
-            loc=float(info.loc),
-            scale=float(info.scale),
+            params={name: float(value) for name, value in info.params.items()},
         )
 
     def failure(self, error: str) -> Decision:
         """That nothing comes of the problem, and what it cost."""
-        nan = math.nan
-        return self._decision(-1, FAILED, required=-1, loc=nan, scale=nan, error=error)
+        return self._decision(-1, FAILED, required=-1, params={}, error=error)
 
     def _decision(self, selected: int, stop_reason: str, **fields: Any) -> Decision:
         samples = self.samples.values()

@@ -83,8 +83,7 @@ class Decision:
         selected_index: The completion returned; -1 = none was eligible.
         stop_reason: A `StopReason`'s name in small letters.
         required: Samples that the policy wanted in all.
-        loc: Fitted loc at the stop; NaN for policies that fit none.
-        scale: Fitted scale; NaN likewise.
+        params: The fitted law's parameters at the stop, by name; {} for policies that fit none.
         ledger: All tokens spent on the problem: those of completions beyond the `num_samples` too,
             that had ended when the policy stopped, and those aborted then.
         error: Why there is none, if the problem cannot be sampled or scored; its stop reason is
@@ -97,8 +96,7 @@ class Decision:
     selected_index: int
     stop_reason: str
     required: int
-    loc: float
-    scale: float
+    params: dict[str, float]
     ledger: TokenLedger
     error: str | None = None
 
@@ -506,8 +504,10 @@ def _decision(fields: dict[str, Any]) -> Decision:
         return math.nan if value is None else value
 
     ledger = TokenLedger(**{name: known(value) for name, value in fields["ledger"].items()})
-    laws = {name: known(fields[name]) for name in ("loc", "scale")}
-    return Decision(**{**fields, **laws, "ledger": ledger})
+    if "params" not in fields:  # as it was written when the law was always the truncated normal
+        loc, scale = fields.pop("loc"), fields.pop("scale")
+        fields["params"] = {} if loc is None else {"loc": loc, "scale": scale}
+    return Decision(**{**fields, "ledger": ledger})
 
 
 # Files --------------------------------------------------------------------------------------------

@@ -1,15 +1,18 @@
 """Stopping rules: the contract and one file a rule."""
 
+from collections.abc import Callable
+
 from optscale_jax.policies.adaptive_self_consistency import adaptive_self_consistency
 from optscale_jax.policies.base import (
     Info,
-    Observation,
     Outcome,
     Policy,
     PolicyKind,
+    Request,
+    State,
     StopReason,
-    is_eligible,
     run,
+    until,
 )
 from optscale_jax.policies.best_of_n import best_of_n
 from optscale_jax.policies.difficulty_adaptive_self_consistency import (
@@ -22,49 +25,69 @@ from optscale_jax.policies.known_law import known_law
 from optscale_jax.policies.mr_thinking import mr_thinking
 from optscale_jax.policies.optscale import (
     PAPER_ALPHA,
-    PAPER_MIN_SAMPLES,
     PAPER_S_MIN,
+    min_samples_for,
     optscale,
 )
+from optscale_jax.policies.seen import Best, Observation, Votes, is_eligible
+from optscale_jax.policies.selection import SELECTORS, Selector, make_selector
 from optscale_jax.policies.self_consistency import self_consistency, weighted_self_consistency
-from optscale_jax.policies.voting import (
-    Selection,
-    Selector,
-    Votes,
-    best_score,
-    majority,
-    make_selector,
-    weighted_vote,
-)
+from optscale_jax.policies.stacking import any_setting, capped, num_settings, stack, unstack
+from optscale_jax.values import static
 
 __all__ = [
     "PAPER_ALPHA",
-    "PAPER_MIN_SAMPLES",
     "PAPER_S_MIN",
+    "RULES",
+    "SELECTORS",
     "Allotment",
+    "Best",
     "Info",
     "Observation",
     "Outcome",
     "Policy",
     "PolicyKind",
-    "Selection",
+    "Request",
     "Selector",
+    "State",
     "StopReason",
     "Votes",
     "adaptive_self_consistency",
+    "any_setting",
     "best_of_n",
-    "best_score",
+    "capped",
     "difficulty_adaptive_self_consistency",
     "early_stopping_self_consistency",
     "first_hit",
     "is_eligible",
     "known_law",
-    "majority",
     "make_selector",
+    "min_samples_for",
     "mr_thinking",
+    "num_settings",
     "optscale",
     "run",
     "self_consistency",
+    "stack",
+    "static",
+    "unstack",
+    "until",
     "weighted_self_consistency",
-    "weighted_vote",
 ]
+
+RULES: dict[str, Callable[..., Policy]] = {
+    rule.__name__: rule
+    for rule in (
+        optscale,
+        best_of_n,
+        first_hit,
+        self_consistency,
+        weighted_self_consistency,
+        adaptive_self_consistency,
+        early_stopping_self_consistency,
+        difficulty_adaptive_self_consistency,
+        known_law,
+        mr_thinking,
+    )
+}
+"""The shipped rules' factories by name."""

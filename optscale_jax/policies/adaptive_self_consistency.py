@@ -1,17 +1,17 @@
 """ASC: draw until the leading answer is the majority with the probability asked for."""
 
 import functools
-from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from optscale_jax.policies.base import Best, Policy, StopReason, check_count, no_info
-from optscale_jax.policies.voting import Selection, Votes, make_selector
-from optscale_jax.typing import Array, ArrayLike
+from optscale_jax.policies.base import Policy, Request, State, StopReason, check_count, until
+from optscale_jax.policies.seen import Votes
+from optscale_jax.policies.selection import Selector, make_selector
+from optscale_jax.typing import Array, Count, Number
 
-__all__ = ["adaptive_self_consistency", "certain_lead", "doubt"]
+__all__ = ["AdaptiveSelfConsistency", "adaptive_self_consistency", "certain_lead", "doubt"]
 
 
 @functools.lru_cache
@@ -49,47 +49,61 @@ def doubt(max_samples: int) -> np.ndarray:
     return table
 
 
-def certain_lead(threshold: ArrayLike, max_samples: int) -> Array:
+def certain_lead(threshold: Number, max_samples: int) -> Array:
     """Votes that make the leader certain, for each count of the runner-up.
 
         a*(b) = min {a >= b : P(p > 1/2 | Beta(a + 1, b + 1)) >= threshold}
 
     Args:
-      threshold: inside (1/2, 1); may be traced.
+      threshold: inside (1/2, 1).
       max_samples: the most votes that there can be, >= 1.
 
     Returns:
       int32 [max_samples + 1], indexed by b; max_samples - b + 1, out of reach, where no lead within
       that many votes is enough.
-
-    Raises:
-      ValueError: threshold (where its value is known) outside its domain.
     """
-    table = doubt(max_samples)
-    if isinstance(threshold, Tracer):
-        # 1 - threshold is exact from 1/2 on.
-        dtype = jnp.result_type(float)
-        enough = jnp.asarray(table, dtype) <= 1 - jnp.asarray(threshold, dtype)
-    else:
-        value = np.asarray(threshold, np.float64)
-        if value.shape or not 0.5 < value < 1:
-            raise ValueError(f"threshold must be inside (1/2, 1), found {threshold}")
-        # In float64, because thresholds as 0.95 are no float32 numbers.
-        enough = jnp.asarray(table <= 1 - value)
-    # Doubt falls along a, so the a that are not enough come first.
+    # 1 - threshold is exact from 1/2 on. Doubt falls along a, so the a that are not enough come
+    # first.
+    dtype = jnp.result_type(float)
+    enough = jnp.asarray(doubt(max_samples), dtype) <= 1 - jnp.asarray(threshold, dtype)
     return jnp.sum(~enough, axis=0).astype(jnp.int32)
 
 
-class AdaptiveState(NamedTuple):
-    """Completions seen (a scalar), the votes, and the best score."""
+def short_of_certain(votes: Votes, threshold: Number, max_samples: int) -> Array:
+    """How many more votes, all for the leader, would make it certain; <= 0 if it is."""
+    leader, runner_up = votes.leaders()
+    return certain_lead(threshold, max_samples)[runner_up] - leader
 
-    count: Array
-    votes: Votes
-    best: Best
+
+def check_threshold(threshold: Number) -> None:
+    """A ValueError, where the threshold's value is known, if it is outside (1/2, 1)."""
+    if not isinstance(threshold, Tracer):
+        values = np.asarray(threshold, np.float64)
+        if not ((values > 0.5) & (values < 1)).all():
+            raise ValueError(f"threshold must be inside (1/2, 1), found {threshold}")
+
+
+class AdaptiveSelfConsistency(Policy):
+    """See `adaptive_self_consistency`."""
+
+    rule_uses_scores = False
+    rule_uses_answers = True
+
+    threshold: Number
+
+    def rule(self, state: State) -> Request:
+        """The fewest completions after which it could stop."""
+        short = short_of_certain(state.votes, self.threshold, self.slots)
+        return until(
+            short <= 0,
+            StopReason.LEAD_CERTAIN,
+            more=short,
+            required=state.count + jnp.maximum(short, 0),
+        )
 
 
 def adaptive_self_consistency(
-    threshold: ArrayLike, max_samples: int, *, selection: Selection = "majority"
+    threshold: Number, max_samples: Count, *, selection: str | Selector = "majority"
 ) -> Policy:
     """Draws until the leading answer's majority is certain enough.
 
@@ -102,64 +116,26 @@ def adaptive_self_consistency(
     vote.
 
     Args:
-      threshold: inside (1/2, 1); may be traced, so that replay runs a grid of them at once. The
-        authors use 0.95.
-      max_samples: cap, >= 1.
-      selection: which completion to return.
+      threshold: probability that the leading answer is the majority, inside (1/2, 1). The authors
+        use 0.95.
+      max_samples: most completions to draw, >= 1.
+      selection: which completion to return: best_score, that of a majority or weighted_vote, or a
+        `Selector`.
 
     Returns:
-      The policy; it selects the first completion with the winning answer. `request` is the fewest
+      The policy; it selects the first completion with the winning answer. It asks for the fewest
       completions after which it could stop, so a live run wastes none by drawing them together.
 
     Raises:
-      ValueError: threshold (where its value is known) or max_samples outside its domain, or an
-        unknown selection.
+      ValueError: threshold or max_samples outside its domain, or an unknown selection.
 
     References:
       Aggarwal et al. (2023), "Let's Sample Step by Step: Adaptive-Consistency for Efficient
       Reasoning and Coding with LLMs", arXiv 2305.11860, the Beta criterion.
     """
-    max_samples = check_count("max_samples", max_samples)
-    selector = make_selector(selection, max_samples)
-    needed = certain_lead(threshold, max_samples)
-
-    def init(prior=None):
-        del prior
-        return AdaptiveState(jnp.zeros((), jnp.int32), Votes.none(max_samples), Best.none())
-
-    def observe(state, observation):
-        return AdaptiveState(
-            state.count + 1,
-            state.votes.add(observation),
-            state.best.update(observation),
-        )
-
-    def short_of_certain(state):
-        leader, runner_up = state.votes.leaders()
-        return needed[runner_up] - leader
-
-    def request(state):
-        return jnp.clip(short_of_certain(state), 0, jnp.maximum(max_samples - state.count, 0))
-
-    def select(state):
-        # The state of either vote is the votes that the rule has already.
-        return selector.index(state.votes if selector.uses_answers else state.best)
-
-    def info(state):
-        reason = jnp.where(
-            short_of_certain(state) <= 0,
-            StopReason.LEAD_CERTAIN,
-            jnp.where(state.count >= max_samples, StopReason.MAX_SAMPLES, StopReason.RUNNING),
-        )
-        return no_info(state.count + request(state), reason)
-
-    return Policy(
-        init,
-        observe,
-        request,
-        select,
-        info,
-        max_samples=max_samples,
-        uses_scores=selector.uses_scores,
-        uses_answers=True,
+    check_threshold(threshold)
+    return AdaptiveSelfConsistency(
+        threshold=threshold,
+        max_samples=check_count("max_samples", max_samples),
+        selection=make_selector(selection),
     )

@@ -1,25 +1,29 @@
 """The contract of a stopping rule, shared by replay and by the live loop.
 
-A policy is a record of pure functions over a fixed-shape state, as an optax transformation is.
-Whoever drives it draws completions and feeds them in *launch order*: short completions finish
-first, so deciding in completion order would make the first scores those of short answers.
+A policy is a value: a frozen dataclass whose numbers are leaves of a pytree and whose choices are
+static (`optscale_jax.values`), with pure methods over a state of fixed shapes. Whoever drives it
+draws completions and feeds them in *launch order*: short completions finish first, so deciding in
+completion order would make the first scores those of short answers.
 
 The driver's loop, for one problem:
 
     state = policy.init(prior)
-    while (more := policy.request(state)) > 0:
+    while (more := policy.request(state).more) > 0:
         draw up to `more` completions at once; for each one, in launch order:
             state = policy.observe(state, observation)
-            stop as soon as policy.request(state) == 0
+            stop as soon as policy.request(state).more == 0
     return policy.select(state)
 
 `request` is a function of the state alone and is asked again after every observation, so a driver
 may draw one at a time or many at once and comes to the same decision.
+
+A rule of one's own is a subclass with its numbers as fields and one method, `rule`, which says how
+many more and why; `start` and `update` too if it remembers more than `State` does.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from enum import IntEnum
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,20 +31,25 @@ import numpy as np
 from jax.core import Tracer
 
 from optscale_jax.estimation import Prior
-from optscale_jax.typing import Array, ArrayLike
+from optscale_jax.policies.seen import Best, Observation, Votes
+from optscale_jax.policies.selection import BestScore, Selector, make_selector
+from optscale_jax.typing import Array, Count
+from optscale_jax.values import Value, static
 
 __all__ = [
-    "Best",
     "Info",
-    "Observation",
     "Outcome",
     "Policy",
     "PolicyKind",
+    "Request",
+    "State",
     "StopReason",
-    "capped",
-    "is_eligible",
-    "no_info",
+    "check_count",
+    "finish",
     "run",
+    "start",
+    "step",
+    "until",
 ]
 
 
@@ -60,6 +69,7 @@ class StopReason(IntEnum):
       WINDOW_UNANIMOUS: a whole window of completions gave one answer.
       LEAD_CERTAIN: the leading answer is the majority with the probability asked for.
       EASY_PROBLEM: a search over all problems found this one easy enough for what is drawn.
+      SATISFIED: the rule is satisfied, for rules that have no reason of their own here.
     """
 
     RUNNING = 0
@@ -70,22 +80,66 @@ class StopReason(IntEnum):
     WINDOW_UNANIMOUS = 5
     LEAD_CERTAIN = 6
     EASY_PROBLEM = 7
+    SATISFIED = 8
 
 
-class Observation(NamedTuple):
-    """One scored completion, every field a scalar.
+class Request(NamedTuple):
+    """A policy's one decision, every field an int32 scalar.
 
     Attributes:
-      score: verifier score in [0, 1], floating.
-      answer: int32 id of its answer, equal for equal answers of the problem; -1 = no answer.
-      tokens: int32 length of the completion; -1 = unknown, 0 = empty.
-      index: int32 launch order within the problem, from 0.
+      more: how many more completions to draw now; 0 = stop.
+      reason: `StopReason`; RUNNING while `more` is above 0.
+      required: how many completions it now wants in all; -1 where unknown.
     """
 
-    score: Array
-    answer: Array
+    more: Array
+    reason: Array
+    required: Array
+
+
+def until(
+    satisfied: Array,
+    reason: StopReason | Array = StopReason.SATISFIED,
+    *,
+    more: Array | int = 1,
+    required: Array | int = -1,
+) -> Request:
+    """The request of a rule that draws until something holds.
+
+    Args:
+      satisfied: bool scalar, whether to stop.
+      reason: why, then.
+      more: how many to draw at once otherwise, >= 1.
+      required: how many it wants in all; -1 where unknown.
+
+    Returns:
+      The request. The cap on samples is `Policy.request`'s affair and need not be seen to.
+    """
+    return Request(
+        jnp.where(satisfied, 0, more).astype(jnp.int32),
+        jnp.where(satisfied, reason, StopReason.RUNNING).astype(jnp.int32),
+        jnp.asarray(required, jnp.int32),
+    )
+
+
+class State(NamedTuple):
+    """What a policy knows of one problem: scalars, but for the last four.
+
+    Attributes:
+      count: int32, completions seen.
+      tokens: their tokens as far as known, floating.
+      best: the best eligible one.
+      votes: `Votes`, where the rule or its selector compares answers; else None.
+      own: what the rule itself remembers.
+      chosen: what the selector itself remembers.
+    """
+
+    count: Array
     tokens: Array
-    index: Array
+    best: Best
+    votes: Any
+    own: Any
+    chosen: Any
 
 
 class Info(NamedTuple):
@@ -93,93 +147,192 @@ class Info(NamedTuple):
 
     Attributes:
       required: int32, the number of samples that the policy now wants in all; -1 where unknown.
-      loc: fitted loc of the law of scores; NaN for policies that fit none.
-      scale: fitted scale; NaN likewise.
+      params: the fitted law's parameters by name; {} for policies that fit none.
       stop_reason: int32 `StopReason`.
       presampled: int32, how many of the completions a search over all problems drew before the
         rule was asked (see `Policy.plan`); 0 for rules without one.
     """
 
     required: Array
-    loc: Array
-    scale: Array
+    params: dict[str, Array]
     stop_reason: Array
     presampled: Array | int = 0
 
 
-class Policy(NamedTuple):
+class Policy(Value):
     """A stopping rule with its choice of the completion to return.
 
+    A subclass gives `rule`, and the class attributes where they differ from these.
+
     Attributes:
-      init: `init(prior) -> state`; prior is a scalar `Prior` or None, or what `plan` made for the
-        problem.
-      observe: `observe(state, observation) -> state`.
-      request: `request(state) -> int32`, how many more to draw now; 0 = stop.
-      select: `select(state) -> int32`, index of the completion to return; -1 = none is eligible.
-      info: `info(state) -> Info`.
-      max_samples: the most that `request` can ask for in all; a Python int.
-      gain: optional `gain(state) -> float`, expected rise of the best score by one more sample per
-        expected token, so that a budget shared by many problems can go where it pays.
+      max_samples: the most completions that it draws, an integer >= 1.
+      selection: which completion to return; the best score by default.
       prior: default prior for `init`, fields scalar or with one entry a problem; or None.
-      uses_scores: whether the rule reads scores at all.
-      uses_answers: whether it compares answers, as every vote does.
-      uses_tokens: whether it needs the length of every completion.
+      slots: the most completions that the state has room for, which decides shapes; max_samples
+        by default. Policies that differ in max_samples alone share a compilation once they have
+        the same slots (`stack` sees to it).
       kind: "parallel" for independent draws, "sequential" for rounds that see the answer before.
-      plan: optional step over all problems of a run, for rules that couple them:
-        `plan(observations [P, n]) -> inputs`, a pytree with one entry a problem, each of which
-        goes to `init` in the prior's place. It may look only at completions that it reports as
-        drawn, in `Info.presampled`.
+      cap_reason: why it stops at max_samples.
+      couples_problems: whether `plan` has to look at all problems of a run first.
+      rule_uses_scores: whether the rule itself reads scores.
+      rule_uses_answers: whether the rule itself compares answers.
+      rule_uses_tokens: whether it needs the length of every completion.
     """
 
-    init: Callable[[Any], Any]
-    observe: Callable[[Any, Observation], Any]
-    request: Callable[[Any], Array]
-    select: Callable[[Any], Array]
-    info: Callable[[Any], Info]
-    max_samples: int
-    gain: Callable[[Any], Array] | None = None
+    kind: ClassVar[PolicyKind] = "parallel"
+    cap_reason: ClassVar[StopReason] = StopReason.MAX_SAMPLES
+    couples_problems: ClassVar[bool] = False
+    rule_uses_scores: ClassVar[bool] = True
+    rule_uses_answers: ClassVar[bool] = False
+    rule_uses_tokens: ClassVar[bool] = False
+
+    max_samples: Count
+    selection: Selector = BestScore()
     prior: Prior | None = None
-    uses_scores: bool = True
-    uses_answers: bool = False
-    uses_tokens: bool = False
-    kind: PolicyKind = "parallel"
-    plan: Callable[[Observation], Any] | None = None
+    slots: int = static(default=0)
 
+    def __post_init__(self):
+        """Finds a selection given by name, and makes room for max_samples."""
+        if isinstance(self.selection, str):
+            object.__setattr__(self, "selection", make_selector(self.selection))
+        if self.slots == 0:
+            object.__setattr__(self, "slots", int(np.max(self.max_samples)))
 
-def is_eligible(observation: Observation) -> Array:
-    """Whether a completion may be returned: an empty or answerless one never is."""
-    return (observation.answer != -1) & (observation.tokens != 0)
+    # What a rule of one's own gives ---------------------------------------------------------------
 
+    def rule(self, state: State) -> Request:
+        """How many more completions the rule wants, and why it stops; the cap is seen to after it.
 
-class Best(NamedTuple):
-    """The best eligible completion so far; the earlier one wins a tie.
+        Args:
+          state: after at least no completion.
 
-    Attributes:
-      score: its score, -inf if there is none.
-      index: int32 launch order, -1 if there is none.
-    """
+        Returns:
+          The request; `until` makes it of a condition.
+        """
+        raise NotImplementedError(f"{type(self).__name__} gives no rule(state)")
 
-    score: Array
-    index: Array
+    def start(self, prior: Any) -> Any:
+        """What the rule itself remembers before any completion: a pytree of fixed shapes."""
+        del prior
 
-    @classmethod
-    def none(cls) -> "Best":
-        """Before any observation."""
-        return cls(jnp.asarray(-jnp.inf, jnp.result_type(float)), jnp.asarray(-1, jnp.int32))
+    def update(self, state: State, observation: Observation) -> Any:
+        """What the rule itself remembers with one more completion.
 
-    def update(self, observation: Observation) -> "Best":
-        """With one more observation."""
-        better = is_eligible(observation) & (observation.score > self.score)
-        return Best(
-            jnp.where(better, observation.score, self.score).astype(self.score.dtype),
-            jnp.where(better, observation.index, self.index).astype(jnp.int32),
+        Args:
+          state: with the completion counted, and `own` as it was before it.
+          observation: the completion.
+
+        Returns:
+          The new `own`, of the same shapes.
+        """
+        del observation
+        return state.own
+
+    def params(self, state: State) -> dict[str, Array]:
+        """The fitted law's parameters by name; {} for rules that fit none."""
+        del state
+        return {}
+
+    def plan(self, observations: Observation) -> Any:
+        """The step over all problems of a run, for rules that couple them (`couples_problems`).
+
+        Args:
+          observations: fields [P, N]. It may look only at completions that it reports as drawn, in
+            `Info.presampled`.
+
+        Returns:
+          A pytree with one entry a problem, each of which goes to `init` in the prior's place.
+        """
+        raise NotImplementedError(f"{type(self).__name__} couples no problems")
+
+    # What a driver calls --------------------------------------------------------------------------
+
+    @property
+    def uses_scores(self) -> bool:
+        """Whether scores are read at all."""
+        return self.rule_uses_scores or self.selection.uses_scores
+
+    @property
+    def uses_answers(self) -> bool:
+        """Whether answers are compared, as every vote does."""
+        return self.rule_uses_answers or self.selection.uses_answers
+
+    @property
+    def uses_tokens(self) -> bool:
+        """Whether the length of every completion is needed."""
+        return self.rule_uses_tokens
+
+    def init(self, prior: Any = None) -> State:
+        """The state before any completion.
+
+        Args:
+          prior: the problem's prior, scalar fields, or what `plan` made for it; None: `prior`.
+
+        Returns:
+          The state.
+        """
+        return State(
+            count=jnp.zeros((), jnp.int32),
+            tokens=jnp.zeros((), jnp.result_type(float)),
+            best=Best.none(),
+            votes=Votes.none(self.slots) if self.uses_answers else None,
+            own=self.start(self.prior if prior is None else prior),
+            chosen=self.selection.init(self.slots),
         )
 
+    def observe(self, state: State, observation: Observation) -> State:
+        """The state with one more completion."""
+        state = State(
+            count=state.count + 1,
+            tokens=state.tokens + jnp.maximum(observation.tokens, 0),
+            best=state.best.add(observation),
+            votes=None if state.votes is None else state.votes.add(observation),
+            own=state.own,
+            chosen=self.selection.update(state.chosen, observation),
+        )
+        return state._replace(own=self.update(state, observation))
 
-def no_info(required: Array, stop_reason: Array) -> Info:
-    """`Info` of a policy that fits no law of scores."""
-    nan = jnp.asarray(jnp.nan, jnp.result_type(float))
-    return Info(jnp.asarray(required, jnp.int32), nan, nan, jnp.asarray(stop_reason, jnp.int32))
+    def request(self, state: State) -> Request:
+        """The decision: the rule's, with its cap."""
+        wanted = self.rule(state)
+        more = jnp.clip(wanted.more, 0, jnp.maximum(self.max_samples - state.count, 0))
+        cut_off = jnp.where(wanted.more > 0, self.cap_reason, wanted.reason)
+        reason = jnp.where(more > 0, StopReason.RUNNING, cut_off)
+        # -1, where a rule does not know, stays.
+        required = jnp.minimum(wanted.required, self.max_samples)
+        return Request(*(each.astype(jnp.int32) for each in (more, reason, required)))
+
+    def select(self, state: State) -> Array:
+        """int32, launch order of the completion to return; -1 = none is eligible."""
+        return self.selection.index(state)
+
+    def info(self, state: State) -> Info:
+        """What a person would plot."""
+        request = self.request(state)
+        return Info(request.required, self.params(state), request.reason)
+
+
+# Drivers ------------------------------------------------------------------------------------------
+
+
+@jax.jit
+def start(policy: Policy, prior: Any = None) -> tuple[State, Array]:
+    """The first state, and how many completions to draw; compiled once for equal structures."""
+    state = jax.tree.map(jnp.asarray, policy.init(prior))
+    return state, policy.request(state).more
+
+
+@jax.jit
+def step(policy: Policy, state: State, observation: Observation) -> tuple[State, Array]:
+    """The state with one more completion, and how many more to draw."""
+    state = policy.observe(state, observation)
+    return state, policy.request(state).more
+
+
+@jax.jit
+def finish(policy: Policy, state: State) -> tuple[Array, Info]:
+    """The completion to return, and what a person would plot."""
+    return policy.select(state), policy.info(state)
 
 
 class Outcome(NamedTuple):
@@ -213,12 +366,10 @@ def run(policy: Policy, observations: Iterable[Observation], *, prior: Any = Non
     Raises:
       ValueError: the completions ran out while the policy still asked for more.
     """
-    # Compiled once a policy: the same functions come back from JAX's cache at the next problem.
-    observe, request = jax.jit(policy.observe), jax.jit(policy.request)
-    state = jax.tree.map(jnp.asarray, policy.init(policy.prior if prior is None else prior))
+    state, more = start(policy, prior)
     source = iter(observations)
     count = 0
-    while int(request(state)) > 0:
+    while int(more) > 0:
         try:
             observation = next(source)
         except StopIteration:
@@ -226,78 +377,31 @@ def run(policy: Policy, observations: Iterable[Observation], *, prior: Any = Non
                 f"the policy asks for more than the {count} completions given; it may draw up to "
                 f"{policy.max_samples}"
             ) from None
-        state = observe(state, Observation(*map(jnp.asarray, observation)))
+        state, more = step(policy, state, Observation(*map(jnp.asarray, observation)))
         count += 1
-    return Outcome(count, int(policy.select(state)), policy.info(state))
+    selected, info = finish(policy, state)
+    return Outcome(count, int(selected), info)
 
 
-def capped(
-    policy: Policy, cap: ArrayLike, *, reason: StopReason = StopReason.MAX_SAMPLES
-) -> Policy:
-    """The same rule with a lower cap on its samples.
+# Checks of a factory's arguments ------------------------------------------------------------------
 
-        request'(state) = min(request(state), cap - completions seen)
 
-    The cap may be traced, so that replay runs one rule under several caps in one compilation; every
-    rule of this package, capped, decides as the rule made with that cap does.
+def check_count(name: str, value: Any, least: int = 1) -> Any:
+    """An integer >= least, or several, or a ValueError that names the argument.
 
-    Args:
-      policy: the rule.
-      cap: the most completions to draw, an integer in [1, policy.max_samples]; may be traced.
-      reason: why it stops there, if it is not satisfied: FIXED_COUNT for a rule whose cap is its
-        whole point.
-
-    Returns:
-      The policy. Where the cap is traced, its `max_samples` is that of the rule given.
-
-    Raises:
-      ValueError: the cap (where its value is known) is outside its domain.
+    Traced values pass as they are: theirs cannot be looked at.
     """
-    gain = policy.gain
-    known = not isinstance(cap, Tracer)
-    if known:
-        cap = check_count("cap", np.asarray(cap).item())
-        if cap > policy.max_samples:
-            raise ValueError(f"cap must be at most {policy.max_samples}, found {cap}")
-
-    def init(prior=None):
-        return CappedState(jnp.zeros((), jnp.int32), policy.init(prior))
-
-    def observe(state, observation):
-        return CappedState(state.count + 1, policy.observe(state.rule, observation))
-
-    def request(state):
-        return jnp.clip(policy.request(state.rule), 0, jnp.maximum(cap - state.count, 0))
-
-    def info(state):
-        of_rule = policy.info(state.rule)
-        cut_off = (state.count >= cap) & (of_rule.stop_reason == StopReason.RUNNING)
-        return of_rule._replace(
-            # -1, where a rule does not know, stays.
-            required=jnp.minimum(of_rule.required, jnp.asarray(cap)).astype(jnp.int32),
-            stop_reason=jnp.where(cut_off, reason, of_rule.stop_reason).astype(jnp.int32),
-        )
-
-    return policy._replace(
-        init=init,
-        observe=observe,
-        request=request,
-        select=lambda state: policy.select(state.rule),
-        info=info,
-        gain=None if gain is None else lambda state: gain(state.rule),
-        max_samples=cap if known else policy.max_samples,
-    )
-
-
-class CappedState(NamedTuple):
-    """Completions seen (a scalar), and the rule's own state."""
-
-    count: Array
-    rule: Any
-
-
-def check_count(name: str, value: Any, least: int = 1) -> int:
-    """A Python int >= least, or a ValueError that names the argument."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+    if isinstance(value, Tracer):
+        return value
+    array = np.asarray(value)
+    if not np.issubdtype(array.dtype, np.integer) or (array < least).any():
         raise ValueError(f"{name} must be an integer >= {least}, found {value!r}")
-    return int(value)
+    return value if array.ndim else int(array)
+
+
+def check_not_above(name: str, value: Any, limit: str, largest: Any) -> None:
+    """A ValueError that names the arguments, where a value is known to be above another."""
+    if isinstance(value, Tracer) or isinstance(largest, Tracer):
+        return
+    if np.any(np.asarray(value) > np.asarray(largest)):
+        raise ValueError(f"{name} must be at most {limit}, found {value} > {largest}")

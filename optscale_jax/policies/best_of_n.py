@@ -1,29 +1,35 @@
 """Best-of-N: draw a fixed number, return the best score."""
 
-from typing import Any, NamedTuple
+from optscale_jax.policies.base import Policy, Request, State, StopReason, check_count, until
+from optscale_jax.policies.selection import Selector, make_selector
+from optscale_jax.typing import Count
 
-import jax.numpy as jnp
-
-from optscale_jax.policies.base import Policy, StopReason, check_count, no_info
-from optscale_jax.policies.voting import Selection, make_selector
-from optscale_jax.typing import Array
-
-__all__ = ["best_of_n"]
+__all__ = ["BestOfN", "best_of_n"]
 
 
-class BestOfNState(NamedTuple):
-    """Completions seen (a scalar), and the selector's state."""
+class BestOfN(Policy):
+    """See `best_of_n`; n is `max_samples`."""
 
-    count: Array
-    chosen: Any
+    cap_reason = StopReason.FIXED_COUNT
+    rule_uses_scores = False
+
+    def rule(self, state: State) -> Request:
+        """All at once."""
+        return until(
+            state.count >= self.max_samples,
+            StopReason.FIXED_COUNT,
+            more=self.max_samples - state.count,
+            required=self.max_samples,
+        )
 
 
-def best_of_n(n: int, *, selection: Selection = "best_score") -> Policy:
+def best_of_n(n: Count, *, selection: str | Selector = "best_score") -> Policy:
     """Draws n completions and returns the one with the highest score.
 
     Args:
-      n: number of completions, >= 1.
-      selection: which completion to return instead: "majority" or "weighted_vote".
+      n: number of completions to draw, an integer >= 1.
+      selection: which completion to return instead: that of a majority or weighted_vote, or a
+        `Selector`.
 
     Returns:
       The policy.
@@ -34,33 +40,4 @@ def best_of_n(n: int, *, selection: Selection = "best_score") -> Policy:
     References:
       Cobbe et al. (2021), "Training Verifiers to Solve Math Word Problems", arXiv 2110.14168.
     """
-    n = check_count("n", n)
-    selector = make_selector(selection, n)
-
-    def init(prior=None):
-        del prior
-        return BestOfNState(jnp.zeros((), jnp.int32), selector.init())
-
-    def observe(state, observation):
-        return BestOfNState(state.count + 1, selector.update(state.chosen, observation))
-
-    def request(state):
-        return jnp.maximum(n - state.count, 0)
-
-    def select(state):
-        return selector.index(state.chosen)
-
-    def info(state):
-        reason = jnp.where(state.count >= n, StopReason.FIXED_COUNT, StopReason.RUNNING)
-        return no_info(jnp.asarray(n), reason)
-
-    return Policy(
-        init,
-        observe,
-        request,
-        select,
-        info,
-        max_samples=n,
-        uses_scores=selector.uses_scores,
-        uses_answers=selector.uses_answers,
-    )
+    return BestOfN(max_samples=check_count("n", n), selection=make_selector(selection))

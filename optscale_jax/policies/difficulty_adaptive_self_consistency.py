@@ -2,29 +2,35 @@
 
 The one rule here that couples problems. What couples them is a step over all of a run's problems,
 `Policy.plan`, that ranks them by difficulty and searches for the boundary of the easy ones; what it
-yields, an `Allotment` for each problem, goes to the rule of that problem alone. The search itself
-is `start_search`, `judged_ranks` and `narrow`, pure functions of two numbers: `plan` runs them in a
-loop, and a live run can call them one at a time, drawing what they ask for in between.
+yields, an `Allotment` for each problem, goes to the rule of that problem alone.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optscale_jax.policies.adaptive_self_consistency import certain_lead
-from optscale_jax.policies.base import Best, Policy, StopReason, check_count, no_info
-from optscale_jax.policies.voting import Selection, Votes, make_selector
-from optscale_jax.typing import Array, ArrayLike
+from optscale_jax.policies.adaptive_self_consistency import check_threshold, short_of_certain
+from optscale_jax.policies.base import (
+    Info,
+    Policy,
+    Request,
+    State,
+    StopReason,
+    check_count,
+    check_not_above,
+    until,
+)
+from optscale_jax.policies.seen import Observation, Votes
+from optscale_jax.policies.selection import Selector, make_selector
+from optscale_jax.typing import Array, ArrayLike, Count, Number
+from optscale_jax.values import static
 
 __all__ = [
     "Allotment",
-    "Search",
+    "DifficultyAdaptiveSelfConsistency",
     "difficulty_adaptive_self_consistency",
-    "judged_ranks",
-    "narrow",
-    "start_search",
 ]
 
 
@@ -42,76 +48,129 @@ class Allotment(NamedTuple):
     presampled: Array
 
 
-class Search(NamedTuple):
-    """Where the boundary of the easy problems still may be: int32 scalars, left <= right.
+class DifficultyAdaptiveSelfConsistency(Policy):
+    """See `difficulty_adaptive_self_consistency`.
 
     Attributes:
-      left: ranks below it are easy.
-      right: ranks from it on are not.
+      difficulty: what of the first completion ranks problems; "given" for `ranks`.
+      ranks: places of the problems, easiest first, a tuple of all of them; () otherwise.
     """
 
-    left: Array
-    right: Array
+    couples_problems = True
+    rule_uses_answers = True
 
+    threshold: Number
+    difficulty: str = static()
+    ranks: tuple[int, ...] = static(default=())
+    window: int = static()
+    judge_window: int = static()
+    extension: int = static()
 
-def start_search(num_problems: int) -> Search:
-    """The search before any problem is judged; ranks are 0 .. num_problems - 1."""
-    return Search(jnp.zeros((), jnp.int32), jnp.asarray(num_problems, jnp.int32))
+    @property
+    def rule_uses_scores(self) -> bool:
+        """Only for a ranking by the first score."""
+        return self.difficulty == "first_score"
 
+    @property
+    def rule_uses_tokens(self) -> bool:
+        """Only for a ranking by the first length."""
+        return self.difficulty == "first_tokens"
 
-def judged_ranks(search: Search, judge_window: int, num_problems: int) -> Array:
-    """The ranks to judge next: a window around the middle of what is left.
+    def _ranking(self, observations: Observation) -> Array:
+        """[P] problems, easiest first."""
+        if self.difficulty == "given":
+            num_problems = observations.answer.shape[0]
+            if len(self.ranks) != num_problems:
+                raise ValueError(
+                    f"difficulty has {len(self.ranks)} entries, but there are {num_problems} "
+                    "problems"
+                )
+            return jnp.asarray(self.ranks)
+        by_tokens = self.difficulty == "first_tokens"
+        first = observations.tokens if by_tokens else -observations.score
+        return jnp.argsort(first[:, 0], stable=True)
 
-    Several neighbours are judged, because a ranking is noisy: one problem that happens to be easy
-    says little about those ranked below it.
+    def _is_easy(self, observations: Observation) -> Array:
+        """Judges one problem by its first completions, fields [window]."""
 
-    Args:
-      search: where the boundary may be; left < right.
-      judge_window: how many problems to judge together, >= 1.
-      num_problems: how many problems are ranked.
+        def add(votes, observation):
+            return votes.add(observation), None
 
-    Returns:
-      int32 [judge_window]; at either end of the ranking, its last rank repeated.
-    """
-    around = jnp.arange(judge_window, dtype=jnp.int32) - judge_window // 2
-    return jnp.clip((search.left + search.right) // 2 + around, 0, num_problems - 1)
+        votes, _ = jax.lax.scan(add, Votes.none(self.window), observations)
+        return short_of_certain(votes, self.threshold, self.slots) <= 0
 
+    def plan(self, observations: Observation) -> Allotment:
+        """Ranks the problems and searches for the boundary of the easy ones.
 
-def narrow(search: Search, all_easy: Array) -> Search:
-    """The search after a judgment; it ends when left == right.
+        A window of neighbours is judged together, because a ranking is noisy: one problem that
+        happens to be easy says little about those ranked below it.
+        """
+        num_problems = observations.answer.shape[0]
+        problems = self._ranking(observations)
+        # Judged for all at once, because that vectorises; only those in a judge window count.
+        first = jax.tree.map(lambda field: field[:, : self.window], observations)
+        easy_by_rank = jax.vmap(self._is_easy)(first)[problems]
+        around = jnp.arange(self.judge_window, dtype=jnp.int32) - self.judge_window // 2
 
-    Args:
-      search: the search that `judged_ranks` was asked of.
-      all_easy: bool, whether every problem judged is easy.
+        def judge(_, carry):
+            # Ranks below left are easy, those from right on are not.
+            left, right, judged = carry
+            middle = (left + right) // 2
+            ranks = jnp.clip(middle + around, 0, num_problems - 1)
+            open_still = left < right
+            all_easy = jnp.all(easy_by_rank[ranks])
+            judged = judged.at[ranks].max(open_still)
+            left = jnp.where(open_still & all_easy, middle + 1, left)
+            right = jnp.where(open_still & ~all_easy, middle, right)
+            return left, right, judged
 
-    Returns:
-      The search on the other side of the middle: above it if all are easy, else below.
-    """
-    middle = (search.left + search.right) // 2
-    return Search(
-        jnp.where(all_easy, middle + 1, search.left).astype(jnp.int32),
-        jnp.where(all_easy, search.right, middle).astype(jnp.int32),
-    )
+        # Every judgment leaves at most half of the ranks, rounded down.
+        ends = jnp.zeros((), jnp.int32), jnp.asarray(num_problems, jnp.int32)
+        never = jnp.zeros((num_problems,), bool)
+        boundary, _, judged = jax.lax.fori_loop(0, num_problems.bit_length(), judge, (*ends, never))
+        rank = jnp.zeros_like(problems).at[problems].set(jnp.arange(num_problems))
+        easy = rank < boundary
+        presampled = jnp.where(judged[rank], self.window, 0).astype(jnp.int32)
+        alone = jnp.where(easy, 1, jnp.minimum(self.extension, self.max_samples))
+        return Allotment(easy, jnp.maximum(presampled, alone).astype(jnp.int32), presampled)
 
+    def start(self, prior: Any) -> Allotment:
+        """The problem's allotment; without a plan, that of one which is not easy."""
+        if isinstance(prior, Allotment):
+            return prior
+        first = jnp.minimum(self.extension, self.max_samples).astype(jnp.int32)
+        return Allotment(jnp.zeros((), bool), first, jnp.zeros((), jnp.int32))
 
-class DifficultyAdaptiveState(NamedTuple):
-    """Completions seen (a scalar), the problem's allotment, the votes, and the best score."""
+    def rule(self, state: State) -> Request:
+        """What the allotment says, then ASC, looked at after every few completions."""
+        allotment = state.own
+        beyond = state.count - allotment.first
+        rest = jnp.where(beyond < 0, -beyond, -beyond % self.extension)
+        look = rest == 0
+        certain = short_of_certain(state.votes, self.threshold, self.slots) <= 0
+        more = jnp.where(look, self.extension, rest)
+        enough = look & (allotment.easy | certain)
+        return until(
+            enough,
+            jnp.where(allotment.easy, StopReason.EASY_PROBLEM, StopReason.LEAD_CERTAIN),
+            more=more,
+            required=jnp.where(enough, state.count, state.count + more),
+        )
 
-    count: Array
-    allotment: Allotment
-    votes: Votes
-    best: Best
+    def info(self, state: State) -> Info:
+        """With what the search drew."""
+        return super().info(state)._replace(presampled=state.own.presampled)
 
 
 def difficulty_adaptive_self_consistency(
-    threshold: ArrayLike,
-    max_samples: int,
-    difficulty: ArrayLike | Literal["first_tokens", "first_score"] = "first_tokens",
+    threshold: Number,
+    max_samples: Count,
+    difficulty: Literal["first_tokens", "first_score"] | ArrayLike = "first_tokens",
     *,
     window: int = 5,
     judge_window: int = 3,
     extension: int = 1,
-    selection: Selection = "majority",
+    selection: str | Selector = "majority",
 ) -> Policy:
     """Finds the easy problems by binary search in a difficulty ranking, and saves on them.
 
@@ -135,165 +194,53 @@ def difficulty_adaptive_self_consistency(
     score of all completions that there are, of which most are never drawn.)
 
     Args:
-      threshold: inside (1/2, 1); may be traced.
-      max_samples: cap, >= 1.
+      threshold: probability that the leading answer is the majority, inside (1/2, 1).
+      max_samples: most completions to draw, >= 1.
       difficulty: [P] numbers, higher = harder, of each problem of the run; or where to read them
         off the first completion, which every problem draws anyway: "first_tokens", its length, or
         "first_score", one minus its score. A tie goes by the problems' order.
-      window: w, in [1, max_samples].
-      judge_window: v, >= 1.
-      extension: e, >= 1: how many completions a problem that is not easy gets at a time.
-      selection: which completion to return.
+      window: w, completions to judge a problem by, an integer in [1, max_samples].
+      judge_window: v, problems to judge together in the search for easy ones, >= 1.
+      extension: e, completions to add at a time to a problem that is not easy, >= 1.
+      selection: which completion to return: best_score, that of a majority or weighted_vote, or a
+        `Selector`.
 
     Returns:
       The policy, with a `plan`. Driven without one, it takes every problem for one that is not
       easy.
 
     Raises:
-      ValueError: an argument outside its domain (threshold where its value is known), an unknown
-        selection; from `plan`, if difficulty has another length than the run has problems.
+      ValueError: an argument outside its domain, an unknown selection; from `plan`, if difficulty
+        has another length than the run has problems.
 
     References:
       Wang et al. (2024), "Make Every Penny Count: Difficulty-Adaptive Self-Consistency for
       Cost-Efficient Reasoning", arXiv 2408.13457, whose ranking comes from the language model. The
       windows' defaults are those of the re-implementation for arXiv 2506.22376.
     """
+    check_threshold(threshold)
     max_samples = check_count("max_samples", max_samples)
     window = check_count("window", window)
-    judge_window = check_count("judge_window", judge_window)
-    extension = check_count("extension", extension)
-    if window > max_samples:
-        raise ValueError(f"window must be at most max_samples, found {window} > {max_samples}")
-    given, read_off = None, None
+    check_not_above("window", window, "max_samples", max_samples)
+    ranks: tuple[int, ...] = ()
     if isinstance(difficulty, str):
-        read_off = difficulty
-        if read_off not in ("first_tokens", "first_score"):
+        if difficulty not in ("first_tokens", "first_score"):
             raise ValueError(
-                f"difficulty must be numbers, 'first_tokens' or 'first_score', found {read_off!r}"
+                f"difficulty must be numbers, 'first_tokens' or 'first_score', found {difficulty!r}"
             )
     else:
         # The ranks, in NumPy's float64: float32 would tie what differs in the eighth digit.
         given = np.asarray(difficulty, np.float64)
         if given.ndim != 1 or np.isnan(given).any():
             raise ValueError("difficulty must be one number for each problem, none of them NaN")
-        given = np.argsort(given, kind="stable")
-    selector = make_selector(selection, max_samples)
-    needed = certain_lead(threshold, max_samples)
-
-    def short_of_certain(votes):
-        leader, runner_up = votes.leaders()
-        return needed[runner_up] - leader
-
-    def is_easy(observations):
-        """Judges one problem by its first completions, fields [window]."""
-
-        def add(votes, observation):
-            return votes.add(observation), None
-
-        votes, _ = jax.lax.scan(add, Votes.none(window), observations)
-        return short_of_certain(votes) <= 0
-
-    def ranking(observations):
-        """[P] problems, easiest first."""
-        if given is not None:
-            num_problems = observations.answer.shape[0]
-            if given.size != num_problems:
-                raise ValueError(
-                    f"difficulty has {given.size} entries, but there are {num_problems} problems"
-                )
-            return jnp.asarray(given)
-        first = observations.tokens if read_off == "first_tokens" else -observations.score
-        return jnp.argsort(first[:, 0], stable=True)
-
-    def plan(observations):
-        num_problems = observations.answer.shape[0]
-        problems = ranking(observations)
-        # Judged for all at once, because that vectorises; only those in a judge window count.
-        first = jax.tree.map(lambda field: field[:, :window], observations)
-        easy_by_rank = jax.vmap(is_easy)(first)[problems]
-
-        def judge(_, carry):
-            search, judged = carry
-            ranks = judged_ranks(search, judge_window, num_problems)
-            narrowed = narrow(search, jnp.all(easy_by_rank[ranks]))
-            open_still = search.left < search.right
-            search = jax.tree.map(
-                lambda new, old: jnp.where(open_still, new, old), narrowed, search
-            )
-            return search, judged.at[ranks].max(open_still)
-
-        # Every judgment leaves at most half of the ranks, rounded down.
-        search, judged = jax.lax.fori_loop(
-            0,
-            num_problems.bit_length(),
-            judge,
-            (start_search(num_problems), jnp.zeros((num_problems,), bool)),
-        )
-        rank = jnp.zeros_like(problems).at[problems].set(jnp.arange(num_problems))
-        easy = rank < search.left
-        presampled = jnp.where(judged[rank], window, 0).astype(jnp.int32)
-        alone = jnp.where(easy, 1, min(extension, max_samples))
-        return Allotment(easy, jnp.maximum(presampled, alone).astype(jnp.int32), presampled)
-
-    def init(prior=None):
-        allotment = prior
-        if not isinstance(allotment, Allotment):
-            allotment = Allotment(
-                jnp.zeros((), bool),
-                jnp.asarray(min(extension, max_samples), jnp.int32),
-                jnp.zeros((), jnp.int32),
-            )
-        return DifficultyAdaptiveState(
-            jnp.zeros((), jnp.int32), allotment, Votes.none(max_samples), Best.none()
-        )
-
-    def observe(state, observation):
-        return DifficultyAdaptiveState(
-            state.count + 1,
-            state.allotment,
-            state.votes.add(observation),
-            state.best.update(observation),
-        )
-
-    def request(state):
-        beyond = state.count - state.allotment.first
-        rest = jnp.where(beyond < 0, -beyond, -beyond % extension)
-        look = rest == 0
-        enough = look & (state.allotment.easy | (short_of_certain(state.votes) <= 0))
-        more = jnp.where(look, extension, rest)
-        more = jnp.clip(more, 0, jnp.maximum(max_samples - state.count, 0))
-        return jnp.where(enough, 0, more)
-
-    def select(state):
-        # The state of either vote is the votes that the rule has already.
-        return selector.index(state.votes if selector.uses_answers else state.best)
-
-    def info(state):
-        reason = jnp.where(
-            request(state) > 0,
-            StopReason.RUNNING,
-            jnp.where(
-                state.allotment.easy,
-                StopReason.EASY_PROBLEM,
-                jnp.where(
-                    short_of_certain(state.votes) <= 0,
-                    StopReason.LEAD_CERTAIN,
-                    StopReason.MAX_SAMPLES,
-                ),
-            ),
-        )
-        required = no_info(state.count + request(state), reason)
-        return required._replace(presampled=state.allotment.presampled)
-
-    return Policy(
-        init,
-        observe,
-        request,
-        select,
-        info,
+        ranks, difficulty = tuple(np.argsort(given, kind="stable").tolist()), "given"
+    return DifficultyAdaptiveSelfConsistency(
+        threshold=threshold,
         max_samples=max_samples,
-        uses_scores=selector.uses_scores or read_off == "first_score",
-        uses_answers=True,
-        uses_tokens=read_off == "first_tokens",
-        plan=plan,
+        difficulty=difficulty,
+        ranks=ranks,
+        window=window,
+        judge_window=check_count("judge_window", judge_window),
+        extension=check_count("extension", extension),
+        selection=make_selector(selection),
     )

@@ -3,35 +3,74 @@
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jax.core import Tracer
 
-from optscale_jax.policies.base import Policy, StopReason, check_count, is_eligible, no_info
-from optscale_jax.policies.voting import Selection, make_selector
-from optscale_jax.typing import Array, ArrayLike
+from optscale_jax.policies.base import (
+    Policy,
+    Request,
+    State,
+    StopReason,
+    check_count,
+    check_not_above,
+    until,
+)
+from optscale_jax.policies.seen import Observation, is_eligible
+from optscale_jax.policies.selection import Selector, make_selector
+from optscale_jax.typing import Array, Count
 
-__all__ = ["early_stopping_self_consistency"]
+__all__ = ["EarlyStoppingSelfConsistency", "early_stopping_self_consistency"]
 
 
-class EarlyStoppingState(NamedTuple):
-    """Scalars, but for the selector's state.
+class Window(NamedTuple):
+    """The current window, every field a scalar.
 
     Attributes:
-      count: completions seen.
-      window_answer: answer of the first completion of the current window; -1 = none.
-      agree: whether all of the current window so far gave that answer.
-      unanimous: whether a whole window was unanimous.
-      chosen: the selector's state.
+      answer: int32, answer of its first completion; -1 = none.
+      agree: whether all of it so far gave that answer.
+      unanimous: whether a whole window, this one or an earlier one, was unanimous.
     """
 
-    count: Array
-    window_answer: Array
+    answer: Array
     agree: Array
     unanimous: Array
-    chosen: Any
+
+
+class EarlyStoppingSelfConsistency(Policy):
+    """See `early_stopping_self_consistency`."""
+
+    rule_uses_scores = False
+    rule_uses_answers = True
+
+    window: Count
+
+    def start(self, prior: Any) -> Window:
+        """No window yet."""
+        del prior
+        no = jnp.zeros((), bool)
+        return Window(jnp.asarray(-1, jnp.int32), no, no)
+
+    def update(self, state: State, observation: Observation) -> Window:
+        """The window with one more completion, or a new one."""
+        answer = jnp.where(is_eligible(observation), observation.answer, -1).astype(jnp.int32)
+        starts = (state.count - 1) % self.window == 0
+        of_window = jnp.where(starts, answer, state.own.answer)
+        agree = (starts | state.own.agree) & (answer == of_window) & (answer != -1)
+        complete = state.count % self.window == 0
+        return Window(of_window, agree, state.own.unanimous | (agree & complete))
+
+    def rule(self, state: State) -> Request:
+        """The rest of the window."""
+        rest = self.window - state.count % self.window
+        unanimous = state.own.unanimous
+        return until(
+            unanimous,
+            StopReason.WINDOW_UNANIMOUS,
+            more=rest,
+            required=jnp.where(unanimous, state.count, state.count + rest),
+        )
 
 
 def early_stopping_self_consistency(
-    window: ArrayLike, max_samples: int, *, selection: Selection = "majority"
+    window: Count, max_samples: Count, *, selection: str | Selector = "majority"
 ) -> Policy:
     """Draws consecutive windows of w completions and stops at the first unanimous one.
 
@@ -41,75 +80,24 @@ def early_stopping_self_consistency(
     answerless completion is not unanimous. The last window is cut off at the cap.
 
     Args:
-      window: w, an integer in [1, max_samples]; may be traced, so that replay runs several at once.
-      max_samples: cap, >= 1.
-      selection: which completion to return.
+      window: w, completions that must agree, an integer in [1, max_samples].
+      max_samples: most completions to draw, >= 1.
+      selection: which completion to return: best_score, that of a majority or weighted_vote, or a
+        `Selector`.
 
     Returns:
       The policy; it selects the first completion with the winning answer.
 
     Raises:
-      ValueError: window (where its value is known) or max_samples outside its domain, or an unknown
-        selection.
+      ValueError: window or max_samples outside its domain, or an unknown selection.
 
     References:
       Li et al. (2024), "Escape Sky-high Cost: Early-stopping Self-Consistency for Multi-step
       Reasoning", arXiv 2401.10480, algorithm 1.
     """
     max_samples = check_count("max_samples", max_samples)
-    if not isinstance(window, Tracer):
-        window = check_count("window", window)
-        if window > max_samples:
-            raise ValueError(f"window must be at most max_samples, found {window} > {max_samples}")
-    selector = make_selector(selection, max_samples)
-
-    def init(prior=None):
-        del prior
-        return EarlyStoppingState(
-            count=jnp.zeros((), jnp.int32),
-            window_answer=jnp.asarray(-1, jnp.int32),
-            agree=jnp.zeros((), bool),
-            unanimous=jnp.zeros((), bool),
-            chosen=selector.init(),
-        )
-
-    def observe(state, observation):
-        answer = jnp.where(is_eligible(observation), observation.answer, -1).astype(jnp.int32)
-        count = state.count + 1
-        starts = state.count % window == 0
-        window_answer = jnp.where(starts, answer, state.window_answer)
-        agree = (starts | state.agree) & (answer == window_answer) & (answer != -1)
-        return EarlyStoppingState(
-            count=count,
-            window_answer=window_answer,
-            agree=agree,
-            unanimous=state.unanimous | (agree & (count % window == 0)),
-            chosen=selector.update(state.chosen, observation),
-        )
-
-    def request(state):
-        rest = window - state.count % window
-        more = jnp.minimum(rest, max_samples - state.count)
-        return jnp.where(state.unanimous, 0, jnp.maximum(more, 0))
-
-    def select(state):
-        return selector.index(state.chosen)
-
-    def info(state):
-        reason = jnp.where(
-            state.unanimous,
-            StopReason.WINDOW_UNANIMOUS,
-            jnp.where(state.count >= max_samples, StopReason.MAX_SAMPLES, StopReason.RUNNING),
-        )
-        return no_info(state.count + request(state), reason)
-
-    return Policy(
-        init,
-        observe,
-        request,
-        select,
-        info,
-        max_samples=max_samples,
-        uses_scores=selector.uses_scores,
-        uses_answers=True,
+    window = check_count("window", window)
+    check_not_above("window", window, "max_samples", max_samples)
+    return EarlyStoppingSelfConsistency(
+        window=window, max_samples=max_samples, selection=make_selector(selection)
     )

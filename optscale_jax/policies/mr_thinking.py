@@ -1,23 +1,42 @@
 """Multi-round thinking: ask again with the previous answer shown, return the last answer."""
 
-from typing import NamedTuple
-
 import jax.numpy as jnp
 
-from optscale_jax.policies.base import Policy, StopReason, check_count, is_eligible, no_info
-from optscale_jax.typing import Array
+from optscale_jax.policies.base import Policy, State, check_count
+from optscale_jax.policies.best_of_n import BestOfN
+from optscale_jax.policies.seen import Observation, is_eligible
+from optscale_jax.policies.selection import Selector
+from optscale_jax.typing import Array, Count
 
-__all__ = ["mr_thinking"]
-
-
-class RoundsState(NamedTuple):
-    """Scalars: rounds seen, and the launch order of the last eligible one (-1 = none)."""
-
-    count: Array
-    last: Array
+__all__ = ["Latest", "mr_thinking"]
 
 
-def mr_thinking(rounds: int) -> Policy:
+class Latest(Selector):
+    """The last eligible completion, which saw those before it; it keeps that one's launch order."""
+
+    uses_scores = False
+
+    def init(self, slots: int) -> Array:
+        """None yet."""
+        del slots
+        return jnp.asarray(-1, jnp.int32)
+
+    def update(self, chosen: Array, observation: Observation) -> Array:
+        """This one, if it is eligible."""
+        return jnp.where(is_eligible(observation), observation.index, chosen).astype(jnp.int32)
+
+    def index(self, state: State) -> Array:
+        """Its launch order."""
+        return state.chosen
+
+
+class MrThinking(BestOfN):
+    """See `mr_thinking`; rounds is `max_samples`."""
+
+    kind = "sequential"
+
+
+def mr_thinking(rounds: Count) -> Policy:
     """Answers R times in a row, each time with the previous answer shown; returns the last answer.
 
         max {i <= R : round i is eligible}
@@ -26,7 +45,7 @@ def mr_thinking(rounds: int) -> Policy:
     Reads no scores.
 
     Args:
-      rounds: R, >= 1.
+      rounds: R, number of answers in a row, each with the one before shown, >= 1.
 
     Returns:
       The policy, for sequential pools only.
@@ -38,33 +57,4 @@ def mr_thinking(rounds: int) -> Policy:
       Tian et al. (2025), "Think Twice: Enhancing LLM Reasoning by Scaling Multi-round Test-time
       Thinking", arXiv 2503.19855.
     """
-    rounds = check_count("rounds", rounds)
-
-    def init(prior=None):
-        del prior
-        return RoundsState(jnp.zeros((), jnp.int32), jnp.asarray(-1, jnp.int32))
-
-    def observe(state, observation):
-        last = jnp.where(is_eligible(observation), observation.index, state.last)
-        return RoundsState(state.count + 1, last.astype(jnp.int32))
-
-    def request(state):
-        return jnp.maximum(rounds - state.count, 0)
-
-    def select(state):
-        return state.last
-
-    def info(state):
-        reason = jnp.where(state.count >= rounds, StopReason.FIXED_COUNT, StopReason.RUNNING)
-        return no_info(jnp.asarray(rounds), reason)
-
-    return Policy(
-        init,
-        observe,
-        request,
-        select,
-        info,
-        max_samples=rounds,
-        uses_scores=False,
-        kind="sequential",
-    )
+    return MrThinking(max_samples=check_count("rounds", rounds), selection=Latest())

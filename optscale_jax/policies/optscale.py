@@ -4,19 +4,28 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 
+from optscale_jax import laws
 from optscale_jax.bounds import BoundStatus, bound, check_targets
-from optscale_jax.distributions import TruncatedNormal
-from optscale_jax.estimation import Prior, ScoreStats, fit_map, fit_mle
-from optscale_jax.policies.base import Best, Info, Policy, StopReason, check_count
-from optscale_jax.policies.voting import Selection, make_selector
-from optscale_jax.typing import Array, ArrayLike
+from optscale_jax.estimation import Prior
+from optscale_jax.laws import Law
+from optscale_jax.plugins import make_part
+from optscale_jax.policies.base import (
+    Policy,
+    Request,
+    State,
+    StopReason,
+    check_count,
+    check_not_above,
+    until,
+)
+from optscale_jax.policies.seen import Observation
+from optscale_jax.policies.selection import Selector, make_selector
+from optscale_jax.policies.stacking import any_setting
+from optscale_jax.typing import Array, Count, Number
+from optscale_jax.values import static
 
-__all__ = ["PAPER_ALPHA", "PAPER_MIN_SAMPLES", "PAPER_S_MIN", "START", "optscale"]
-
-START = (0.8, 0.2)
-"""(loc, scale) of the law of scores before there are enough scores for a fit (the authors')."""
+__all__ = ["PAPER_ALPHA", "PAPER_S_MIN", "OptScale", "make_law", "min_samples_for", "optscale"]
 
 PAPER_S_MIN = (0.85, 0.9, 0.925, 0.95, 0.96, 0.97, 0.98, 0.99)
 """The authors' grid of s_min."""
@@ -24,51 +33,149 @@ PAPER_S_MIN = (0.85, 0.9, 0.925, 0.95, 0.96, 0.97, 0.98, 0.99)
 PAPER_ALPHA = tuple(round(1 - missed, 3) for missed in (0.01, 0.02, 0.035, 0.05, 0.075, 0.1))
 """The authors' grid of alpha."""
 
-PAPER_MIN_SAMPLES = {8: 3, 16: 5, 32: 10, 64: 20}
-"""max_samples -> how many scores the authors look at before they decide."""
 
-_SCORES_FOR_A_FIT = 2
-# By maximum likelihood: one score has no spread, and every law through it is as likely as it is
-# narrow. With a prior one will do.
+def min_samples_for(max_samples: Count) -> int:
+    """Scores to look at before the first decision: 5 in 16 of the cap, rounded up.
+
+    The authors' choice for the caps that they give one for: 3 of 8, 5 of 16, 10 of 32, 20 of 64.
+    """
+    return -(-5 * max_samples // 16)
 
 
-class OptScaleState(NamedTuple):
-    """Scalars, but for the prior's, the statistics' and the selector's own fields.
+class Fitted(NamedTuple):
+    """What OptScale remembers of a problem.
 
     Attributes:
-      count: completions seen.
-      stats: statistics of their scores.
-      best: the best eligible one.
-      tokens: their tokens, as far as known.
+      memory: what the law remembers of the scores.
       prior: the problem's prior, or None.
-      loc, scale: the law of scores that `required` was read from.
-      required: samples wanted in all, at most max_samples.
+      params: the law of scores that `required` was read from, scalars by name.
+      required: int32, samples wanted in all, at most the state's slots.
       status: `BoundStatus` of `required`.
-      chosen: the selector's state.
     """
 
-    count: Array
-    stats: ScoreStats
-    best: Best
-    tokens: Array
+    memory: Any
     prior: Prior | None
-    loc: Array
-    scale: Array
+    params: dict[str, Array]
     required: Array
     status: Array
-    chosen: Any
+
+
+class OptScale(Policy):
+    """See `optscale`."""
+
+    s_min: Number
+    alpha: Number
+    min_samples: Count
+    decide: str = static(default="every_sample")
+    stop_at_s_min: bool = static(default=False)
+    law: Law = laws.truncated_normal()
+
+    def _fitted(self, memory: Any, prior: Prior | None, params: dict[str, Array]) -> Fitted:
+        """With the bound that the parameters give."""
+        distribution = self.law.distribution(params)
+        return Fitted(
+            memory, prior, params, *bound(distribution, self.s_min, self.alpha, self.slots)
+        )
+
+    def start(self, prior: Prior | None) -> Fitted:
+        """The law before any score, which is the prior's mean or a guess."""
+        dtype = jnp.result_type(float)
+        if prior is not None:
+            prior = jax.tree.map(lambda v: jnp.asarray(v, dtype), prior)
+        return self._fitted(self.law.init(self.slots, dtype), prior, self.law.start(prior, dtype))
+
+    def update(self, state: State, observation: Observation) -> Fitted:
+        """The law fitted to the scores so far, if it is time to decide."""
+        own = state.own
+        memory = self.law.add(own.memory, observation.score)
+        # Where too few scores are no fit, a decision after them is the start's, which is there.
+        fit_now = state.count >= jnp.maximum(self.min_samples, self.law.scores_for_a_fit(own.prior))
+        if self.decide == "once":
+            fit_now &= state.count == self.min_samples
+        # A real branch under replay, where the count is the same for all problems, and one fit for
+        # all settings.
+        fitted = jax.lax.cond(
+            any_setting(fit_now),
+            lambda: self.law.fit(memory, own.prior)[0],
+            lambda: jax.tree.map(jnp.zeros_like, own.params),
+        )
+        params = jax.tree.map(lambda new, old: jnp.where(fit_now, new, old), fitted, own.params)
+        return self._fitted(memory, own.prior, params)
+
+    def rule(self, state: State) -> Request:
+        """As many as the bound requires."""
+        own = state.own
+        # The start is a guess: nothing beyond the first look is drawn on its word.
+        wanted = jnp.where(state.count < self.min_samples, self.min_samples, own.required)
+        hit = self.stop_at_s_min & (state.best.score >= self.s_min)
+        met = jnp.where(
+            own.status == BoundStatus.EXACT, StopReason.BOUND_REACHED, StopReason.MAX_SAMPLES
+        )
+        return until(
+            hit | (state.count >= wanted),
+            jnp.where(hit, StopReason.SCORE_REACHED, met),
+            more=wanted - state.count,
+            required=own.required,
+        )
+
+    def params(self, state: State) -> dict[str, Array]:
+        """The law's parameters."""
+        return state.own.params
+
+    def gain(self, state: State) -> Array:
+        """Expected rise of the best score by one more completion, for each token that it takes.
+
+        E[max(X - best, 0)] / E[tokens], so that a budget shared by many problems can go where it
+        pays; a floating scalar.
+        """
+        best = jnp.clip(state.best.score, 0.0, 1.0)
+        rise = self.law.expected_rise(state.own.params, best)
+        return rise / jnp.maximum(state.tokens / jnp.maximum(state.count, 1), 1.0)
+
+
+def make_law(law: str | Law) -> Law:
+    """The law of a name, or the one given.
+
+    Args:
+      law: a `Law`; a name in `laws.LAWS`, such as "beta"; or `module:name` for one's own.
+
+    Returns:
+      The law.
+
+    Raises:
+      ValueError: no law has that name, it is no law, or its distribution has no log_cdf.
+    """
+    law = make_part(law, Law, what="law", shipped=laws.LAWS)
+    if any(law is shipped for shipped in laws.LAWS.values()):
+        return law
+    dtype = jnp.result_type(float)
+
+    def log_cdf(score):
+        # A start that wants a prior is as good as any for what is asked here.
+        prior = Prior(0.5, 0.2, 0.1, 0.1) if law.takes_prior else None
+        return law.distribution(law.start(prior, dtype)).log_cdf(score)
+
+    try:
+        jax.eval_shape(log_cdf, jax.ShapeDtypeStruct((), dtype))
+    except (NotImplementedError, AttributeError) as error:
+        raise ValueError(
+            f"law: the distribution of {type(law).__name__} has no log_cdf, which the bound reads; "
+            f"give it one ({error})"
+        ) from error
+    return law
 
 
 def optscale(
-    s_min: ArrayLike,
-    alpha: ArrayLike,
-    max_samples: int,
-    min_samples: ArrayLike,
+    s_min: Number,
+    alpha: Number,
+    max_samples: Count,
+    min_samples: Count | None = None,
     prior: Prior | None = None,
     decide: Literal["every_sample", "once"] = "every_sample",
     *,
     stop_at_s_min: bool = False,
-    selection: Selection = "best_score",
+    selection: str | Selector = "best_score",
+    law: str | Law = "truncated_normal",
 ) -> Policy:
     """OptScale^0 without a prior, OptScale^t with one.
 
@@ -76,148 +183,56 @@ def optscale(
 
         N* = min {N : F(s_min)^N <= 1 - alpha},    stop as soon as n >= min(N*, max_samples),
 
-    and return the best score. Before a fit the law is the prior's mean, or `START`; a fit needs one
-    score with a prior, and two without.
+    and return the best score. Before a fit the law is the prior's mean, or the law's own start; a
+    fit needs one score with a prior, and two without.
     All scores enter the fit, those of answerless completions too: F is the law of what the
     verifier says. Such completions are never returned.
 
     Args:
-      s_min: the score to reach, in [0, 1]; may be traced, so that replay runs a grid of settings
-        in one compilation and fits each prefix of the scores once for all of them.
-      alpha: the probability of reaching it, inside (0, 1); may be traced.
-      max_samples: cap on the samples, >= 1.
-      min_samples: scores to look at before the first decision, an integer in [1, max_samples]; may
-        be traced, and then every prefix of the scores is fitted, `decide="once"` or not.
-      prior: the default prior of every problem (scalar fields), or of each (one entry a problem);
-        a prior given to `init` replaces it. None: OptScale^0.
-      decide: "every_sample" refits after each score, as the paper's algorithm does; "once" fixes
-        N* after min_samples scores, as the authors' code does.
-      stop_at_s_min: also stop as soon as an eligible score reaches s_min. The paper does not.
-      selection: which completion to return: the best score, as the paper does, or that of a vote.
+      s_min: score to reach, in [0, 1].
+      alpha: probability of reaching it, inside (0, 1).
+      max_samples: most completions to draw, >= 1.
+      min_samples: scores to look at before the first decision, an integer in [1, max_samples].
+        None: 5 in 16 of max_samples, rounded up, which is the paper's choice for 8, 16, 32 and 64.
+      prior: prior on the law of scores: of every problem (scalar fields), or of each (one entry a
+        problem); a prior given to `init` replaces it. None: OptScale^0.
+      decide: when to fit the law of scores: after every_sample, as the paper's algorithm does, or
+        once after min_samples, as the authors' code does.
+      stop_at_s_min: whether to stop as soon as an eligible score reaches s_min too. The paper does
+        not.
+      selection: which completion to return: best_score, as the paper does, that of a majority or
+        weighted_vote, or a `Selector`.
+      law: law of scores: truncated_normal, as the paper's, or another of `laws`, or a `Law`.
 
     Returns:
-      The policy.
+      The policy. Every number may be an array [S], or traced, for a stack of settings.
 
     Raises:
-      ValueError: an argument outside its domain (those that may be traced where their values
-        are known).
+      ValueError: an argument outside its domain, an unknown selection or law, a prior for a law
+        that takes none.
 
     References:
       Wang et al. (2026), arXiv 2506.22376, Algorithm 1 and the lower bound on N.
     """
     check_targets(s_min, alpha)
     max_samples = check_count("max_samples", max_samples)
-    if not isinstance(min_samples, Tracer):
-        min_samples = check_count("min_samples", min_samples)
-        if min_samples > max_samples:
-            raise ValueError(
-                f"min_samples must be at most max_samples, found {min_samples} > {max_samples}"
-            )
+    if min_samples is None:
+        min_samples = min_samples_for(max_samples)
+    min_samples = check_count("min_samples", min_samples)
+    check_not_above("min_samples", min_samples, "max_samples", max_samples)
     if decide not in ("every_sample", "once"):
         raise ValueError(f"decide must be 'every_sample' or 'once', found {decide!r}")
-    default_prior = prior
-    selector = make_selector(selection, max_samples)
-
-    def read_bound(loc, scale):
-        return bound(TruncatedNormal(loc, scale), s_min, alpha, max_samples)
-
-    def init(prior=None):
-        prior = default_prior if prior is None else prior
-        dtype = jnp.result_type(float)
-        if prior is not None:
-            prior = jax.tree.map(lambda v: jnp.asarray(v, dtype), prior)
-        loc, scale = START if prior is None else (prior.loc, prior.scale)
-        loc, scale = jnp.asarray(loc, dtype), jnp.asarray(scale, dtype)
-        required, status = read_bound(loc, scale)
-        return OptScaleState(
-            count=jnp.zeros((), jnp.int32),
-            stats=ScoreStats.empty(dtype),
-            best=Best.none(),
-            tokens=jnp.zeros((), dtype),
-            prior=prior,
-            loc=loc,
-            scale=scale,
-            required=required,
-            status=status,
-            chosen=selector.init(),
-        )
-
-    def observe(state, observation):
-        count = state.count + 1
-        stats = state.stats.add(observation.score)
-        needed = _SCORES_FOR_A_FIT if state.prior is None else 1
-        looks = jnp.maximum(min_samples, needed)
-        # Where one score is no fit, a decision after it is the start's, which is there already.
-        fit_now = count >= looks
-        if decide == "once":
-            fit_now &= count == min_samples
-
-        def fit():
-            params, _ = fit_mle(stats) if state.prior is None else fit_map(stats, state.prior)
-            return params.loc, params.scale
-
-        if isinstance(min_samples, Tracer):
-            # A branch that differs between settings would carry the fit to each of them.
-            fitted = fit()
-            loc = jnp.where(fit_now, fitted[0], state.loc)
-            scale = jnp.where(fit_now, fitted[1], state.scale)
-        else:
-            # A real branch under replay: the count is the same for all problems there.
-            loc, scale = jax.lax.cond(fit_now, fit, lambda: (state.loc, state.scale))
-        required, status = read_bound(loc, scale)
-        return OptScaleState(
-            count=count,
-            stats=stats,
-            best=state.best.update(observation),
-            tokens=state.tokens + jnp.maximum(observation.tokens, 0),
-            prior=state.prior,
-            loc=loc,
-            scale=scale,
-            required=required,
-            status=status,
-            chosen=selector.update(state.chosen, observation),
-        )
-
-    def hit(state):
-        return stop_at_s_min & (state.best.score >= s_min)
-
-    def request(state):
-        # The start is a guess: nothing beyond the first look is drawn on its word.
-        wanted = jnp.where(state.count < min_samples, min_samples, state.required)
-        return jnp.where(hit(state), 0, jnp.maximum(wanted - state.count, 0))
-
-    def select(state):
-        return selector.index(state.chosen)
-
-    def info(state):
-        satisfied = (state.count >= state.required) & (state.status == BoundStatus.EXACT)
-        reason = jnp.where(
-            hit(state),
-            StopReason.SCORE_REACHED,
-            jnp.where(
-                request(state) > 0,
-                StopReason.RUNNING,
-                jnp.where(satisfied, StopReason.BOUND_REACHED, StopReason.MAX_SAMPLES),
-            ),
-        )
-        return Info(state.required, state.loc, state.scale, reason.astype(jnp.int32))
-
-    def gain(state):
-        # E[max(X - best, 0)] = P(X > best) (E[X | X > best] - best).
-        best = jnp.clip(state.best.score, 0.0, 1.0 - jnp.finfo(state.loc.dtype).eps)
-        above = TruncatedNormal(state.loc, state.scale).survival_function(best)
-        rise = TruncatedNormal(state.loc, state.scale, low=best).mean() - best
-        expected_tokens = jnp.maximum(state.tokens / jnp.maximum(state.count, 1), 1.0)
-        return above * rise / expected_tokens
-
-    return Policy(
-        init,
-        observe,
-        request,
-        select,
-        info,
+    law = make_law(law)
+    if prior is not None and not law.takes_prior:
+        raise ValueError(f"law: {type(law).__name__} takes no prior; leave the prior out")
+    return OptScale(
+        s_min=s_min,
+        alpha=alpha,
         max_samples=max_samples,
-        gain=gain,
-        prior=default_prior,
-        uses_answers=selector.uses_answers,
+        min_samples=min_samples,
+        prior=prior,
+        decide=decide,
+        stop_at_s_min=stop_at_s_min,
+        selection=make_selector(selection),
+        law=law,
     )

@@ -2,11 +2,12 @@
 
 from optscale_jax.policies.base import Policy
 from optscale_jax.policies.best_of_n import best_of_n
+from optscale_jax.typing import Count
 
 __all__ = ["self_consistency", "weighted_self_consistency"]
 
 
-def self_consistency(n: int) -> Policy:
+def self_consistency(n: Count) -> Policy:
     """Draws n completions and returns the most frequent answer.
 
         argmax_a #{i <= n : a_i = a}
@@ -14,7 +15,7 @@ def self_consistency(n: int) -> Policy:
     An answerless completion does not vote; a tie goes to the answer seen first. Reads no scores.
 
     Args:
-      n: number of completions, >= 1.
+      n: number of completions to draw, an integer >= 1.
 
     Returns:
       The policy; it selects the first completion with the winning answer.
@@ -29,7 +30,7 @@ def self_consistency(n: int) -> Policy:
     return best_of_n(n, selection="majority")
 
 
-def weighted_self_consistency(n: int) -> Policy:
+def weighted_self_consistency(n: Count) -> Policy:
     """Draws n completions and returns the answer with the highest sum of scores.
 
         argmax_a sum_{i <= n : a_i = a} s_i
@@ -37,7 +38,7 @@ def weighted_self_consistency(n: int) -> Policy:
     An answerless completion does not vote; a tie goes to the answer seen first.
 
     Args:
-      n: number of completions, >= 1.
+      n: number of completions to draw, an integer >= 1.
 
     Returns:
       The policy; it selects the first completion with the winning answer.

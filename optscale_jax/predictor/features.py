@@ -9,7 +9,6 @@ and padding is masked out of the model and of the pooling. The features are cach
 import contextlib
 import dataclasses
 import hashlib
-import importlib.util
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,8 +18,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from optscale_jax.errors import InputError
 from optscale_jax.predictor.cache import FeatureCache, Item, text_key
 from optscale_jax.predictor.errors import PredictorError
+from optscale_jax.shipped import SCHEME, located
 
 __all__ = [
     "FeatureConfig",
@@ -34,7 +35,6 @@ __all__ = [
 
 Pooling = Literal["tokens", "mean", "last"]
 
-_PACKAGE = "package:"
 _SHARD_TEXTS = 512
 _SHARD_BYTES = 64 << 20
 # A shard is written once it has as many texts or bytes: what a crash can lose.
@@ -152,18 +152,13 @@ def model_folder(model: str, revision: str | None = None) -> Path:
     Raises:
         PredictorError: If there is none.
     """
-    if model.startswith(_PACKAGE):
-        package, _, inside = model.removeprefix(_PACKAGE).partition("/")
-        spec = importlib.util.find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            pip = package.replace("_", "-")
-            raise PredictorError(f"{model}: the package is not installed: pip install {pip}")
-        folder = Path(spec.submodule_search_locations[0]) / inside
-    elif Path(model).expanduser().is_dir():
-        folder = Path(model).expanduser()
-    elif model.startswith((".", "/", "~")):
+    try:
+        folder = Path(located(model)).expanduser()
+    except InputError as error:
+        raise PredictorError(str(error)) from error
+    if not folder.is_dir() and model.startswith((".", "/", "~", SCHEME)):
         raise PredictorError(f"{model}: no such folder")
-    else:
+    if not folder.is_dir():
         return _from_hub(model, revision)
     if not (folder / "config.json").is_file():
         raise PredictorError(f"{folder}: no config.json; give a Hugging Face checkpoint's folder")

@@ -167,7 +167,9 @@ def _setting_columns(methods: Sequence[Method], repeats: int) -> dict[str, list[
     """A setting a row, each so many times: its policy, and all arguments that a policy has."""
     pairs = [(method, index) for method in methods for index in range(len(method.settings))]
     settings = [method.settings[index] for method, index in pairs]
-    names = [field.name for field in dataclasses.fields(PolicyConfig) if field.name != "prior"]
+    # Those of rules of one's own come after the shipped rules'.
+    names = [field.name for field in dataclasses.fields(PolicyConfig)]
+    names = dict.fromkeys([*names, *(name for setting in settings for name in setting)])
     columns: dict[str, list[Any]] = {
         "policy": [method.name for method, _ in pairs],
         "label": [method.label for method, _ in pairs],
@@ -176,7 +178,7 @@ def _setting_columns(methods: Sequence[Method], repeats: int) -> dict[str, list[
     columns |= {
         name: [setting.get(name) for setting in settings]
         for name in names
-        if any(name in setting for setting in settings)
+        if name != "prior" and any(name in setting for setting in settings)
     }
     priors = [setting.get("prior") or {} for setting in settings]
     if any(priors):

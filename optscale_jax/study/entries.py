@@ -4,7 +4,6 @@ entries = entries_of([PolicyConfig("optscale", s_min=[.9, .95], ...), PolicyConf
 outcomes = replay_comparison(pool, entries, seed=0, num_permutations=20)
 """
 
-import dataclasses
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,14 +13,14 @@ import jax
 import numpy as np
 
 from optscale_jax.errors import InputError, bad_input
-from optscale_jax.estimation import Prior
+from optscale_jax.policies import Policy
 from optscale_jax.pool import Pool, PoolError
-from optscale_jax.replay import ReplayResult, refusal, replay_settings
+from optscale_jax.replay import ReplayResult, refusal, replay
 from optscale_jax.study.goodness_of_fit import fitted_law
 from optscale_jax.study.outcomes import Method, Outcomes
 from optscale_jax.study.pools import PoolSource
 from optscale_jax.study.priors import priors_of_entries
-from optscale_jax.study.registry import Entry, PolicyConfig, describe, expand, merge_caps
+from optscale_jax.study.registry import Entry, PolicyConfig, describe, expand, words_of
 
 __all__ = [
     "ORACLE",
@@ -75,10 +74,7 @@ def entries_of(configs: Sequence[PolicyConfig], where: Sequence[str] | None = No
 
 def caps_of(entry: Entry) -> np.ndarray:
     """[S] the most that each setting of an entry can draw."""
-    # The cap is never traced, so it is the same throughout a family.
-    return np.concatenate(
-        [np.full(len(f.settings), f.policy(0).max_samples) for f in entry.families]
-    )
+    return np.array([policy.max_samples for policy in entry.policies])
 
 
 def by_cap(label: str, caps: np.ndarray) -> dict[int, int]:
@@ -131,18 +127,17 @@ def leave_out(
     """
     kept, left_out = [], []
     for entry in entries:
-        families, reasons = [], {}
-        for family in entry.families:
-            policy = family.policy(0)
+        served, reasons = [], {}
+        for index, policy in enumerate(entry.policies):
             found = refusal(pool, policy, num_permutations)
             if found is None:
-                families.append(family)
+                served.append(index)
             else:
                 reasons.setdefault(found.reason, set()).add(policy.max_samples)
         for reason, caps in reasons.items():
-            left_out.append(LeftOut(entry.label, tuple(sorted(caps)) if families else (), reason))
-        if families:
-            kept.append(dataclasses.replace(entry, families=families))
+            left_out.append(LeftOut(entry.label, tuple(sorted(caps)) if served else (), reason))
+        if served:
+            kept.append(entry.only(served))
     return kept, left_out
 
 
@@ -180,16 +175,14 @@ def replay_comparison(
         if entry.name == ORACLE and pool.has_scores and not told:
             priors[entry.label] = fitted_law(pool)
 
-    def one(entry: Entry) -> list[Callable[[], ReplayResult]]:
-        """The entry's parts, each of one compilation."""
-        given = priors.get(entry.label)
-        return [
-            lambda part=part: _replay(pool, part, seed, num_permutations, given)
-            for part in merge_caps(entry.families)
-        ]
+    def one(entry: Entry, policy: Policy) -> ReplayResult:
+        given, key = priors.get(entry.label), jax.random.key(seed)
+        return replay(pool, policy, key=key, num_permutations=num_permutations, prior=given)
 
-    def method(entry: Entry, parts: Sequence[ReplayResult]) -> Method:
-        result = jax.tree.map(lambda *fields: np.concatenate(fields), *parts)
+    def method(entry: Entry, parts: Sequence[tuple[list[int], ReplayResult]]) -> Method:
+        order = np.argsort([index for at, _ in parts for index in at])
+        results = [part for _, part in parts]
+        result = jax.tree.map(lambda *fields: np.concatenate(fields)[order], *results)
         read = predictor_tokens.get(entry.label)
         if read is not None:
             spent = np.where(result.tokens >= 0, result.tokens + read, -1)
@@ -200,6 +193,7 @@ def replay_comparison(
             caps=caps_of(entry).tolist(),
             name=entry.name,
             settings=entry.settings,
+            words=[words_of(setting, entry.name) for setting in entry.settings],
             varying=entry.varying,
             oracle=entry.name == ORACLE,
         )
@@ -208,11 +202,14 @@ def replay_comparison(
     # core helps. More threads than two would only hold more results in the making.
     methods = []
     with ThreadPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as executor:
-        pending = [[executor.submit(part) for part in one(entry)] for entry in entries]
+        pending = [
+            [(at, executor.submit(one, entry, policy)) for at, policy in entry.stacks()]
+            for entry in entries
+        ]
         try:
             for entry, futures in zip(entries, pending, strict=True):
                 with bad_input(f"{called}: {entry.where}", (PoolError,)):
-                    parts = [future.result() for future in futures]
+                    parts = [(at, future.result()) for at, future in futures]
                 methods.append(method(entry, parts))
                 futures.clear()
                 advance()
@@ -227,18 +224,3 @@ def replay_comparison(
         baselines=[m.label for base in _BASELINES for m in methods if m.name == base],
         source=source,
     )
-
-
-def _replay(
-    pool: Pool, family, seed: int, num_permutations: int, prior: Prior | None
-) -> ReplayResult:
-    """The outcomes [S, K, P] of settings that share a compilation."""
-    result = replay_settings(
-        pool,
-        family.make,
-        family.traced,
-        key=jax.random.key(seed),
-        num_permutations=num_permutations,
-        prior=prior,
-    )
-    return result if family.traced else jax.tree.map(lambda field: field[None], result)

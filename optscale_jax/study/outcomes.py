@@ -24,7 +24,7 @@ from optscale_jax.pool import Pool
 from optscale_jax.replay import ReplayResult
 from optscale_jax.study.metrics import known_tokens
 from optscale_jax.study.pools import PoolSource
-from optscale_jax.study.registry import FACTORIES, describe
+from optscale_jax.study.registry import PriorConfig
 
 __all__ = ["METRICS", "CostKind", "Method", "Outcomes", "ValueKind"]
 
@@ -33,7 +33,7 @@ VERSION = 1
 METRICS = ("accuracy", "samples", "tokens", "score")
 ValueKind = Literal["accuracy", "score"]
 CostKind = Literal["tokens", "samples"]
-_ABOUT = ("name", "label", "settings", "varying", "oracle")
+_ABOUT = ("name", "label", "settings", "words", "varying", "oracle")
 # The fields of a method that are arrays [S, K, P], as in `ReplayResult`.
 _ARRAYS = ("num_samples", "tokens", "score", "correct", "selected_index", "stop_reason")
 
@@ -46,6 +46,7 @@ class Method:
       name: the policy's name in the registry.
       label: its name in tables and figures.
       settings: [S] all arguments of each setting, as JSON has them.
+      words: [S] those of each setting's arguments that tell it from others, in words.
       caps: int [S], the N of each setting: the most completions that it can draw.
       num_samples: int [S, K, P], completions drawn.
       tokens: int [S, K, P], tokens of all completions drawn; -1 where one of them is unknown.
@@ -60,6 +61,7 @@ class Method:
     name: str
     label: str
     settings: Sequence[Mapping[str, Any]]
+    words: Sequence[Mapping[str, str]]
     caps: np.ndarray
     num_samples: np.ndarray
     tokens: np.ndarray
@@ -79,6 +81,7 @@ class Method:
         caps: int | Sequence[int],
         name: str | None = None,
         settings: Sequence[Mapping[str, Any]] | None = None,
+        words: Sequence[Mapping[str, str]] | None = None,
         varying: Sequence[str] | None = None,
         oracle: bool = False,
     ) -> "Method":
@@ -90,6 +93,7 @@ class Method:
           caps: N of each setting, or of all.
           name: the policy's name in the registry; default the label.
           settings: [S] the arguments of each setting; default {"N": cap}.
+          words: [S] those arguments that tell a setting from others, in words; default all.
           varying: the arguments that were given several values; default those that have several.
           oracle: whether it does not compete.
 
@@ -123,6 +127,7 @@ class Method:
             name=label if name is None else name,
             label=label,
             settings=[_plain(setting) for setting in settings],
+            words=words or [{k: f"{k}={v}" for k, v in setting.items()} for setting in settings],
             caps=np.array(spread, int),
             varying=varying,
             oracle=oracle,
@@ -144,10 +149,7 @@ class Method:
 
     def describe(self, index: int, without: Sequence[str] = ()) -> str:
         """A setting in words, such as "s_min=0.9 n=4", but for some of its arguments."""
-        setting = {k: v for k, v in self.settings[index].items() if k not in without}
-        if self.name in FACTORIES:
-            return describe(setting, self.name)
-        return " ".join(f"{argument}={value}" for argument, value in setting.items())
+        return " ".join(text for name, text in self.words[index].items() if name not in without)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -396,8 +398,13 @@ def _unpacked(arrays: dict[str, np.ndarray]) -> Outcomes:
 
 
 def _plain(setting: Mapping[str, Any]) -> dict[str, Any]:
-    """A setting as JSON has it."""
-    return {
-        name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # pyright: ignore[reportArgumentType]
-        for name, value in setting.items()
-    }
+    """A setting as JSON has it; a part of one's own by its name in Python."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, PriorConfig):
+            return dataclasses.asdict(value)
+        return (
+            value if value is None or isinstance(value, bool | int | float | str) else repr(value)
+        )
+
+    return {name: plain(value) for name, value in setting.items()}

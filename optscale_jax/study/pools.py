@@ -13,6 +13,7 @@ import jax
 from optscale_jax.errors import bad_input
 from optscale_jax.pool import Pool
 from optscale_jax.readers import read_pool
+from optscale_jax.shipped import located
 from optscale_jax.synthetic import SyntheticConfig, synthetic_pool
 
 __all__ = ["SYNTHETIC", "PoolSource", "ReadConfig", "SyntheticPoolConfig", "checksum", "load_pool"]
@@ -91,7 +92,7 @@ class PoolSource:
     """Where a pool came from.
 
     Attributes:
-        path: The file or folder, or `SYNTHETIC`.
+        path: The file or folder, as `load_pool` takes it, or `SYNTHETIC`.
         read: The options of its format.
         synthetic: What it was made with; None for a file.
         sha256: Checksum of the file when it was read; None if it was not taken, or was made.
@@ -126,7 +127,7 @@ class PoolSource:
         """Why the pool is not what it was, in words; None if it is."""
         if self.synthetic is not None:
             return None
-        if not Path(self.path).exists():
+        if not Path(located(self.path)).exists():
             return f"its pool, {self.path}, is no longer there"
         if self.sha256 not in (None, checksum(self.path)):
             return f"its pool, {self.path}, is another one now"
@@ -148,7 +149,8 @@ def load_pool(path: str, config: ReadConfig) -> Pool:
     """Reads a pool.
 
     Args:
-        path: The file, or a folder with a `samples.jsonl` in it.
+        path: The file, or a folder with a `samples.jsonl` in it; `package:NAME/PATH` for one in a
+            package.
         config: How to read it.
 
     Returns:
@@ -165,12 +167,12 @@ def load_pool(path: str, config: ReadConfig) -> Pool:
         if field.name != "format" and getattr(config, field.name) != getattr(defaults, field.name)
     }
     with bad_input():
-        return read_pool(path, format=config.format, **options)
+        return read_pool(located(path), format=config.format, **options)
 
 
 def checksum(path: str) -> str:
     """SHA-256 of a pool's file, read in pieces, because it may be larger than the memory."""
-    file = Path(path)
+    file = Path(located(path))
     if file.is_dir():
         file = file / "samples.jsonl"
     with open(file, "rb") as opened:

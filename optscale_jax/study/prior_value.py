@@ -75,8 +75,11 @@ def _with_prior(label: str, file: str | None, grid: Grid) -> Entry:
             prior=PriorConfig(file=file),
         )
         parts += expand(policy, label)
-    families = [family for part in parts for family in part.families]
-    return dataclasses.replace(parts[0], families=families)
+    return dataclasses.replace(
+        parts[0],
+        settings=[setting for part in parts for setting in part.settings],
+        policies=[policy for part in parts for policy in part.policies],
+    )
 
 
 class Against(NamedTuple):

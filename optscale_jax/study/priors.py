@@ -16,7 +16,7 @@ from optscale_jax.errors import InputError, bad_input
 from optscale_jax.estimation import Prior
 from optscale_jax.pool import Pool, PoolError
 from optscale_jax.readers.records import read_records
-from optscale_jax.study.registry import FACTORIES, Entry, PriorConfig
+from optscale_jax.study.registry import Entry, PriorConfig, find_rule
 
 if TYPE_CHECKING:
     from optscale_jax.predictor.predictor import Prediction
@@ -64,7 +64,7 @@ def priors_of(
     """
     if path is None:
         return {}, {}
-    if "prior" not in inspect.signature(FACTORIES[name]).parameters:
+    if "prior" not in inspect.signature(find_rule(name)).parameters:
         raise InputError(f"priors: {name} takes no prior; use optscale, or leave priors out")
     priors, tokens = {}, {}
     with bad_input("priors", (PoolError,)):

@@ -1,49 +1,42 @@
 """Policies as a configuration names them, and the grid of settings that a configuration stands for.
 
-A list in place of a number means one setting for each, and several lists their product. Settings
-that differ only in arguments that a factory can trace (those it annotates `ArrayLike`) form a
-`Family`, which replay runs in one compilation.
+A policy is named as it is shipped, or as `module:function` or `./file.py:function` for a rule of
+one's own. Its arguments are those of the factory: the configuration's class is made from the
+factories' signatures and docstrings, so a new argument is one edit. A list in place of a value
+means one setting for each, and several lists their product.
 """
 
 import dataclasses
 import inspect
 import itertools
 import math
-from collections.abc import Callable, Hashable, Mapping
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING
 from typing import Any, Literal
 
-import numpy as np
+import docstring_parser
+import jax
 
-from optscale_jax import policies
 from optscale_jax.errors import InputError, bad_input
 from optscale_jax.estimation import Prior
-from optscale_jax.policies import Policy, StopReason
-from optscale_jax.policies.base import capped
-from optscale_jax.typing import ArrayLike
+from optscale_jax.laws import LAWS, Law
+from optscale_jax.plugins import load_object
+from optscale_jax.policies import RULES, SELECTORS, Policy, Selector, stack
 
 __all__ = [
-    "FACTORIES",
     "Entry",
-    "Factory",
-    "Family",
     "PolicyConfig",
     "PriorConfig",
     "describe",
     "expand",
-    "merge_caps",
+    "find_rule",
+    "policy_config",
+    "with_own_rules",
+    "words_of",
 ]
-
-FACTORIES: dict[str, Callable[..., Policy]] = {
-    name: getattr(policies, name)
-    for name in policies.__all__
-    if inspect.isfunction(getattr(policies, name))
-    and inspect.signature(getattr(policies, name)).return_annotation is Policy
-}
-"""Every policy of the library, by name."""
-
-_Decide = Literal["every_sample", "once"]
-_Difficulty = Literal["first_tokens", "first_score"]
-_Selection = Literal["best_score", "majority", "weighted_vote"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,107 +79,180 @@ class PriorConfig:
         return Prior(self.loc, self.scale, self.loc_sd, self.scale_sd)
 
 
-@dataclasses.dataclass(frozen=True)
-class PolicyConfig:
-    """A policy of optscale_jax.policies and its arguments; a list of values means each of them.
+# The configuration's class, made from the factories -----------------------------------------------
 
-    Attributes:
-        name: The policy: best_of_n, first_hit, optscale or another of optscale_jax.policies. Each
-            takes some of the arguments below; its docstring says which.
-        label: Name in tables and figures, different for each policy. null: the policy's name.
-        n: Number of completions to draw, at least 1.
-        s_min: Score to reach, in [0, 1].
-        alpha: Probability of reaching it, inside (0, 1).
-        threshold: Probability that the leading answer is the majority, inside (1/2, 1).
-        max_samples: Most completions to draw, at least 1.
-        min_samples: Scores to look at before the first decision, at most max_samples. null: the
-            paper's choice for max_samples 8, 16, 32 or 64, which is 3, 5, 10 or 20.
-        rounds: Number of answers in a row, each with the one before shown, at least 1.
-        window: Completions that must agree, at least 1.
-        judge_window: Problems to judge together in the search for easy ones, at least 1.
-        extension: Completions to add at a time to a problem that is not easy, at least 1.
-        decide: When to fit the law of scores: after every_sample, or once after min_samples.
-        stop_at_s_min: Whether to stop as soon as a score reaches s_min.
-        difficulty: What ranks problems: the length (first_tokens) or the score (first_score) of
-            their first completion.
-        selection: Which completion to return: best_score, or that of a majority or weighted_vote.
-        prior: Prior on the law of scores.
+# What an argument's annotation means in a configuration.
+_NAMED: dict[Any, Any] = {Prior: PriorConfig, Selector: str, Law: str}
+_SCALARS = (float, int, bool, str)
+# The order of a table's columns; an argument that is not here comes after those that are.
+_FIRST = (
+    *("n", "s_min", "alpha", "threshold", "max_samples", "min_samples", "rounds", "window"),
+    *("judge_window", "extension", "decide", "stop_at_s_min", "difficulty", "selection"),
+)
+
+
+def find_rule(name: str) -> Callable[..., Policy]:
+    """The factory of a policy.
+
+    Args:
+        name: A shipped rule's, or `module:function`, or `./file.py:function`; a subclass of
+            `Policy` is its own factory.
+
+    Returns:
+        The factory.
+
+    Raises:
+        ValueError: In one line, if there is none.
     """
-
-    name: str
-    label: str | None = None
-    n: int | list[int] | None = None
-    s_min: float | list[float] | None = None
-    alpha: float | list[float] | None = None
-    threshold: float | list[float] | None = None
-    max_samples: int | list[int] | None = None
-    min_samples: int | list[int] | None = None
-    rounds: int | list[int] | None = None
-    window: int | list[int] | None = None
-    judge_window: int | list[int] | None = None
-    extension: int | list[int] | None = None
-    decide: _Decide | list[_Decide] | None = None
-    stop_at_s_min: bool | list[bool] | None = None
-    difficulty: _Difficulty | list[_Difficulty] | None = None
-    selection: _Selection | list[_Selection] | None = None
-    prior: PriorConfig = PriorConfig()
+    return load_object(name, what="policy", shipped=RULES)
 
 
-# The arguments that are the most completions to draw, and why a policy stops there.
-_CAPS = {
-    "max_samples": StopReason.MAX_SAMPLES,
-    "n": StopReason.FIXED_COUNT,
-    "rounds": StopReason.FIXED_COUNT,
-}
+def _scalar_type(annotation: Any) -> Any:
+    """What a configuration takes for one value of an argument; None for what it cannot write."""
+    if annotation in _NAMED or annotation in _SCALARS:
+        return _NAMED.get(annotation, annotation)
+    origin = typing.get_origin(annotation)
+    if origin is Literal:
+        return annotation
+    if origin in (typing.Union, types.UnionType):
+        parts = [_scalar_type(part) for part in typing.get_args(annotation)]
+        # Words where there are words: an array beside them cannot be written.
+        for wanted in (PriorConfig, *(p for p in parts if typing.get_origin(p) is Literal)):
+            if wanted in parts:
+                return wanted
+        return next((part for part in _SCALARS if part in parts), None)
+    return None
 
 
-@dataclasses.dataclass(frozen=True)
-class Factory:
-    """A policy's factory with all but the traced arguments; equal ones share a compilation.
+def _arguments_of(factory: Callable[..., Policy]) -> dict[str, tuple[inspect.Parameter, Any]]:
+    """The arguments of a factory that a configuration can give: parameter and scalar type."""
+    hints = typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
+    static = {f.name for f in dataclasses.fields(Policy) if f.metadata.get("static")}
+    found = {}
+    for name, parameter in inspect.signature(factory).parameters.items():
+        # Without an annotation the default says what it is.
+        hint = hints.get(name, type(parameter.default))
+        scalar = _scalar_type(hint)
+        if scalar is not None and name not in static:
+            found[name] = (parameter, scalar)
+    return found
 
-    Attributes:
-        name: The factory's name.
-        arguments: The others, with their values.
-        cap: The largest value of the argument that caps the samples, where that one is traced.
+
+def _help_of(factory: Callable[..., Policy]) -> dict[str, str]:
+    parsed = docstring_parser.parse(inspect.getdoc(factory) or "")
+    told = {each.arg_name: " ".join((each.description or "").split()) for each in parsed.params}
+    return {name: text[:1].upper() + text[1:] for name, text in told.items()}
+
+
+def policy_config(own: Iterable[str] = ()) -> type:
+    """The class of a policy's configuration: a name, a label, and every argument of the factories.
+
+    Args:
+        own: Rules of one's own beside the shipped ones, as `find_rule` takes them.
+
+    Returns:
+        A frozen dataclass; an argument may be a list, one setting for each value.
     """
+    scalars: dict[str, Any] = {}
+    helps: dict[str, str] = {}
+    own = tuple(own)
+    for factory in (*RULES.values(), *map(find_rule, own)):
+        told = _help_of(factory)
+        for name, (_, scalar) in _arguments_of(factory).items():
+            known = scalars.setdefault(name, scalar)
+            if known != scalar and PriorConfig not in (known, scalar):
+                scalars[name] = known | scalar
+            if told.get(name):
+                helps.setdefault(name, told[name])
+    order = {name: place for place, name in enumerate(_FIRST)}
+    names = sorted(scalars, key=lambda name: order.get(name, len(order)))
+    fields: list[Any] = [("name", str), ("label", str | None, None)]
+    fields += [
+        (name, scalars[name] | list[scalars[name]] | None, None)
+        for name in names
+        if scalars[name] is not PriorConfig
+    ]
+    fields.append(("prior", PriorConfig, PriorConfig()))
+    title = "".join(["PolicyConfig", *(re.sub(r"\W", "_", f"_{name}") for name in own)])
+    made = dataclasses.make_dataclass(title, fields, frozen=True)
+    helps |= {
+        "name": "The policy: "
+        + ", ".join(RULES)
+        + ", or one of your own as module:function or ./file.py:function. Each takes some of the "
+        "arguments below.",
+        "label": "Name in tables and figures, different for each policy. null: the policy's name.",
+    }
+    lines = [f"    {name}: {helps.get(name, 'See the policy.')}" for name, *_ in fields]
+    made.__doc__ = (
+        "A policy and its arguments; a list of values means each of them.\n\nAttributes:\n"
+        + "\n".join(lines)
+    )
+    made.__module__ = __name__
+    globals()[title] = made  # where the parser of configurations looks for a class
+    return made
 
-    name: str
-    arguments: tuple[tuple[str, Hashable], ...]
-    cap: int | None = None
 
-    def __call__(self, **traced: Any) -> Policy:
-        """The policy with these values of the other arguments."""
-        name = next((name for name in _CAPS if name in traced), None)
-        if self.cap is None or name is None:
-            return self._make(**traced)
-        cap = traced.pop(name)
-        return capped(self._make(**traced, **{name: self.cap}), cap, reason=_CAPS[name])
+if typing.TYPE_CHECKING:
 
-    def _make(self, **traced: Any) -> Policy:
-        arguments: dict[str, Any] = dict(self.arguments)
-        prior = arguments.pop("prior", None)
-        if prior is not None:
-            arguments["prior"] = prior.build()
-        return FACTORIES[self.name](**arguments, **traced)
+    @dataclasses.dataclass(frozen=True, init=False)
+    class PolicyConfig:
+        """As `policy_config` makes it."""
+
+        name: str
+        label: str | None
+        prior: PriorConfig
+
+        def __init__(self, name: str, **arguments: Any): ...
+else:
+    PolicyConfig = policy_config()
 
 
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """Settings that replay runs in one compilation.
+def with_own_rules(config_class: type, names: Iterable[str]) -> type:
+    """A command's configuration that takes the arguments of rules of one's own, too.
 
-    Attributes:
-        make: The policy of one setting, given the traced arguments.
-        traced: Name to values, [S] each; {} for a single setting without any.
-        settings: All arguments of each setting, the factory's defaults included.
+    Args:
+        config_class: A frozen dataclass, some fields of which may be policies or lists of them.
+        names: The rules, as `find_rule` takes them.
+
+    Returns:
+        The class with those fields' types widened; itself if it has none.
+
+    Raises:
+        InputError: A rule cannot be found.
     """
+    hints = typing.get_type_hints(config_class)
+    holders = {name: hint for name, hint in hints.items() if _holds_policies(hint)}
+    if not holders:
+        return config_class
+    with bad_input("policy.name", (ValueError,)):
+        made = policy_config(names)
+    fields = []
+    for field in dataclasses.fields(config_class):
+        if field.name not in holders:
+            continue
+        if typing.get_origin(holders[field.name]) is list:
+            fields.append((field.name, list[made], dataclasses.field(default_factory=list)))
+            continue
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        if default is not MISSING:
+            default = made(
+                **{f.name: getattr(default, f.name) for f in dataclasses.fields(default)}
+            )
+        fields.append((field.name, made, dataclasses.field(default=default)))
+    widened = dataclasses.make_dataclass(
+        config_class.__name__, fields, bases=(config_class,), frozen=True, kw_only=True
+    )
+    widened.__doc__ = config_class.__doc__
+    return widened
 
-    make: Factory
-    traced: Mapping[str, np.ndarray]
-    settings: list[dict[str, Any]]
 
-    def policy(self, index: int) -> Policy:
-        """The policy of one setting."""
-        return self.make(**{name: values[index].item() for name, values in self.traced.items()})
+def _holds_policies(hint: Any) -> bool:
+    return hint is PolicyConfig or (
+        typing.get_origin(hint) is list and typing.get_args(hint) == (PolicyConfig,)
+    )
+
+
+# The grid -----------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,164 +264,202 @@ class Entry:
         name: The factory's name.
         label: Its name in tables and figures.
         varying: Arguments that take several values.
-        families: The grid.
+        settings: [S] all arguments of each setting, the factory's defaults included.
+        policies: [S] the policy of each setting.
     """
 
     where: str
     name: str
     label: str
     varying: list[str]
-    families: list[Family]
+    settings: list[dict[str, Any]]
+    policies: list[Policy]
 
-    @property
-    def settings(self) -> list[dict[str, Any]]:
-        """All arguments of every setting."""
-        return [setting for family in self.families for setting in family.settings]
+    def stacks(self) -> list[tuple[list[int], Policy]]:
+        """The settings that one compilation serves: their indices, and the stacked policy.
+
+        Settings that differ in their caps alone are among them: what does not depend on the
+        settings, the fits and the votes, is then computed once for all caps, and the price is that
+        the shallow ones run along to the deepest one's end.
+        """
+        groups: dict[Any, list[int]] = {}
+        for index, policy in enumerate(self.policies):
+            bare = dataclasses.replace(policy, slots=1, prior=None)
+            shapes = tuple(map(_shape, jax.tree.leaves(bare)))
+            groups.setdefault((jax.tree.structure(bare), shapes), []).append(index)
+        return [(found, stack([self.policies[i] for i in found])) for found in groups.values()]
+
+    def only(self, keep: Iterable[int]) -> "Entry":
+        """The entry with some of its settings."""
+        kept = list(keep)
+        return dataclasses.replace(
+            self,
+            settings=[self.settings[i] for i in kept],
+            policies=[self.policies[i] for i in kept],
+        )
 
 
-def expand(config: PolicyConfig, where: str) -> list[Entry]:
+def _shape(number: Any) -> tuple[int, ...]:
+    return getattr(number, "shape", ())
+
+
+def expand(config: Any, where: str) -> list[Entry]:
     """The settings of a configured policy, checked by making each of them.
 
     Args:
-        config: The policy.
+        config: The policy, a `PolicyConfig`.
         where: Its field in the configuration, for messages.
 
     Returns:
-        One entry, or one for each combination of its arguments that are not numbers, if such are
-        lists.
+        One entry, or one for each combination of its arguments that are words, if such are lists.
 
     Raises:
         InputError: An unknown name, an argument that the factory does not take, lacks or refuses.
     """
-    factory = FACTORIES.get(config.name)
-    if factory is None:
-        names = ", ".join(FACTORIES)
-        raise InputError(f"{where}.name is {config.name!r}; the policies are {names}")
-    parameters = inspect.signature(factory).parameters
+    with bad_input(f"{where}.name", (ValueError,)):
+        factory = find_rule(config.name)
+    arguments = _arguments_of(factory)
     given = _given(config)
     for name in given:
-        if name not in parameters:
-            taken = ", ".join(parameters)
+        if name not in arguments:
+            taken = ", ".join(arguments)
             raise InputError(f"{where}.{name}: {config.name} does not take it; it takes {taken}")
-    for name, parameter in parameters.items():
-        derived = name == "min_samples"  # from max_samples, below
-        if parameter.default is parameter.empty and name not in given and not derived:
+    for name, (parameter, _) in arguments.items():
+        if parameter.default is parameter.empty and name not in given:
             raise InputError(f"{where}.{name}: {config.name} needs it")
 
-    lists = {name: _listed(given[name], f"{where}.{name}") for name in parameters if name in given}
+    def make(setting: dict[str, Any]) -> Policy:
+        with bad_input(where, (ValueError,)):
+            return _make(factory, setting, where)
+
+    lists = {name: _listed(given[name], f"{where}.{name}") for name in arguments if name in given}
     words = [name for name, values in lists.items() if isinstance(values[0], bool | str)]
-    numbers = [name for name in lists if name not in words]
-    # With one min_samples, OptScale fits no shorter prefix; traced, it has to.
-    traced = [
-        name
-        for name in numbers
-        if parameters[name].annotation is ArrayLike and name != "min_samples"
-    ]
+    numbers = _structural_first(make, {n: v for n, v in lists.items() if n not in words}, lists)
     entries = []
     for chosen in itertools.product(*(lists[name] for name in words)):
-        label = config.label or config.name
         split = [
             f"{name} {value}" if isinstance(value, bool) else str(value)
             for name, value in zip(words, chosen, strict=True)
             if len(lists[name]) > 1
         ]
-        families = []
-        static = [name for name in numbers if name not in traced]
-        for values in itertools.product(*(lists[name] for name in static)):
-            fixed = dict(zip(words, chosen, strict=True)) | dict(zip(static, values, strict=True))
-            if "min_samples" in parameters and "min_samples" not in fixed:
-                fixed["min_samples"] = _look(fixed.get("max_samples"), where)
-            families.append(
-                _family(config.name, fixed, {name: lists[name] for name in traced}, where)
+        settings, policies = [], []
+        for values in itertools.product(*(lists[name] for name in numbers)):
+            setting = dict(zip(words, chosen, strict=True)) | dict(
+                zip(numbers, values, strict=True)
             )
+            policy = make(setting)
+            policies.append(policy)
+            settings.append(_complete(setting, arguments, policy))
         entries.append(
             Entry(
                 where=where,
                 name=config.name,
-                label=", ".join([label, *split]),
-                varying=[name for name in numbers if len(lists[name]) > 1],
-                families=families,
+                label=", ".join([config.label or config.name, *split]),
+                varying=[name for name in lists if name in numbers and len(lists[name]) > 1],
+                settings=settings,
+                policies=policies,
             )
         )
     return entries
 
 
-def merge_caps(families: list[Family]) -> list[Family]:
-    """Joins families that differ in their caps alone, so that one compilation serves all caps.
-
-    What does not depend on the settings, the fits and the votes, is then computed once for all
-    caps; the price is that the shallow settings run along to the deepest one's end.
-
-    Args:
-        families: The families of one entry.
-
-    Returns:
-        Families with the same settings in the same order.
-    """
-    if len(families) < 2:
-        return families
-    fixed = [dict(family.make.arguments) for family in families]
-    varying = {
-        name for name in fixed[0] if any(arguments[name] != fixed[0][name] for arguments in fixed)
-    }
-    caps = varying & set(_CAPS)
-    if len(caps) != 1 or not varying <= caps | {"min_samples"}:
-        return families
-    (cap,) = caps
-    counts = [len(family.settings) for family in families]
-    traced = {
-        name: np.concatenate([family.traced[name] for family in families])
-        for name in families[0].traced
-    }
-    for name in sorted(varying):
-        traced[name] = np.repeat(np.array([arguments[name] for arguments in fixed]), counts)
-    constant = tuple(pair for pair in families[0].make.arguments if pair[0] not in varying)
-    return [
-        Family(
-            make=Factory(families[0].make.name, constant, int(max(traced[cap]))),
-            traced=traced,
-            settings=[setting for family in families for setting in family.settings],
+def _make(factory: Callable[..., Policy], setting: Mapping[str, Any], where: str) -> Policy:
+    """The policy of one setting."""
+    arguments = dict(setting)
+    if isinstance(arguments.get("prior"), PriorConfig):
+        arguments["prior"] = arguments["prior"].build()
+    policy = factory(**arguments)
+    if not isinstance(policy, Policy):
+        raise InputError(
+            f"{where}.name: {factory.__name__} gives {policy!r}; a policy's factory returns a "
+            "policies.Policy"
         )
+    return policy
+
+
+def _complete(
+    setting: Mapping[str, Any],
+    arguments: Mapping[str, tuple[inspect.Parameter, Any]],
+    policy: Policy,
+) -> dict[str, Any]:
+    """All arguments of a setting; a default that the rule works out is read off the policy."""
+    complete = {}
+    for name, (parameter, _) in arguments.items():
+        value = setting.get(name, parameter.default)
+        value = getattr(policy, name, None) if value is None else value
+        complete[name] = _by_name(value)
+    return complete
+
+
+def _by_name(value: Any) -> Any:
+    """The name of a selector or a law that is shipped; any other value itself."""
+    named = SELECTORS if isinstance(value, Selector) else LAWS if isinstance(value, Law) else {}
+    return next((name for name, shipped in named.items() if shipped == value), value)
+
+
+def _structural_first(
+    make: Callable[[dict[str, Any]], Policy],
+    numbers: Mapping[str, list[Any]],
+    lists: Mapping[str, list[Any]],
+) -> list[str]:
+    """Names of the numbers, first those that decide a policy's structure, its cap above all."""
+    first = {name: values[0] for name, values in lists.items()}
+
+    def structure(setting: dict[str, Any]) -> Any:
+        return jax.tree.structure(dataclasses.replace(make(setting), prior=None))
+
+    decides = [
+        name
+        for name, values in numbers.items()
+        if len(values) > 1 and structure(first) != structure(first | {name: values[-1]})
     ]
+    return [*decides, *(name for name in numbers if name not in decides)]
 
 
-def describe(setting: Mapping[str, Any], name: str) -> str:
-    """A setting in words that tell it from every other of the policy, such as "s_min=0.9 n=4".
+def words_of(setting: Mapping[str, Any], name: str) -> dict[str, str]:
+    """The arguments that tell a setting from every other of the policy, in words.
 
     Args:
         setting: All arguments; one that is missing is at its default.
         name: The factory's name; arguments at its defaults are left out.
 
     Returns:
-        name=value, separated by spaces, in the factory's order.
+        Argument to name=value, in the factory's order.
     """
-    parameters = inspect.signature(FACTORIES[name]).parameters
-    words = []
-    for argument, parameter in parameters.items():
-        value = setting.get(argument, parameter.default)
+    found = {}
+    for argument, (parameter, _) in _arguments_of(find_rule(name)).items():
+        value = _by_name(setting.get(argument, parameter.default))
         if isinstance(value, PriorConfig):
             value = dataclasses.asdict(value)
         if isinstance(value, Mapping):
-            words += _prior_in_words(value)
-        elif value != parameter.default:
-            words.append(f"{argument}={_in_words(value)}")
-    return " ".join(words)
+            found[argument] = _prior_in_words(value)
+        elif value != _by_name(parameter.default):
+            found[argument] = f"{argument}={_in_words(value)}"
+    return {argument: text for argument, text in found.items() if text}
 
 
-def _prior_in_words(prior: Mapping[str, Any]) -> list[str]:
+def describe(setting: Mapping[str, Any], name: str) -> str:
+    """A setting in words such as "s_min=0.9 n=4", as `words_of` has them."""
+    return " ".join(words_of(setting, name).values())
+
+
+def _prior_in_words(prior: Mapping[str, Any]) -> str:
     if prior.get("file") is not None:
-        return [f"prior.file={prior['file']}"]
-    return [f"prior.{k}={v:g}" for k, v in prior.items() if v is not None]
+        return f"prior.file={prior['file']}"
+    return " ".join(f"prior.{k}={v:g}" for k, v in prior.items() if v is not None)
 
 
 def _in_words(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _given(config: PolicyConfig) -> dict[str, Any]:
-    fields = [field.name for field in dataclasses.fields(config)]
-    given = {name: getattr(config, name) for name in fields if name not in ("name", "label")}
-    if config.prior == PriorConfig():
+def _given(config: Any) -> dict[str, Any]:
+    given = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if field.name not in ("name", "label")
+    }
+    if given["prior"] == PriorConfig():
         del given["prior"]
     return {name: value for name, value in given.items() if value is not None}
 
@@ -367,34 +471,3 @@ def _listed(value: Any, where: str) -> list[Any]:
     if len(set(values)) < len(values):
         raise InputError(f"{where}: a value is given twice")
     return values
-
-
-def _look(max_samples: Any, where: str) -> int:
-    if max_samples not in policies.PAPER_MIN_SAMPLES:
-        caps = ", ".join(map(str, policies.PAPER_MIN_SAMPLES))
-        raise InputError(
-            f"{where}.min_samples: needed for max_samples {max_samples}; the paper has one for "
-            f"{caps} only"
-        )
-    return policies.PAPER_MIN_SAMPLES[max_samples]
-
-
-def _family(name: str, fixed: dict[str, Any], traced: dict[str, list[Any]], where: str) -> Family:
-    parameters = inspect.signature(FACTORIES[name]).parameters
-    combinations = list(itertools.product(*traced.values()))
-    defaults = {argument: p.default for argument, p in parameters.items()}
-    settings = [
-        defaults | fixed | dict(zip(traced, values, strict=True)) for values in combinations
-    ]
-    family = Family(
-        make=Factory(name, tuple(fixed.items())),
-        traced={
-            argument: np.array([values[i] for values in combinations])
-            for i, argument in enumerate(traced)
-        },
-        settings=settings,
-    )
-    with bad_input(where, (ValueError,)):
-        for index in range(len(settings)):
-            family.policy(index)
-    return family

@@ -5,7 +5,7 @@ folds; each fold is scored with the setting that was best, for a stated aim, on 
 (cross-fitting). What the search on the test set would have claimed is reported beside it, as the
 oracle choice, and the difference is its optimism.
 
-Works on the outcomes of `replay_settings`: NumPy arrays [S, K, P] of settings, permutations,
+Works on the outcomes of `replay`: NumPy arrays [S, K, P] of settings, permutations,
 problems.
 """
 

@@ -1,0 +1,191 @@
+"""Policies made of policies: one with a lower cap, and many settings of one as a stack.
+
+A grid of settings is one policy whose numbers have a leading axis [S]. Replay maps over it, in one
+compilation; what does not depend on the settings, above all the fit of the law of scores, is
+computed once for all of them.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.custom_batching import custom_vmap
+
+from optscale_jax.policies.base import Policy, check_count, check_not_above
+from optscale_jax.typing import Array
+from optscale_jax.values import Value
+
+__all__ = ["any_setting", "as_arrays", "axes", "capped", "num_settings", "stack", "unstack"]
+
+
+def capped(policy: Policy, cap: Any) -> Policy:
+    """The same rule with a lower cap on its samples.
+
+    Args:
+      policy: the rule.
+      cap: the most completions to draw, an integer in [1, policy.max_samples]; may be traced.
+
+    Returns:
+      The policy, of the same structure, so that it shares the compilation of the one given.
+
+    Raises:
+      ValueError: the cap (where its value is known) is outside its domain.
+    """
+    cap = check_count("cap", cap)
+    check_not_above("cap", cap, f"the policy's max_samples, {policy.max_samples}", policy.slots)
+    return dataclasses.replace(policy, max_samples=cap)
+
+
+def stack(policies: Sequence[Policy]) -> Policy:
+    """Several settings of one rule as one policy, every number with a leading axis [S].
+
+    Args:
+      policies: S >= 1 policies that differ in numbers alone; their caps may differ too. Their
+        priors must be the same, and stay as they are.
+
+    Returns:
+      The stacked policy, with room for the largest cap.
+
+    Raises:
+      ValueError: they differ in a choice, in the shape of a number, or in their priors.
+    """
+    if not policies:
+        raise ValueError("policies: none given; a stack has at least one")
+    slots = max(policy.slots for policy in policies)
+    prior = policies[0].prior
+    for index, policy in enumerate(policies):
+        if not _same_prior(policy.prior, prior):
+            raise ValueError(f"policies[{index}] has another prior than policies[0]")
+    bare = [dataclasses.replace(policy, slots=slots, prior=None) for policy in policies]
+    expected = jax.tree.structure(bare[0])
+    for index, policy in enumerate(bare):
+        if jax.tree.structure(policy) != expected:
+            raise ValueError(
+                f"policies[{index}] is {policy}, which differs from policies[0] in more than "
+                f"numbers: {bare[0]}"
+            )
+    try:
+        stacked = jax.tree.map(lambda *numbers: np.stack(numbers), *bare)
+    except ValueError as error:
+        raise ValueError(f"policies: numbers of different shapes do not stack: {error}") from error
+    return dataclasses.replace(stacked, prior=prior)
+
+
+def unstack(policy: Policy) -> list[Policy]:
+    """The settings of a stacked policy one by one; [policy] if it is not stacked."""
+    size = num_settings(policy)
+    if size is None:
+        return [policy]
+    bare = dataclasses.replace(policy, prior=None)
+    found = []
+    for index in range(size):
+        one = jax.tree.map(
+            lambda number, axis, at=index: np.asarray(number)[at] if axis == 0 else number,
+            bare,
+            axes(bare),
+            is_leaf=lambda leaf: leaf is None,
+        )
+        found.append(dataclasses.replace(one, prior=policy.prior))
+    return found
+
+
+def num_settings(policy: Policy) -> int | None:
+    """How many settings a policy stacks; None for a single one.
+
+    Raises:
+      ValueError: a field is no number, or numbers have leading axes that do not match.
+    """
+    sizes = {}
+    # A prior's own leading axis is that of the problems.
+    for name, number, rank in _numbers(dataclasses.replace(policy, prior=None)):
+        shape = np.shape(number)
+        if len(shape) == rank + 1:
+            sizes[name] = shape[0]
+        elif len(shape) != rank:
+            raise ValueError(
+                f"policy: {name} has shape {shape}; one setting has {rank} axes, and a stacked "
+                "policy one more, in front"
+            )
+    if len(set(sizes.values())) > 1:
+        each = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise ValueError(
+            f"policy: a stacked policy has one number of settings, but its fields have {each}"
+        )
+    return next(iter(sizes.values()), None)
+
+
+def axes(policy: Policy) -> Policy:
+    """For vmap, of a policy without a prior: 0 for each stacked number, None for the others."""
+    ranks = [(np.ndim(number), rank) for _, number, rank in _numbers(policy)]
+    leaves = [0 if ndim > rank else None for ndim, rank in ranks]
+    return jax.tree.unflatten(jax.tree.structure(policy), leaves)
+
+
+def as_arrays(policy: Policy) -> Policy:
+    """The policy with arrays for its numbers, floating ones in JAX's own precision.
+
+    Raises:
+      ValueError: a field is no number.
+    """
+    numbers = [_as_array(name, number) for name, number, _ in _numbers(policy)]
+    return jax.tree.unflatten(jax.tree.structure(policy), numbers)
+
+
+@custom_vmap
+def any_setting(condition: Array) -> Array:
+    """Whether a condition holds for at least one of the settings mapped over; bool scalar.
+
+    As the predicate of `jax.lax.cond` it keeps a real branch where settings are mapped over: a
+    predicate that differs between settings would run both branches, once for each setting.
+    """
+    return condition
+
+
+@any_setting.def_vmap
+def _(axis_size, in_batched, condition):
+    del axis_size
+    (batched,) = in_batched
+    return any_setting(jnp.any(condition, axis=0) if batched else condition), False
+
+
+# The numbers of a policy --------------------------------------------------------------------------
+
+
+def _numbers(value: Any, path: str = "") -> Iterator[tuple[str, Any, int]]:
+    """Yields (name, number, axes of one setting) of each leaf, in JAX's order."""
+    if isinstance(value, Value):
+        for field in dataclasses.fields(cast(Any, value)):
+            if field.metadata.get("static"):
+                continue
+            held, name = getattr(value, field.name), f"{path}{field.name}"
+            if isinstance(held, Value):
+                yield from _numbers(held, f"{name}.")
+            else:
+                rank = field.metadata.get("ndim", 0)
+                yield from ((name, leaf, rank) for leaf in jax.tree.leaves(held))
+
+
+def _as_array(name: str, number: Any) -> Any:
+    if isinstance(number, Tracer):
+        return number
+    array = np.asarray(number)
+    if array.dtype == bool:
+        return array
+    if np.issubdtype(array.dtype, np.floating):
+        return array.astype(jnp.result_type(float))
+    if np.issubdtype(array.dtype, np.integer):
+        return array.astype(np.int32)
+    raise ValueError(
+        f"policy: its field {name} is {number!r}, which is no number; declare a choice as "
+        f"`{name.rpartition('.')[2]}: {type(number).__name__} = static()` (optscale_jax.values)"
+    )
+
+
+def _same_prior(a: Any, b: Any) -> bool:
+    if jax.tree.structure(a) != jax.tree.structure(b):
+        return False
+    return all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))

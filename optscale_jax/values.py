@@ -1,0 +1,38 @@
+"""Values with behaviour: frozen dataclasses that are pytrees, numbers as leaves, choices static.
+
+Policies, selectors and laws are such values. Two of equal choices have one structure, so whatever
+their numbers JAX compiles a function of them once; their numbers can be stacked, mapped over and
+differentiated, as an optimistix solver's or a flowjax bijection's can.
+"""
+
+import dataclasses
+from typing import Any, dataclass_transform
+
+import jax
+
+__all__ = ["Value", "static"]
+
+
+def static(**options: Any) -> Any:
+    """A field that is a choice: text, a switch, or a number that decides shapes.
+
+    Args:
+      **options: of `dataclasses.field`, such as `default=`.
+
+    Returns:
+      The field. Its value is hashed and compared, and is no leaf.
+    """
+    return dataclasses.field(metadata={"static": True}, **options)
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(static,))
+class Value:
+    """Makes each class below it a frozen dataclass, with fields by keyword, and a pytree.
+
+    A field is a leaf (a number, an array, or another value) unless it is declared with `static()`.
+    """
+
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)
+        dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+        jax.tree_util.register_dataclass(cls)

@@ -1,0 +1,283 @@
+"""What commands share, and the console script: options, names of configurations, extras."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from eval import replay, solve
+from optscale_jax.cli import command, commands, parse
+from optscale_jax.cli.command import EXTRAS
+from optscale_jax.cli.console import main, run_command
+from optscale_jax.errors import InputError
+from optscale_jax.shipped import located, shipped_config
+from optscale_jax.tiny import pool_path
+
+ROOT = Path(__file__).resolve().parents[1]
+REPLAY = ["--policy.name", "best_of_n"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Fields two levels down.
+
+    Attributes:
+        rate: A number, or several.
+        sizes: Several numbers.
+        words: Several texts.
+    """
+
+    rate: float | list[float] | None = None
+    sizes: list[int] = dataclasses.field(default_factory=list)
+    words: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """A configuration.
+
+    Attributes:
+        part: Fields of its own.
+        files: Several texts.
+        extra: Whatever there is.
+        out: A folder.
+    """
+
+    part: Part = Part()
+    files: list[str] = dataclasses.field(default_factory=list)
+    extra: dict[str, int] = dataclasses.field(default_factory=dict)
+    out: str = "out"
+
+
+# Options ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("option", "near"),
+    [
+        ("--policy.smin", "--policy.s_min"),
+        ("--policy.prior.scal", "--policy.prior.scale"),
+        ("--synthetic.num_problem=3", "--synthetic.num_problems"),
+        ("--permutation", "--permutations"),
+    ],
+)
+def test_a_mistyped_option_is_put_right_at_any_depth(option, near, capsys):
+    assert replay.main([*REPLAY, option, "0.7"]) == 2
+    error = capsys.readouterr().err
+    name = option.partition("=")[0]
+    assert error == f"error: {name}: no such option; did you mean {near}?\n"
+
+
+def test_an_option_like_no_other_gets_the_list(capsys):
+    assert solve.main(["--sampler.server.xyz", "1"]) == 2
+    error = capsys.readouterr().err
+    assert "--sampler.server.xyz: no such option; there are --sampler.server.base_urls, " in error
+    assert error.count("\n") == 1
+
+
+def test_a_mapping_knows_its_own_keys():
+    assert parse(Whole, ["--extra.anything", "3"]).extra == {"anything": 3}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rate"),
+    [
+        (["0.9"], 0.9),
+        (["0.9", "0.95"], [0.9, 0.95]),
+        (["[0.9,0.95]"], [0.9, 0.95]),
+        (["[0.9]"], [0.9]),
+        (["null"], None),
+    ],
+)
+def test_a_list_needs_no_brackets_at_any_depth(arguments, rate):
+    config = parse(Whole, ["--part.rate", *arguments, "--part.sizes", "3", "--files", "a", "1"])
+    assert config == Whole(Part(rate=rate, sizes=[3]), files=["a", "1"])
+    assert parse(Whole, ["--part.words", "1", "true"]).part.words == ["1", "true"]
+
+
+@pytest.mark.parametrize("arguments", [["--out", ""], ["--out="]])
+def test_an_empty_output_is_refused(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert replay.main([*REPLAY, *arguments]) == 2
+    assert capsys.readouterr().err == "error: --out: empty; give a folder or a file to write\n"
+    (tmp_path / "config.yaml").write_text("out: ''\n")
+    with pytest.raises(InputError, match="--out: empty"):
+        parse(Whole, ["--config", "config.yaml"])
+
+
+def test_a_commands_exit_code_is_what_it_returns_and_its_words_may_come_first():
+    @dataclasses.dataclass(frozen=True)
+    class Files:
+        """Files.
+
+        Attributes:
+            files: Their names.
+            code: What to return.
+        """
+
+        files: list[str] = dataclasses.field(default_factory=list)
+        code: int | None = None
+
+    seen = []
+
+    def run(config):
+        seen.append(config.files)
+        return config.code
+
+    given = command(Files, run, __name__, positional="files")
+    assert [given(["a", "b", "--code", "1"]), given(["a"]), given([])] == [1, 0, 0]
+    assert seen == [["a", "b"], ["a"], []]
+
+
+# Configurations by name ---------------------------------------------------------------------------
+
+
+def test_shipped_configurations_have_names_and_a_file_of_that_name_wins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = ROOT / "configs" / "replay" / "demo.yaml"
+    for name in ("demo", "demo.yaml", "replay/demo", "configs/replay/demo.yaml"):
+        assert shipped_config(name, "replay") == file
+    named = parse(replay.ReplayConfig, ["--config", "demo"], configs="replay")
+    assert named == parse(replay.ReplayConfig, ["--config", str(file)])
+    (tmp_path / "demo").write_text("policy: {name: best_of_n, n: 3}\n")
+    assert parse(replay.ReplayConfig, ["--config", "demo"], configs="replay").policy.n == 3
+    # A later one wins over an earlier one, by name too.
+    both = ["--config", "math500_r1_qwen7b", "--config", "aime24"]
+    assert parse(solve.SolveConfig, both, configs="solve").problems == "aime24"
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("dmeo", "dmeo: No such file, and no shipped configuration; did you mean demo?"),
+        ("replay/dmeo", "did you mean replay/demo?"),
+        ("elsewhere", "there are demo, paper_grid, paper_table, "),
+        ("../secret", "no shipped configuration"),
+    ],
+)
+def test_a_name_that_there_is_not_gets_the_near_ones(name, says, capsys):
+    assert replay.main(["--config", name]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+
+
+def test_a_path_may_be_inside_an_installed_package(tmp_path):
+    assert Path(located("package:optscale_jax/tiny/pool.npz")) == pool_path()
+    assert located("optscale_jax/tiny/pool.npz") == "optscale_jax/tiny/pool.npz"
+    for path in ("package:no_such_package/x", "package:no.such.package/x", "package:"):
+        with pytest.raises(InputError, match="the package is not installed"):
+            located(path)
+
+
+# The console script -------------------------------------------------------------------------------
+
+
+def modules_with_a_main() -> set[str]:
+    files = [file for folder in ("eval", "train") for file in (ROOT / folder).rglob("*.py")]
+    return {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        for file in files
+        if "\nmain = command(" in file.read_text()
+    }
+
+
+def test_every_command_has_a_name_and_a_sentence(capsys):
+    assert modules_with_a_main() == set(commands.COMMANDS.values())
+    assert main([]) == main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name in commands.COMMANDS:
+        line, again = (line for line in lines if line.split()[:1] == [name])
+        assert line == again
+        assert len(line.split()) > 5
+
+
+def test_the_list_comes_without_jax():
+    script = (
+        "import optscale_cli, sys; sys.argv = ['optscale']; code = optscale_cli.main();"
+        "sys.exit(code or 'jax' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0
+    assert "Replays policies over a pool" in run.stdout
+
+
+def test_a_command_runs_by_its_name_and_says_so_in_its_help(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        run_command("replay", ["--help"])
+    assert "usage: optscale replay " in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="0"):
+        replay.main(["--help"])
+    assert "usage: python -m eval.replay " in capsys.readouterr().out
+    assert run_command("compare_priors", []) == 2  # as the module is called
+    assert "checkpoint is not given" in capsys.readouterr().err
+    assert run_command("replya", []) == 2
+    assert capsys.readouterr().err == "error: replya: no such command; did you mean replay?\n"
+
+
+# Extras -------------------------------------------------------------------------------------------
+
+
+def test_extras_are_those_of_the_project():
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        extras = tomllib.load(file)["project"]["optional-dependencies"]
+    for extra, packages in EXTRAS.items():
+        names = [requirement.lower().replace("-", "_") for requirement in extras[extra]]
+        for package in packages:
+            assert any(name.startswith(package.lower()) for name in names), (extra, package)
+
+
+WITHOUT = f"""
+import json, sys
+class Nothing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {sum(EXTRAS.values(), ())!r} and name[:5] != "scipy":
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Nothing())
+"""
+
+
+def test_without_an_extra_a_command_names_it_in_one_line():
+    script = f"""{WITHOUT}
+import contextlib, io
+from optscale_jax.cli.commands import COMMANDS
+from optscale_jax.cli.console import run_command
+found = {{}}
+for name in COMMANDS:
+    with contextlib.redirect_stderr(io.StringIO()) as error:
+        with contextlib.redirect_stdout(io.StringIO()):
+            try:
+                code = run_command(name, ["--help"])
+            except SystemExit as stop:
+                code = stop.code
+    found[name] = [code, error.getvalue()]
+print(json.dumps(found))
+"""
+    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    found = json.loads(run.stdout)
+    remedy = 'is not installed: pip install "optscale-jax[{}]"\n'
+    light = ("replay", "report", "solve", "sample", "labels", "check-answers", "check-decisions")
+    for name, (code, error) in found.items():
+        if name in light:
+            assert (code, error) == (0, ""), name
+        elif code:
+            assert code == 2, name
+            extra = "bench" if name.startswith("bench") else "predictor"
+            assert error.endswith((remedy.format(extra), remedy.format("predictor"))), name
+            assert error.count("\n") == 1
+
+
+def test_python_m_names_a_missing_extra_too(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT)
+    environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "JAX_PLATFORMS": "cpu"}
+    arguments = [sys.executable, "-m", "eval.bench", "--help"]
+    run = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert re.fullmatch(
+        r'error: \w+ is not installed: pip install "optscale-jax\[bench\]"\n', run.stderr
+    )

@@ -1,0 +1,44 @@
+"""The examples of the documentation run as they stand on the page."""
+
+import importlib
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from optscale_jax.cli.console import main
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "extend.md"
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SECTIONS = dict(
+    re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+)
+MOST_LINES = 30
+
+
+@pytest.mark.parametrize("heading", SECTIONS)
+def test_examples_of_how_to_extend_run(heading, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.invalidate_caches()
+    names: dict[str, object] = {"__name__": "example"}
+    found = FENCE.findall(SECTIONS[heading])
+    assert found
+    try:
+        for language, text in found:
+            file = re.match(r"# ([\w.]+\.(?:py|yaml|csv))\n", text)
+            assert len(text.splitlines()) < MOST_LINES
+            if file:
+                (tmp_path / file[1]).write_text(text.removeprefix(file[0]))
+            elif language == "python":
+                exec(compile(text, heading, "exec"), names)
+            elif language == "console":
+                for line in text.splitlines():
+                    command, *arguments = shlex.split(line.removeprefix("$ "))
+                    assert command == "optscale"
+                    assert main(arguments) == 0, line
+    finally:
+        for file in tmp_path.glob("*.py"):
+            sys.modules.pop(file.stem, None)
