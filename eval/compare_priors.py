@@ -24,35 +24,29 @@ that the predictor was not trained on.
 """
 
 import dataclasses
-import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-import numpy as np
-
-from eval import predict
-from eval.report import run_of_replayed
-from optscale_jax import Pool
 from optscale_jax.cli import command, output_folder, progress, show
-from optscale_jax.cli.pools import ReadConfig, load_pool
 from optscale_jax.errors import bad_input
 from optscale_jax.policies import PAPER_ALPHA, PAPER_S_MIN
-from optscale_jax.predictor.errors import PredictorError
-from optscale_jax.predictor.labels import labels_of_pool
-from optscale_jax.predictor.predictor import Kind
-from optscale_jax.report.tables import Table, write_csv
-from optscale_jax.study.comparison import Options, Row, Run, compare_methods, frontiers
-from optscale_jax.study.metrics import Interval
-from optscale_jax.study.outcomes import ORACLE, leave_out, replay_entries
-from optscale_jax.study.registry import Entry, PolicyConfig, PriorConfig, describe, expand
+from optscale_jax.predictor.predictor import Kind, Prediction, Predictor
+from optscale_jax.problems import load_problems
+from optscale_jax.report.priors import prior_columns, prior_curves, prior_table, worth_in_words
+from optscale_jax.report.tables import write_csv
+from optscale_jax.study.comparison import Options, compare, frontiers
+from optscale_jax.study.config import check_numbers
+from optscale_jax.study.entries import leave_out, replay_comparison
+from optscale_jax.study.pools import PoolSource, ReadConfig
+from optscale_jax.study.prior_value import Grid, against, prior_entries, worth_of_predictions
+from optscale_jax.study.priors import prior_lines
 from optscale_jax.study.tuning import Aim
 
 __all__ = ["ComparePriorsConfig", "main"]
 
-LABELS: dict[Kind | None, str] = {
-    None: "OptScale⁰",
+PLAIN = "OptScale⁰"
+LABELS: dict[Kind, str] = {
     "pooled": "pooled prior",
     "paper": "authors' widths",
     "learned": "OptScaleᵗ",
@@ -119,11 +113,7 @@ class ComparePriorsConfig(ReadConfig):
         for name in ("checkpoint", "problems", "pool"):
             if getattr(self, name) is None:
                 raise ValueError(f"{name} is not given; use --{name} PATH")
-        for name, least in (("permutations", 1), ("folds", 2), ("seed", 0), ("resamples", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        if not 0 < self.level < 1:
-            raise ValueError(f"level is {self.level}; it must be in (0, 1)")
+        check_numbers(self, permutations=1, folds=2, seed=0, resamples=1)
         if not self.n or min(self.n) < 1 or len(set(self.n)) < len(self.n):
             raise ValueError(f"n is {self.n}; it must be different numbers of at least 1")
         if min(self.min_samples, default=0) < 1 or min(self.min_samples) > min(self.n):
@@ -140,251 +130,81 @@ def run(config: ComparePriorsConfig) -> None:
     Raises:
         InputError: If the predictor, the problems or the pool cannot be used.
     """
+    # Matplotlib takes a second to import, which --help should not.
+    from optscale_jax.report.figures import save
+
     assert config.pool is not None  # __post_init__
-    pool = load_pool(config.pool, config)
+    source = PoolSource(config.pool, config.read)
+    pool = source.load()
+    options = Options(
+        Aim(max_loss=config.max_loss), config.folds, config.seed, config.level, config.resamples
+    )
     with output_folder(Path(config.out), OUTPUTS) as folder:
-        for kind in get_args(Kind):
-            predict.write_priors(
-                predict.PredictConfig(
-                    checkpoint=config.checkpoint,
-                    problems=config.problems,
-                    kind=kind,
-                    model=config.model,
-                    cache=config.cache,
-                    out=str(folder / f"{kind}.jsonl"),
-                )
-            )
-        entries = [_entry(config, kind, folder) for kind in LABELS]
-        known = PolicyConfig(
-            ORACLE,
-            label=KNOWN,
-            s_min=list(config.s_min),
-            alpha=list(config.alpha),
-            max_samples=list(config.n),
-        )
-        entries += expand(known, KNOWN)
-        entries += expand(PolicyConfig("best_of_n", label="best-of-N", n=list(config.n)), "n")
-        entries, notes = leave_out(entries, pool, config.permutations)
-        with bad_input(config.pool, (PredictorError,)):
-            notes = [_worth(pool, folder / "learned.jsonl"), *notes]
+        problem_ids, learned = _predict(config, folder)
+        places = {name: index for index, name in enumerate(problem_ids)}
+        files = {PLAIN: None, **{LABELS[kind]: str(folder / f"{kind}.jsonl") for kind in LABELS}}
+        grid = Grid(config.n, config.s_min, config.alpha, config.min_samples)
+        entries = prior_entries(files, grid, known=KNOWN)
+        entries, left_out = leave_out(entries, pool, config.permutations)
         with progress() as bar:
             task = bar.add_task("replaying", total=len(entries))
-            replayed = replay_entries(
+            outcomes = replay_comparison(
                 pool,
                 entries,
-                source=config.pool,
+                source=source,
                 seed=config.seed,
                 num_permutations=config.permutations,
                 advance=lambda: bar.advance(task),
             )
-        options = Options(
-            Aim(max_loss=config.max_loss),
-            config.folds,
-            config.seed,
-            config.level,
-            config.resamples,
+        with bad_input(config.pool):
+            own = [places[str(name)] for name in pool.problem_ids]
+            worth = worth_of_predictions(pool, learned.mean[own], learned.tokens[own])
+            rows = compare(outcomes, config.n, options)
+        pairs = against(rows, PLAIN, options)
+        table = prior_table(
+            outcomes,
+            rows,
+            pairs,
+            options,
+            plain=PLAIN,
+            notes=[worth_in_words(worth), *map(str, left_out)],
         )
-        found = run_of_replayed(Path(config.pool).stem, replayed)
-        with bad_input(config.pool, (ValueError,)):
-            rows = compare_methods(found, config.n, options)
-        pairs = _against(rows, options)
-        table = _table(found, rows, pairs, config, notes)
         (folder / "summary.md").write_text(table.to_markdown(), encoding="utf-8")
-        _write_csv(folder / "comparison.csv", rows, pairs)
-        _draw(folder, found, rows, pairs, options)
+        write_csv(folder / "comparison.csv", prior_columns(rows, pairs))
+        curves = frontiers(outcomes, options)
+        labels = [*LABELS.values(), KNOWN]
+        for name, figure in prior_curves(
+            outcomes, rows, pairs, curves, options, plain=PLAIN, priors=labels
+        ):
+            save(figure, folder / name)
     show(table.to_rich())
     print(f"results: {config.out}")
 
 
-def _entry(config: ComparePriorsConfig, kind: Kind | None, folder: Path) -> Entry:
-    """OptScale with one kind of prior and the whole grid."""
-    prior = PriorConfig(file=None if kind is None else str(folder / f"{kind}.jsonl"))
-    parts = []
-    for cap in config.n:
-        policy = PolicyConfig(
-            "optscale",
-            label=LABELS[kind],
-            s_min=list(config.s_min),
-            alpha=list(config.alpha),
-            max_samples=cap,
-            min_samples=[count for count in config.min_samples if count <= cap],
-            prior=prior,
-        )
-        parts += expand(policy, LABELS[kind])
-    return dataclasses.replace(
-        parts[0],
-        settings=[setting for part in parts for setting in part.settings],
-        policies=[policy for part in parts for policy in part.policies],
-    )
-
-
-# What is found ------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Pair:
-    """A row beside OptScale^0's of the same N.
-
-    Attributes:
-        tokens: Share of OptScale^0's tokens (or completions) spent more, with its interval.
-        value: Accuracy (or score) above OptScale^0's, with its interval.
-    """
-
-    tokens: Interval
-    value: Interval
-
-
-def _against(rows: Sequence[Row], options: Options) -> list[Pair | None]:
-    bases = {row.cap: row.fit for row in rows if row.method.label == LABELS[None]}
-    found: list[Pair | None] = []
-    for row in rows:
-        base = bases.get(row.cap)
-        if base is None or base is row.fit:
-            found.append(None)
-            continue
-        more = (row.fit.tokens - base.tokens) / base.tokens.mean()
-        both = options.interval(np.stack([more, row.fit.correct - base.correct]))
-        found.append(Pair(*(Interval(*(part[i] for part in both)) for i in range(2))))
-    return found
-
-
-def _table(
-    found: Run,
-    rows: Sequence[Row],
-    pairs: Sequence[Pair | None],
-    config: ComparePriorsConfig,
-    notes: Sequence[str],
-) -> Table:
-    accuracy = found.value == "accuracy"
-    scale, digits = (100, 1) if accuracy else (1, 3)
-    columns = ["N", "prior", "accuracy, %" if accuracy else "score", "against best-of-N"]
-    columns += [found.cost, "saved, %", f"{found.cost} against OptScale⁰, %"]
-    columns += ["accuracy against OptScale⁰" if accuracy else "score against OptScale⁰"]
-    cells = []
-    for row, pair in zip(rows, pairs, strict=True):
-        line = [f"N = {row.cap}", row.method.label, f"{scale * float(row.value.mean):.{digits}f}"]
-        line += [_words(row.difference, scale, digits)]
-        line += [f"{float(row.cost.mean):,.{0 if found.cost == 'tokens' else 1}f}"]
-        line += [f"{100 * row.saved:.1f}"]
-        if pair is None:
-            line += ["", ""]
-        else:
-            line += [_words(pair.tokens, 100, 1), _words(pair.value, scale, digits)]
-        cells.append(line)
-    unit = "points" if accuracy else "score"
-    return Table(
-        title=f"{found.name}: what a prior is worth",
-        columns=columns,
-        rows=cells,
-        notes=[
-            f"Settings chosen on the other folds of the problems ({config.folds}-fold "
-            f"cross-fitting): fewest {found.cost} of those that lose at most {config.max_loss:.2%} "
-            "against best-of-N.",
-            f"Differences ({unit}, or % of {found.cost}) with their paired {config.level:.0%} "
-            "intervals over problems and orders. The predictor's own tokens count.",
-            *notes,
-        ],
-    )
-
-
-def _worth(pool: Pool, predicted: Path) -> str:
-    """What a prediction says of a problem's mean score, beside what one score says."""
-    with open(predicted, encoding="utf-8") as file:
-        records = {record["problem_id"]: record for record in map(json.loads, file)}
-    labels = labels_of_pool(pool, "")
-    known = [records[name] for name in labels.problem_ids]
-    n, mean, m2 = labels.stats.n, labels.stats.mean, labels.stats.m2
-    within = float(np.sum(m2) / max(np.sum(n - 1), 1))
-    # Means of n scores differ by more than the laws' means do, and from predictions likewise.
-    noise = within * float(np.mean(1 / n))
-    between = float(np.var(mean)) - noise
-    error = float(np.mean((np.array([record["mean"] for record in known]) - mean) ** 2)) - noise
-    if not (within > 0 and between > 0 and 0 < error < between):
-        return "The prediction of a problem's mean score explains nothing of it, or all."
-    explained, one = 1 - error / between, between / (between + within)
-    worth = explained / (1 - explained) * within / between
-    cost = ""
-    if pool.has_tokens:
-        length = max(float(np.mean(pool.tokens[pool.mask])), 1e-9)
-        cost = f", and costs {np.mean([record['tokens'] for record in known]) / length:.2f}"
-    return (
-        f"Of the variance of problems' mean scores the prediction explains {explained:.0%} and one "
-        f"score {one:.0%}: it is worth {worth:.2f} completions{cost}."
-    )
-
-
-def _words(interval: Interval, scale: float, digits: int) -> str:
-    mean, low, high = (scale * float(part) for part in interval)
-    return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
-
-
-def _write_csv(path: Path, rows: Sequence[Row], pairs: Sequence[Pair | None]) -> None:
-    columns: dict[str, list[Any]] = {}
-
-    def add(name: str, value: Any) -> None:
-        number = isinstance(value, float | np.floating)
-        columns.setdefault(name, []).append("" if number and np.isnan(value) else value)
-
-    def add_interval(name: str, interval: Interval | None) -> None:
-        for part in ("mean", "low", "high"):
-            key = name if part == "mean" else f"{name}_{part}"
-            add(key, np.nan if interval is None else float(getattr(interval, part)))
-
-    for row, pair in zip(rows, pairs, strict=True):
-        add("N", row.cap)
-        add("prior", row.method.label)
-        for name, interval in (
-            ("value", row.value),
-            ("cost", row.cost),
-            ("samples", row.samples),
-            ("difference", row.difference),
-            ("cost_against_optscale0", None if pair is None else pair.tokens),
-            ("value_against_optscale0", None if pair is None else pair.value),
-        ):
-            add_interval(name, interval)
-        add("saved", row.saved)
-        chosen = dict.fromkeys(row.fit.chosen.tolist())
-        settings = (row.method.settings[int(row.indices[index])] for index in chosen)
-        plain = ({k: v for k, v in s.items() if k != "prior"} for s in settings)
-        add("settings", " / ".join(describe(s, row.method.policy) for s in plain))
-    write_csv(path, columns)
-
-
-def _draw(
-    folder: Path,
-    found: Run,
-    rows: Sequence[Row],
-    pairs: Sequence[Pair | None],
-    options: Options,
-) -> None:
-    # Matplotlib takes a second to import, which --help should not.
-    from optscale_jax.report.figures import (
-        Curve,
-        accuracy_against_tokens,
-        differences_against_n,
-        save,
-    )
-
-    shown = [
-        Curve(label, *(np.array(column, float) for column in zip(*points, strict=True)))
-        for label in [*LABELS.values(), KNOWN]
-        if (
-            points := [
-                (row.cap, *(float(part) for part in pair.tokens))
-                for row, pair in zip(rows, pairs, strict=True)
-                if pair is not None and row.method.label == label
-            ]
-        )
-    ]
-    save(
-        differences_against_n(shown, baseline=LABELS[None], cost=found.cost, level=options.level),
-        folder / "saving",
-    )
-    curves = [Curve(f.label, f.cost, f.value) for f in frontiers(found, options)]
-    save(
-        accuracy_against_tokens(curves, x=found.cost, y=found.value, level=options.level),
-        folder / "accuracy_vs_tokens",
-    )
+def _predict(config: ComparePriorsConfig, folder: Path) -> tuple[list[str], Prediction]:
+    """Writes the priors of each kind; returns the problems' ids and what the head learned."""
+    assert config.checkpoint is not None  # __post_init__
+    assert config.problems is not None
+    with bad_input("checkpoint"):
+        predictor = Predictor.load(config.checkpoint)
+    with bad_input("problems"):
+        problems = load_problems(config.problems)
+    ids = [problem.id for problem in problems]
+    found: dict[Kind, Prediction] = {}
+    with progress() as bar:
+        task = bar.add_task("reading problems", total=len(LABELS) * len(problems))
+        for kind in LABELS:
+            with bad_input(config.checkpoint):
+                found[kind] = predictor.predict(
+                    [problem.text for problem in problems],
+                    kind=kind,
+                    model=config.model,
+                    cache=config.cache,
+                    advance=lambda count: bar.advance(task, count),
+                )
+            with open(folder / f"{kind}.jsonl", "w", encoding="utf-8") as file:
+                file.writelines(prior_lines(ids, found[kind]))
+    return ids, found["learned"]
 
 
 main = command(ComparePriorsConfig, run, __name__, configs="priors")

@@ -33,7 +33,7 @@ from optscale_jax.errors import InputError
 from optscale_jax.live.config import SolveConfig
 from optscale_jax.live.runs import DECISIONS
 from optscale_jax.report.tables import Table
-from optscale_jax.study.metrics import compare
+from optscale_jax.study.metrics import paired_intervals
 from optscale_jax.tiny import labels_path, pool_path
 
 __all__ = ["DemoConfig", "comparison", "main"]
@@ -193,7 +193,7 @@ def comparison(
                 "compared"
             )
     accuracy, tokens = (
-        compare(
+        paired_intervals(
             {name: getattr(run, field)[None] for name, run in found.items()},
             baseline=baseline,
             key=jax.random.key(0),

@@ -15,7 +15,6 @@ the prediction to compare with scores.
 """
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from optscale_jax.errors import InputError, bad_input
 from optscale_jax.predictor.errors import PredictorError
 from optscale_jax.predictor.predictor import Kind, Prediction, Predictor
 from optscale_jax.problems import load_problems
+from optscale_jax.study.priors import prior_lines
 
 __all__ = ["PredictConfig", "main", "write_priors"]
 
@@ -96,20 +96,7 @@ def write_priors(config: PredictConfig) -> Prediction:
             cache=config.cache,
             advance=lambda count: bar.advance(task, count),
         )
-        columns = {
-            "loc": found.prior.loc,
-            "scale": found.prior.scale,
-            "loc_sd": found.prior.loc_sd,
-            "scale_sd": found.prior.scale_sd,
-            "tokens": found.tokens,
-            "mean": found.mean,
-            "sd": found.sd,
-            "mean_low": found.mean_low,
-            "mean_high": found.mean_high,
-        }
-        for problem, *values in zip(problems, *(v.tolist() for v in columns.values()), strict=True):
-            record = {"problem_id": problem.id, **dict(zip(columns, values, strict=True))}
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        file.writelines(prior_lines([problem.id for problem in problems], found))
     return found
 
 

@@ -23,7 +23,15 @@ from optscale_jax.policies.stacking import as_arrays, axes
 from optscale_jax.pool import Pool
 from optscale_jax.typing import Array
 
-__all__ = ["ReplayResult", "check_pool", "compilations", "permutations", "replay"]
+__all__ = [
+    "Refusal",
+    "ReplayResult",
+    "check_pool",
+    "compilations",
+    "permutations",
+    "refusal",
+    "replay",
+]
 
 
 class ReplayResult(NamedTuple):
@@ -141,6 +149,64 @@ def _run(policy, prior, scores, answers, tokens) -> _Stop:
     return jax.vmap(one_setting, in_axes=(axes(policy),))(policy)
 
 
+class Refusal(NamedTuple):
+    """Why a policy cannot be replayed over a pool.
+
+    Attributes:
+      reason: what the pool lacks.
+      remedy: what to do; "" where there is nothing.
+    """
+
+    reason: str
+    remedy: str = ""
+
+
+def refusal(pool: Pool, policy: Policy, num_permutations: int) -> Refusal | None:
+    """Why a policy cannot be replayed over a pool, or None if it can.
+
+    Args:
+      pool: the pool.
+      policy: the rule.
+      num_permutations: K, as for `replay`.
+
+    Returns:
+      The pool lacks scores, answers or lengths that the policy needs, has too few completions for
+      its cap, or is sequential and the policy parallel or the reverse.
+    """
+    if policy.kind != pool.kind:
+        if pool.kind == "sequential":
+            return Refusal(
+                "it is sequential (each completion saw the answer before), but this policy is for "
+                "independent draws",
+                "use mr_thinking, or a parallel pool",
+            )
+        return Refusal(
+            "its completions are independent draws, but this policy needs a sequential pool, where "
+            "each completion saw the answer before"
+        )
+    if pool.kind == "sequential" and num_permutations > 0:
+        return Refusal(
+            "the rounds of a sequential pool happened in one order only",
+            "replay them with 0 permutations",
+        )
+    if policy.uses_scores and not pool.has_scores:
+        return Refusal("it has no verifier scores, which this policy needs")
+    if policy.uses_answers and not pool.has_answers:
+        return Refusal("it has no answers to compare, which this policy's votes need")
+    if policy.uses_tokens and not pool.has_tokens:
+        return Refusal("it lacks the length of some completions, which this policy needs")
+    deepest = int(np.max(policy.max_samples))
+    short = pool.samples_per_problem < deepest
+    if short.any():
+        first = int(np.argmax(short))
+        return Refusal(
+            f"problem {str(pool.problem_ids[first])!r} has {pool.samples_per_problem[first]} "
+            f"completions, fewer than the policy's maximum of {deepest}",
+            "lower max_samples or use a deeper pool",
+        )
+    return None
+
+
 def check_pool(pool: Pool, policy: Policy, num_permutations: int) -> None:
     """Refuses a pool that a policy cannot be replayed over.
 
@@ -150,37 +216,11 @@ def check_pool(pool: Pool, policy: Policy, num_permutations: int) -> None:
       num_permutations: K, as for `replay`.
 
     Raises:
-      PoolError: the pool lacks scores, answers or lengths that the policy needs, has too few
-        completions for its cap, or is sequential and the policy parallel or the reverse.
+      PoolError: as `refusal` says.
     """
-    if policy.kind != pool.kind:
-        raise PoolError(
-            "pool: it is sequential (each completion saw the answer before), but this policy is "
-            "for independent draws; use mr_thinking, or a parallel pool"
-            if pool.kind == "sequential"
-            else "pool: its completions are independent draws, but this policy needs a sequential "
-            "pool, where each completion saw the answer before"
-        )
-    if pool.kind == "sequential" and num_permutations > 0:
-        raise PoolError(
-            "pool: the rounds of a sequential pool happened in one order only; replay them with 0 "
-            "permutations"
-        )
-    if policy.uses_scores and not pool.has_scores:
-        raise PoolError("pool: it has no verifier scores, which this policy needs")
-    if policy.uses_answers and not pool.has_answers:
-        raise PoolError("pool: it has no answers to compare, which this policy's votes need")
-    if policy.uses_tokens and not pool.has_tokens:
-        raise PoolError("pool: it lacks the length of some completions, which this policy needs")
-    deepest = int(np.max(policy.max_samples))
-    short = pool.samples_per_problem < deepest
-    if short.any():
-        first = int(np.argmax(short))
-        raise PoolError(
-            f"pool: problem {str(pool.problem_ids[first])!r} has "
-            f"{pool.samples_per_problem[first]} completions, fewer than the policy's maximum of "
-            f"{deepest}; lower max_samples or use a deeper pool"
-        )
+    found = refusal(pool, policy, num_permutations)
+    if found is not None:
+        raise PoolError(f"pool: {'; '.join(part for part in found if part)}")
 
 
 def _priors(prior: Prior | None, num_problems: int) -> Prior | None:

@@ -11,36 +11,56 @@ import pytest
 import yaml
 
 from eval import report as command
-from optscale_jax.report.paper_table import latex, paper_table
-from optscale_jax.study.comparison import (
+from optscale_jax import Pool
+from optscale_jax.report.comparison import paper_table, section, table_of
+from optscale_jax.report.page import page
+from optscale_jax.report.tables import latex
+from optscale_jax.study import (
+    Aim,
+    Method,
     Options,
-    Run,
-    compare_methods,
+    Outcomes,
+    compare,
+    find,
     frontiers,
     sensitivity,
 )
-from optscale_jax.study.outcomes import read_outcomes
-from optscale_jax.study.tuning import Aim, cross_fit
+from optscale_jax.study.pools import PoolSource
+from optscale_jax.study.tuning import cross_fit
 
 CAPS, PROBLEMS, ORDERS = (8, 16), 40, 3
 S_MIN, ALPHA = (0.85, 0.9, 0.95), (0.9, 0.95)
+# What there is to draw without a pool's scores.
+DRAWN = ("accuracy_vs_tokens", "tokens_vs_n", "sensitivity_s_min", "sensitivity_alpha")
 OPTIONS = Options(Aim(max_loss=0.01), num_resamples=200)
 
 
-def outcomes(seed=0, problems=PROBLEMS):
-    """Methods as a run folder holds them, and their arrays: deeper costs more and wins more."""
+def outcomes(seed=0, problems=PROBLEMS) -> Outcomes:
+    """Three methods, as a replay leaves them: deeper costs more and wins more."""
     rng = np.random.default_rng(seed)
     ease = rng.random(problems)
-    methods, samples, chance = [], [], []
 
-    def add(policy, label, settings, caps, share):
-        methods.append(
-            {"policy": policy, "label": label, "settings": settings, "caps": list(map(int, caps))}
+    def method(name, label, settings, caps, shares, oracle=False):
+        drawn, correct = [], []
+        for cap, share in zip(caps, shares, strict=True):
+            some = np.clip(rng.binomial(cap, share, (ORDERS, problems)), 1, cap)
+            drawn.append(np.full((ORDERS, problems), cap) if share == 1 else some)
+            chance = np.clip(ease + 0.06 * np.log2(cap * share), 0, 1)
+            correct.append(rng.random((ORDERS, problems)) < chance)
+        samples = np.stack(drawn).astype(np.int32)
+        return Method(
+            name=name,
+            label=label,
+            settings=settings,
+            caps=np.array(caps),
+            num_samples=samples,
+            tokens=100 * samples,
+            score=np.full(samples.shape, 0.9, np.float32),
+            correct=np.stack(correct),
+            selected_index=samples - 1,
+            stop_reason=np.ones_like(samples),
+            oracle=oracle,
         )
-        for cap, part in zip(caps, share, strict=True):
-            drawn = np.clip(rng.binomial(cap, part, (ORDERS, problems)), 1, cap)
-            samples.append(np.full((ORDERS, problems), cap) if part == 1 else drawn)
-            chance.append(np.clip(ease + 0.06 * np.log2(cap * part), 0, 1))
 
     grid = [
         {"s_min": s, "alpha": a, "max_samples": c, "min_samples": 3, "decide": "every_sample"}
@@ -49,36 +69,30 @@ def outcomes(seed=0, problems=PROBLEMS):
         for a in ALPHA
     ]
     shares = [(0.2 + 8 * (g["s_min"] - 0.85) * g["alpha"]) for g in grid]
-    add("optscale", "OptScale⁰", grid, [g["max_samples"] for g in grid], shares)
-    add("best_of_n", "best-of-N", [{"n": n} for n in (1, *CAPS)], (1, *CAPS), (1, 1, 1))
-    oracle = [{"s_min": 0.9, "alpha": 0.9, "max_samples": c} for c in CAPS]
-    add("known_law", "oracle", oracle, CAPS, (0.15, 0.15))
-    samples = np.stack(samples).astype(np.int32)
-    arrays = {
-        "num_samples": samples,
-        "tokens": 100 * samples,
-        "score": np.full(samples.shape, 0.9, np.float32),
-        "correct": rng.random(samples.shape) < np.stack(chance)[:, None],
-    }
-    return methods, arrays
+    known = [{"s_min": 0.9, "alpha": 0.9, "max_samples": c} for c in CAPS]
+    deepest = (1, *CAPS)
+    methods = [
+        method("optscale", "OptScale⁰", grid, [g["max_samples"] for g in grid], shares),
+        method("best_of_n", "best-of-N", [{"n": n} for n in deepest], deepest, (1, 1, 1)),
+        method("known_law", "oracle", known, CAPS, (0.15, 0.15), oracle=True),
+    ]
+    ids = np.array([f"p{i}" for i in range(problems)])
+    return Outcomes("pool", methods, ids, baselines=["best-of-N"])
 
 
 @pytest.fixture(scope="module")
-def run() -> Run:
-    return command.run_of("pool", *outcomes())
+def run() -> Outcomes:
+    return outcomes()
 
 
 @pytest.fixture(scope="module")
 def table_rows(run):
-    return compare_methods(run, CAPS, OPTIONS)
+    return compare(run, CAPS, OPTIONS)
 
 
-def write_run(folder: Path, seed=0, **config) -> Path:
+def write_run(folder: Path, seed=0, **changes) -> Path:
     folder.mkdir()
-    methods, arrays = outcomes(seed)
-    names = np.array([f"p{i}" for i in range(PROBLEMS)])
-    np.savez(folder / "outcomes.npz", methods=json.dumps(methods), problem_ids=names, **arrays)
-    (folder / "config.yaml").write_text(yaml.safe_dump({"permutations": ORDERS, **config}))
+    dataclasses.replace(outcomes(seed), name=folder.name, **changes).save(folder / "outcomes.npz")
     return folder
 
 
@@ -92,16 +106,17 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 def test_rows_are_cross_fitted_and_never_tuned_on_their_own_problems(run, table_rows):
     row = next(r for r in table_rows if r.method.label == "OptScale⁰" and r.cap == 16)
-    at = np.flatnonzero(row.method.caps == 16)
-    base = run.methods[1].value[2]
-    want = cross_fit(row.method.value[at], row.method.cost[at], base, OPTIONS.aim)
+    at = row.method.at(16)
+    value, cost = run.value(row.method)[at], run.cost(row.method)[at]
+    base = run.value(run.methods[1])[2]
+    want = cross_fit(value, cost, base, OPTIONS.aim)
     np.testing.assert_array_equal(row.fit.chosen, want.chosen)
     assert float(row.value.mean) == pytest.approx(want.correct.mean())
     assert float(row.cost.mean) == pytest.approx(want.tokens.mean())
     assert float(row.difference.mean) == pytest.approx((want.correct - base).mean())
     assert row.value.low <= row.value.mean <= row.value.high
     assert row.fit.optimism_accuracy == pytest.approx(
-        row.method.value[at[want.oracle]].mean() - want.correct.mean()
+        value[want.oracle].mean() - want.correct.mean()
     )
 
 
@@ -148,29 +163,27 @@ def test_sensitivity_holds_the_other_argument(run):
                 for i, s in enumerate(method.settings)
                 if (s["s_min"], s["alpha"], s["max_samples"]) == (x, 0.95, part.cap)
             )
-            assert value == pytest.approx(method.value[at].mean())
-            assert cost == pytest.approx(method.cost[at].mean())
+            assert value == pytest.approx(run.value(method)[at].mean())
+            assert cost == pytest.approx(run.cost(method)[at].mean())
 
 
-def test_without_a_baseline_differences_are_not_known():
-    methods, arrays = outcomes()
-    only = [methods[0]]
-    part = {name: values[: len(methods[0]["caps"])] for name, values in arrays.items()}
-    rows = compare_methods(command.run_of("pool", only, part), [8], OPTIONS)
+def test_without_a_baseline_differences_are_not_known(run):
+    rows = compare(dataclasses.replace(run, methods=run.methods[:1]), [8], OPTIONS)
     assert rows[0].baseline is None
     assert np.isnan(rows[0].difference.mean)
     assert np.isnan(rows[0].saved)
 
 
-def test_unknown_lengths_are_counted_in_completions_and_scores_stand_for_correctness():
-    methods, arrays = outcomes()
-    arrays["tokens"][0, 0, 0] = -1
-    del arrays["correct"]
-    arrays["score"][0, 0, 0] = np.nan
-    run = command.run_of("pool", methods, arrays)
-    assert (run.value, run.cost) == ("score", "samples")
-    assert run.methods[0].value[0, 0, 0] == 0
-    np.testing.assert_array_equal(run.methods[0].cost[0], arrays["num_samples"][0])
+def test_unknown_lengths_are_counted_in_completions_and_scores_stand_for_correctness(run):
+    first, *others = run.methods
+    tokens, score = first.tokens.copy(), first.score.copy()
+    tokens[0, 0, 0], score[0, 0, 0] = -1, np.nan
+    first = dataclasses.replace(first, tokens=tokens, score=score)
+    methods = [dataclasses.replace(method, correct=None) for method in (first, *others)]
+    unknown = dataclasses.replace(run, methods=methods)
+    assert unknown.kinds == ("score", "samples")
+    assert unknown.value(methods[0])[0, 0, 0] == 0
+    np.testing.assert_array_equal(unknown.cost(methods[0])[0], first.num_samples[0])
 
 
 # Tables -------------------------------------------------------------------------------------------
@@ -178,28 +191,35 @@ def test_unknown_lengths_are_counted_in_completions_and_scores_stand_for_correct
 
 @pytest.fixture(scope="module")
 def table(table_rows):
-    heads = {"pool": ("accuracy, %", "tokens")}
-    return paper_table("Title", {"pool": table_rows}, heads, notes=["100% of a_b"])
+    kinds = {"pool": ("accuracy", "tokens")}
+    return paper_table("Title", {"pool": table_rows}, kinds, notes=["100% of a_b"])
 
 
 def test_the_best_of_each_n_is_bold_and_the_oracle_does_not_compete(table, table_rows):
-    for cap, rows in table.blocks.items():
-        competing = [r for r in table_rows if r.cap == cap and r.method.policy != "known_law"]
+    assert len(table.rows) == len(table_rows)
+    for (cap, label, value, cost), row in zip(table.rows, table_rows, strict=True):
+        assert (cap, label) == (str(row.cap), row.method.label)
+        competing = [r for r in table_rows if r.cap == row.cap and r.method.label != "oracle"]
         best = max(round(100 * float(r.value.mean), 1) for r in competing)
         cheapest = min(float(r.cost.mean) for r in competing)
-        for (label, (pair,)), row in zip(
-            rows, [r for r in table_rows if r.cap == cap], strict=True
-        ):
-            oracle = row.method.policy == "known_law"
-            assert label == row.method.label
-            assert pair.value.best == (not oracle and round(100 * float(row.value.mean), 1) == best)
-            assert pair.cost.best == (not oracle and float(row.cost.mean) == cheapest)
+        oracle = label == "oracle"
+        assert value.best == (not oracle and round(100 * float(row.value.mean), 1) == best)
+        assert cost.best == (not oracle and float(row.cost.mean) == cheapest)
+        assert value.number == pytest.approx(100 * float(row.value.mean))
+        assert cost.number == float(row.cost.mean)
 
 
-def test_one_table_in_four_formats(table):
+def test_one_table_in_every_format(table):
     text = table.to_markdown()
     bold = re.findall(r"\*\*([^*]+)\*\*", text)
-    assert len(bold) - 1 == table.to_latex().count(r"\textbf{") == table.to_html().count("<b>")
+    assert len(bold) - 1 == table.to_latex().count(r"\textbf{")
+    assert text.splitlines()[2] == "| N | method | pool: accuracy, % | pool: tokens |"
+    assert text.splitlines()[3] == "| ---: | --- | ---: | ---: |"
+    # The first cell stands once for its block.
+    assert [line.split(" | ")[0] for line in text.splitlines()[4:10]] == [
+        *("| 8", "| ", "| "),
+        *("| 16", "| ", "| "),
+    ]
     rows = list(csv.DictReader(table.to_csv().splitlines()))
     assert [row["N"] for row in rows] == ["8"] * 3 + ["16"] * 3
     assert sum(int(row["pool: tokens, best"]) for row in rows) == 2
@@ -230,16 +250,17 @@ def written(tmp_path_factory) -> Path:
 
 def test_files_are_there_and_the_page_needs_no_other(written):
     files = {str(p.relative_to(written)) for p in written.rglob("*") if p.is_file()}
-    drawn = ("accuracy_vs_tokens", "tokens_vs_n", "sensitivity_s_min", "sensitivity_alpha")
     assert files == {
         *command.FILES,
-        *(f"{run}/{name}.{suffix}" for run in "ab" for name in drawn for suffix in ("png", "pdf")),
+        *(f"{run}/{name}.{suffix}" for run in "ab" for name in DRAWN for suffix in ("png", "pdf")),
     }
-    page = (written / "index.html").read_text()
-    assert page.count("data:image/png;base64,") == 8
-    assert not re.search(r'(?:src|href)="(?!data:|#)', page)
-    assert "MR-Thinking is left out" in page
-    assert "Tuned on the test set it would claim" in page
+    text = (written / "index.html").read_text()
+    assert text.count("data:image/png;base64,") == 8
+    assert not re.search(r'(?:src|href)="(?!data:|#)', text)
+    assert "MR-Thinking is left out" in text
+    table = (written / "table.md").read_text()
+    assert text.count("<b>") == table.count("**") // 2 - 1  # the title is bold too
+    assert "Tuned on the test set it would claim" in text
 
 
 def test_table_has_the_papers_layout(written):
@@ -267,51 +288,48 @@ def test_comparison_and_curves_hold_the_numbers_of_the_table(written):
     assert [row["method"] for row in curves] == ["OptScale⁰", "best-of-N", "oracle"] * 2
 
 
-def test_runs_of_one_name_share_their_columns(tmp_path, capsys):
-    both = write_run(tmp_path / "a")
-    other = write_run(tmp_path / "b", seed=1)
-    with np.load(other / "outcomes.npz") as archive:
-        arrays = dict(archive)
-    methods = json.loads(str(arrays["methods"]))
-    for method in methods:
-        method["label"] += ", again"
-    np.savez(other / "outcomes.npz", **(arrays | {"methods": json.dumps(methods)}))
-    out = tmp_path / "out"
-    arguments = ["--runs", str(both), str(other), "--names", "x", "x", "--out", str(out)]
+def test_runs_of_one_name_share_their_columns_and_names_are_text(tmp_path):
+    """Two methods in one folder, one in another, under a name that would be HTML."""
+    optscale, best, oracle = outcomes().methods
+    both = write_run(tmp_path / "a", methods=[optscale, best])
+    other = write_run(tmp_path / "b", methods=[oracle])
+    out, name = tmp_path / "out", "<script>alert('&')</script>"
+    arguments = ["--runs", str(both), str(other), "--names", name, name, "--out", str(out)]
     assert command.main([*arguments, "--resamples", "50"]) == 0
     rows = read_csv(out / "table.csv")
-    assert len(rows) == 12
-    assert sum(name.startswith("x: ") for name in rows[0]) == 4
-    assert {p.name for p in out.iterdir() if p.is_dir()} == {"x", "x.2"}
+    assert [row["method"] for row in rows] == ["OptScale⁰", "best-of-N", "oracle"] * 2
+    assert sum(heading.startswith(f"{name}: ") for heading in rows[0]) == 4
+    folders = {path.name for path in out.iterdir() if path.is_dir()}
+    assert len(folders) == 2
+    assert {folder.removesuffix(".2") for folder in folders} == {"_script_alert_______script_"}
+    text = (out / "index.html").read_text()
+    assert "<script" not in text
+    assert "&lt;script&gt;alert(&#39;&amp;&#39;)" in text
 
 
-def test_per_problem_csv_is_read_where_there_is_no_npz(tmp_path):
-    folder = write_run(tmp_path / "a")
-    methods, arrays, ids = read_outcomes(folder)
-    (folder / "outcomes.npz").unlink()
-    with open(folder / "per_problem.csv", "w", newline="") as file:
-        out = csv.writer(file)
-        heads = "policy setting permutation problem_id n_samples tokens selected_index correct"
-        out.writerow([*heads.split(), "stop_reason"])
-        at = 0
-        for method in methods:
-            for setting in method["settings"]:
-                words = " ".join(f"{name}={value}" for name, value in setting.items())
-                for k in range(ORDERS):
-                    for p, name in enumerate(ids):
-                        drawn, spent, right = (
-                            int(arrays[field][at, k, p])
-                            for field in ("num_samples", "tokens", "correct")
-                        )
-                        start = [method["policy"], words, k + 1, name, drawn, spent]
-                        out.writerow([*start, 0, right, "x"])
-                at += 1
-    again, found, names = read_outcomes(folder)
-    assert [m["caps"] for m in again] == [m["caps"] for m in methods]
-    assert [m["settings"] for m in again] == [m["settings"] for m in methods]
-    assert names.tolist() == ids.tolist()
-    for field in ("num_samples", "tokens", "correct"):
-        np.testing.assert_array_equal(found[field], arrays[field])
+def test_a_pool_that_is_gone_or_another_costs_its_figures_only(tmp_path):
+    file = tmp_path / "some.npz"
+    scores = np.random.default_rng(0).random((PROBLEMS, 16))
+    Pool.from_arrays(scores=scores).save(file)
+    folder = write_run(tmp_path / "a", source=PoolSource(str(file)).with_checksum())
+    found = command._read_run(folder)
+    assert found.pool is not None
+    np.testing.assert_array_equal(found.pool.scores, scores.astype(np.float32))
+    Pool.from_arrays(scores=scores / 2).save(file)
+    changed = command._read_run(folder)
+    assert changed.pool is None
+    assert changed.notes == [f"its pool, {file}, is another one now: no figures of scores"]
+    file.unlink()
+    gone = command._read_run(folder)
+    assert gone.notes == [f"its pool, {file}, is no longer there: no figures of scores"]
+    # What was replayed is reported on all the same, and the page says what is missing.
+    found = find(gone.outcomes, None, OPTIONS, notes=gone.notes)
+    assert found.fit is None
+    shown = section(found, anchor="a")
+    assert {each.name for each in shown.drawings} == set(DRAWN)
+    text = page("title", table_of([found], OPTIONS), [shown._replace(drawings=())])
+    assert gone.notes[0] in text
+    assert "warning" not in text.partition("</style>")[2]
 
 
 def refuse(tmp_path, capsys, arguments, *words):
@@ -329,7 +347,7 @@ def test_what_cannot_be_reported_on(tmp_path, capsys):
     run = write_run(tmp_path / "run")
     refuse(tmp_path, capsys, [], "nothing to report on")
     refuse(tmp_path, capsys, ["--runs", tmp_path / "none"], tmp_path / "none", "no such folder")
-    refuse(tmp_path, capsys, ["--runs", tmp_path], "neither outcomes.npz nor per_problem.csv")
+    refuse(tmp_path, capsys, ["--runs", tmp_path], "no outcomes.npz is in it", "--outcomes true")
     refuse(tmp_path, capsys, ["--runs", run, run], "is there twice", "--names")
     refuse(tmp_path, capsys, ["--runs", run, "--names", "a", "b"], "names are 2")
     refuse(tmp_path, capsys, ["--runs", run, "--n", "32"], "no method has an N")
@@ -342,15 +360,8 @@ def test_what_cannot_be_reported_on(tmp_path, capsys):
 
 
 def test_one_problem_leaves_none_to_tune_on(tmp_path, capsys):
-    methods, arrays = outcomes(problems=1)
-    (tmp_path / "run").mkdir()
-    np.savez(
-        tmp_path / "run" / "outcomes.npz",
-        methods=json.dumps(methods),
-        problem_ids=np.array(["p"]),
-        **arrays,
-    )
-    refuse(tmp_path, capsys, ["--runs", tmp_path / "run"], "num_folds must be between 2 and the 1")
+    outcomes(problems=1).save(tmp_path / "outcomes.npz")
+    refuse(tmp_path, capsys, ["--runs", tmp_path], "num_folds must be between 2 and the 1")
 
 
 @dataclasses.dataclass
@@ -403,10 +414,10 @@ def test_official_pools_parallel_and_sequential_make_one_table(tmp_path):
         out = tmp_path / kind
         assert command.main([*map(str, arguments), "--kind", kind, "--out", str(out)]) == 0
     # Both kinds under one heading, from the folders that the two reports left.
-    runs = [str(tmp_path / kind / "x") for kind in ("parallel", "sequential")]
-    out = tmp_path / "both"
-    assert command.main(["--runs", *runs, "--names", "x", "x", "--out", str(out)]) == 0
-    rows = read_csv(out / "table.csv")
+    runs = [command._read_run(tmp_path / kind / "x") for kind in ("parallel", "sequential")]
+    sources = command._named(runs, ["x", "x"])
+    table = table_of([find(each.outcomes, None, OPTIONS) for each in sources], OPTIONS)
+    rows = list(csv.DictReader(table.to_csv().splitlines()))
     assert [(row["N"], row["method"]) for row in rows] == [
         (n, m) for n in ("8", "64") for m in ("best-of-N", "MR-Thinking")
     ]

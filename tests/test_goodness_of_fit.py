@@ -36,7 +36,10 @@ def test_scores_of_the_model_are_trusted(fitted):
     # The mean of 100 distances, each with a relative sd below 0.3, against another such mean.
     assert fitted.ks_ratio == pytest.approx(1.0, abs=4 * 0.3 * np.sqrt(2 / 100))
     assert fitted.pit[~np.isnan(fitted.pit)].mean() == pytest.approx(0.5, abs=0.01)
-    assert verdict(fitted).startswith("The truncated normal fits")
+    found = verdict(fitted)
+    assert found.trusted
+    assert found.reasons == ()
+    assert found.sentence.startswith("The truncated normal fits")
 
 
 def test_two_clusters_are_not_trusted(pool):
@@ -44,12 +47,17 @@ def test_two_clusters_are_not_trusted(pool):
     scores = np.where(rng.random((50, 64)) < 0.5, 0.05, 0.9) + 0.01 * rng.random((50, 64))
     other = calibrate(Pool.from_arrays(scores=scores), key=KEY)
     assert other.ks_ratio > 1.5
-    assert "times as far" in verdict(other)
+    found = verdict(other)
+    assert not found.trusted
+    assert "times as far" in " ".join(found.reasons)
+    assert all(reason in found.sentence for reason in found.reasons)
 
 
 def test_scores_at_the_boundary_are_not_trusted():
     scores = np.where(np.random.default_rng(1).random((50, 64)) < 0.4, 1.0, 0.8)
-    assert "at 0 or 1" in verdict(calibrate(Pool.from_arrays(scores=scores), key=KEY))
+    found = verdict(calibrate(Pool.from_arrays(scores=scores), key=KEY))
+    assert not found.trusted
+    assert "at 0 or 1" in found.reasons[0]
 
 
 def test_a_mask_leaves_missing_completions_out(pool):

@@ -8,7 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optscale_jax.records import TokenLedger
-from optscale_jax.study.metrics import bootstrap, compare, known_tokens, summarise
+from optscale_jax.study.metrics import (
+    bootstrap,
+    known_mean,
+    known_tokens,
+    paired_intervals,
+)
 
 KEY = jax.random.key(0)
 
@@ -27,36 +32,16 @@ def test_ledger_of_arrays_and_unknowns():
     assert len(jax.tree.leaves(ledger)) == 4
 
 
-def test_summary_of_a_small_run():
-    run = {
-        "num_samples": np.array([[1, 2, 3], [3, 4, 5]]),
-        "correct": np.array([[True, False, True], [False, False, True]]),
-        "tokens": np.array([[10, 20, 30], [10, 20, 60]]),
-        "score": np.array([[0.5, np.nan, 1.0], [0.5, 0.5, 1.0]]),
-    }
-    summary = summarise(**run)
-    assert summary.num_samples == 3
-    assert summary.accuracy == 0.5
-    assert summary.tokens == 25
-    assert summary.score == 0.7
-    each = summarise(**run, per_permutation=True)
-    np.testing.assert_allclose(each.accuracy, [2 / 3, 1 / 3])
-    np.testing.assert_allclose(each.tokens, [20, 30])
+def test_means_are_of_what_is_known():
+    score = np.array([[0.5, np.nan, 1.0], [0.5, 0.5, 1.0]])
+    np.testing.assert_allclose(known_mean(score), [0.75, 2 / 3])
+    assert known_mean(score, (-2, -1)) == 0.7
+    np.testing.assert_array_equal(known_mean(np.full((2, 3), np.nan)), [np.nan, np.nan])
 
 
-def test_summary_keeps_settings_and_accepts_device_arrays():
-    summary = summarise(num_samples=jax.numpy.ones((5, 2, 3), int))
-    np.testing.assert_array_equal(summary.num_samples, np.ones(5))
-    assert np.all(np.isnan(summary.accuracy))
-    assert np.all(np.isnan(summary.tokens))
-    assert np.all(np.isnan(summary.score))
-
-
-def test_one_unknown_count_makes_the_mean_unknown():
+def test_one_unknown_count_makes_all_unknown():
     tokens = np.array([[[5, 7]], [[5, -1]]])
     np.testing.assert_array_equal(known_tokens(tokens), [[[5, 7]], [[np.nan, np.nan]]])
-    summary = summarise(num_samples=np.ones((2, 1, 2)), tokens=tokens)
-    np.testing.assert_array_equal(summary.tokens, [6, np.nan])
 
 
 def test_resampled_means_are_those_of_explicit_resamples():
@@ -126,7 +111,7 @@ def test_paired_difference_is_narrower_and_equals_bootstrap_of_the_difference():
         "best_of_n": problems + 0.1 * generator.normal(size=(5, 200)),
         "optscale": problems + 0.05 + 0.1 * generator.normal(size=(5, 200)),
     }
-    table = compare(values, baseline="best_of_n", key=KEY)
+    table = paired_intervals(values, baseline="best_of_n", key=KEY)
     width = {name: table[name].value.high - table[name].value.low for name in table}
     difference = table["optscale"].difference
     # Unpaired, variances would add: sqrt(2) wider than one. Paired, only the noise is left.
@@ -152,7 +137,7 @@ def test_settings_share_resamples_and_calls_are_repeatable():
 
 def test_settings_broadcast_against_the_baseline():
     values = {"fixed": np.zeros((2, 7)), "swept": np.ones((5, 2, 7))}
-    table = compare(values, baseline="fixed", key=KEY)
+    table = paired_intervals(values, baseline="fixed", key=KEY)
     assert table["swept"].difference.mean.shape == (5,)
     assert table["fixed"].value.mean.shape == ()
 
@@ -192,16 +177,14 @@ def test_interval_is_ordered_bounded_and_moves_with_the_values(
         (lambda: bootstrap(np.ones((2, 2)), key=KEY, num_resamples=0), "num_resamples is 0"),
         (lambda: bootstrap(np.ones((2, 0)), key=KEY), r"shape \(2, 0\)"),
         (
-            lambda: compare({"a": np.ones((1, 2))}, baseline="b", key=KEY),
+            lambda: paired_intervals({"a": np.ones((1, 2))}, baseline="b", key=KEY),
             "baseline 'b' is not among the policies: a",
         ),
         (
-            lambda: compare({"a": np.ones((1, 2)), "b": np.ones((1, 3))}, baseline="a", key=KEY),
+            lambda: paired_intervals(
+                {"a": np.ones((1, 2)), "b": np.ones((1, 3))}, baseline="a", key=KEY
+            ),
             r"b has \(1, 3\) permutations and problems but a has \(1, 2\)",
-        ),
-        (
-            lambda: summarise(num_samples=np.ones((1, 2)), score=np.ones((2, 2))),
-            r"score has shape \(2, 2\) but num_samples has \(1, 2\)",
         ),
     ],
 )

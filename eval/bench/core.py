@@ -33,7 +33,6 @@ import scipy.optimize
 import scipy.special
 import scipy.stats
 
-from eval.replay import ReplayConfig, entries_of
 from optscale_jax import (
     Policy,
     Pool,
@@ -62,8 +61,8 @@ from optscale_jax.policies import (
     stack,
 )
 from optscale_jax.replay import compilations, permutations
-from optscale_jax.study.comparison import ORACLE
-from optscale_jax.study.outcomes import leave_out
+from optscale_jax.study.config import ReplayConfig
+from optscale_jax.study.entries import ORACLE, leave_out
 from optscale_jax.synthetic import synthetic_problems
 
 from .reference import (
@@ -512,7 +511,7 @@ def comparison(report: Report, quick: bool) -> None:
         unit = 1 if sys.platform == "darwin" else 1024
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
         config = parse(ReplayConfig, arguments, configs="replay")
-    entries, _ = leave_out(entries_of(config), pool, config.permutations)
+    entries, _ = leave_out(config.entries(), pool, config.permutations)
     plain = settings = 0
     for entry in entries:
         # Any law will do for the oracle, the one policy that cannot do without.

@@ -26,6 +26,7 @@ __all__ = [
     "PAGE_WIDTH",
     "STYLE",
     "Curve",
+    "Drawing",
     "accuracy_against_tokens",
     "differences_against_n",
     "save",
@@ -84,6 +85,22 @@ class Curve(NamedTuple):
     high: np.ndarray | None = None
     others_x: np.ndarray | None = None
     others_y: np.ndarray | None = None
+
+
+class Drawing(NamedTuple):
+    """A figure with its words.
+
+    Attributes:
+        name: Its file's, without a suffix.
+        figure: The figure.
+        heading: What stands above it.
+        caption: What it shows, and how to read it.
+    """
+
+    name: str
+    figure: Figure
+    heading: str
+    caption: str
 
 
 def accuracy_against_tokens(

@@ -7,92 +7,25 @@ would have claimed; its accuracy at every budget; and how much of an oracle's sa
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from optscale_jax.study.estimates import area_under_curve, share_of_saving, tokens_to_reach
 from optscale_jax.study.metrics import Interval, bootstrap
-from optscale_jax.study.statistics import area_under_curve, share_of_saving, tokens_to_reach
+from optscale_jax.study.outcomes import Method, Outcomes
 from optscale_jax.study.tuning import Aim, CrossFit, cross_fit
 
 __all__ = [
-    "ORACLE",
     "Frontier",
-    "Method",
     "Options",
     "Row",
-    "Run",
     "Sensitivity",
-    "compare_methods",
+    "compare",
     "frontiers",
     "sensitivity",
 ]
-
-ORACLE = "known_law"
-"""The policy that knows each problem's law of scores; never a candidate for the best."""
-
-_BASELINES = ("best_of_n", "self_consistency")
-# What differences and losses are taken from: the first of them that the run has at that N.
-
-
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """One policy of a run, arrays over S settings, K permutations and P problems.
-
-    Attributes:
-      policy: the factory's name.
-      label: its name in tables and figures.
-      settings: [S] all arguments of each setting.
-      caps: [S] the N of each setting: the most completions that it can draw.
-      value: float [S, K, P], whether the completion returned is correct; or its score, 0 where none
-        was returned.
-      cost: float [S, K, P], tokens, or completions where tokens are not known.
-      samples: float [S, K, P], completions.
-    """
-
-    policy: str
-    label: str
-    settings: Sequence[Mapping[str, Any]]
-    caps: np.ndarray
-    value: np.ndarray
-    cost: np.ndarray
-    samples: np.ndarray
-
-    def at(self, cap: int) -> np.ndarray:
-        """Indices of the settings whose N is `cap`."""
-        return np.flatnonzero(self.caps == cap)
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """Methods that were replayed over the same pool in the same orders.
-
-    Attributes:
-      name: the pool's.
-      methods: the comparison.
-      value: what `Method.value` is.
-      cost: what `Method.cost` is.
-    """
-
-    name: str
-    methods: Sequence[Method]
-    value: Literal["accuracy", "score"]
-    cost: Literal["tokens", "samples"]
-
-    def baseline(self, cap: int | None = None) -> tuple[str, np.ndarray, np.ndarray] | None:
-        """Label, value [K, P] and cost [K, P] of best-of-N, or else self-consistency.
-
-        Args:
-          cap: its N; None for the largest that it has.
-        """
-        for policy in _BASELINES:
-            for method in self.methods:
-                wanted = int(method.caps.max()) if cap is None else cap
-                at = method.at(wanted)
-                if method.policy == policy and at.size == 1:
-                    return method.label, method.value[at[0]], method.cost[at[0]]
-        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +40,7 @@ class Options:
       num_resamples: bootstrap resamples.
     """
 
-    aim: Aim
+    aim: Aim = dataclasses.field(default_factory=lambda: Aim(max_loss=0.01))
     num_folds: int = 5
     seed: int = 0
     level: float = 0.95
@@ -166,14 +99,31 @@ class Row(NamedTuple):
     saved: float
     share_of_saving: float
 
+    @property
+    def tuned(self) -> bool:
+        """Whether there was a choice."""
+        return len(self.indices) > 1
 
-def compare_methods(run: Run, caps: Sequence[int], options: Options) -> list[Row]:
+    def chosen_in_words(self, without: Sequence[str] = ()) -> str:
+        """The settings chosen, each once, but for some of their arguments."""
+        chosen = dict.fromkeys(self.fit.chosen.tolist())
+        return " / ".join(self.setting_in_words(index, without) for index in chosen)
+
+    def setting_in_words(self, index: int, without: Sequence[str] = ()) -> str:
+        """One of `indices`, but for some of its arguments."""
+        return self.method.describe(int(self.indices[index]), without)
+
+
+def compare(
+    outcomes: Outcomes, caps: Sequence[int] | None = None, options: Options | None = None
+) -> list[Row]:
     """Every method at every N, as in the paper's main table.
 
     Args:
-      run: the outcomes, of at least two problems.
-      caps: the N, in the table's order.
-      options: how to tune and how to estimate.
+      outcomes: of at least two problems.
+      caps: the N, in the table's order; default all that there are, rising.
+      options: how to tune and how to estimate; default the fewest tokens of the settings that lose
+        at most one point against the baseline, by five-fold cross-fitting.
 
     Returns:
       A row for each N and method that has settings there, N by N.
@@ -181,55 +131,53 @@ def compare_methods(run: Run, caps: Sequence[int], options: Options) -> list[Row
     Raises:
       ValueError: there is one problem only, which leaves none to tune on.
     """
+    options = options or Options()
+    caps = outcomes.caps if caps is None else caps
+    return [row for cap in caps for row in _rows_at(outcomes, int(cap), options)]
+
+
+def _rows_at(outcomes: Outcomes, cap: int, options: Options) -> list[Row]:
+    """The rows of one N."""
+    base = outcomes.baseline(cap)
+    found = [(m, at) for m in outcomes.methods if (at := m.at(cap)).size]
+    if not found:
+        return []
+    fits, samples = [], []
+    for method, at in found:
+        value, cost = outcomes.value(method)[at], outcomes.cost(method)[at]
+        fit = options.cross_fit(value, cost, value[-1] if base is None else base[1])
+        fits.append(fit)
+        problem = np.arange(value.shape[-1])
+        samples.append(method.num_samples[at[fit.chosen[fit.fold]], :, problem].T)
+    values = np.stack([fit.correct for fit in fits])
+    costs = np.stack([fit.tokens for fit in fits])
+    reference = np.full(values.shape[1:], np.nan) if base is None else base[1]
+    intervals = [
+        options.interval(each) for each in (values, costs, np.stack(samples), values - reference)
+    ]
+    means = [float(mean) for mean in intervals[1].mean]
+    spent = np.nan if base is None else float(base[2].mean())
+    oracle = next((c for (m, _), c in zip(found, means, strict=True) if m.oracle), np.nan)
     rows = []
-    for cap in caps:
-        base = run.baseline(cap)
-        found = [(m, m.at(cap)) for m in run.methods if m.at(cap).size]
-        fits, samples = [], []
-        for method, at in found:
-            value, cost = method.value[at], method.cost[at]
-            fit = options.cross_fit(value, cost, value[-1] if base is None else base[1])
-            fits.append(fit)
-            chosen = at[fit.chosen[fit.fold]]
-            samples.append(method.samples[chosen, :, np.arange(value.shape[-1])].T)
-        if not found:
-            continue
-        values = np.stack([fit.correct for fit in fits])
-        costs = np.stack([fit.tokens for fit in fits])
-        reference = np.full(values.shape[1:], np.nan) if base is None else base[1]
-        intervals = [
-            options.interval(each)
-            for each in (values, costs, np.stack(samples), values - reference)
-        ]
-        spent = np.nan if base is None else float(base[2].mean())
-        oracle = next(
-            (
-                c.mean()
-                for (m, _), c in zip(found, intervals[1].mean, strict=True)
-                if m.policy == ORACLE
-            ),
-            np.nan,
+    for index, ((method, at), fit, mean) in enumerate(zip(found, fits, means, strict=True)):
+        value, cost, drawn, difference = (
+            Interval(*(part[index] for part in interval)) for interval in intervals
         )
-        for index, ((method, at), fit) in enumerate(zip(found, fits, strict=True)):
-            value, cost, drawn, difference = (
-                Interval(*(part[index] for part in interval)) for interval in intervals
+        rows.append(
+            Row(
+                method=method,
+                cap=cap,
+                indices=at,
+                fit=fit,
+                value=value,
+                cost=cost,
+                samples=drawn,
+                baseline=None if base is None else base[0],
+                difference=difference,
+                saved=1 - mean / spent if spent > 0 else np.nan,
+                share_of_saving=share_of_saving(mean, spent, oracle),
             )
-            mean = float(cost.mean)
-            rows.append(
-                Row(
-                    method=method,
-                    cap=int(cap),
-                    indices=at,
-                    fit=fit,
-                    value=value,
-                    cost=cost,
-                    samples=drawn,
-                    baseline=None if base is None else base[0],
-                    difference=difference,
-                    saved=1 - mean / spent if spent > 0 else np.nan,
-                    share_of_saving=share_of_saving(mean, spent, float(oracle)),
-                )
-            )
+        )
     return rows
 
 
@@ -266,7 +214,9 @@ class Frontier(NamedTuple):
     reach_peeking: float
 
 
-def frontiers(run: Run, options: Options, *, num_budgets: int = 12) -> list[Frontier]:
+def frontiers(
+    outcomes: Outcomes, options: Options | None = None, *, num_budgets: int = 12
+) -> list[Frontier]:
     """Accuracy at each budget, the area under it, and the cost of the baseline's accuracy.
 
     A setting for each budget is chosen by cross-fitting too (most accurate of those that spend at
@@ -274,56 +224,67 @@ def frontiers(run: Run, options: Options, *, num_budgets: int = 12) -> list[Fron
     it is plotted.
 
     Args:
-      run: the outcomes.
+      outcomes: of at least two problems.
       options: how to tune and how to estimate.
       num_budgets: budgets, even in their logarithm, from one completion to the dearest setting.
 
     Returns:
-      One for each method of the run, in its order.
+      One for each method, in their order.
     """
-    base = run.baseline()
-    everything = [(m.value.mean((1, 2)), m.cost.mean((1, 2))) for m in run.methods]
+    options = options or Options()
+    base = outcomes.baseline()
+    costs = [outcomes.cost(method).mean((1, 2)) for method in outcomes.methods]
     single = min(
-        float(m.cost.sum() / np.maximum(m.samples.sum(), 1)) for m in run.methods if m.samples.any()
+        float(outcomes.cost(m).sum() / np.maximum(m.num_samples.sum(), 1))
+        for m in outcomes.methods
+        if m.num_samples.any()
     )
-    low = min(single, *(float(cost.min()) for _, cost in everything))
-    high = float(base[2].mean()) if base else max(float(cost.max()) for _, cost in everything)
+    low = min(single, *(float(cost.min()) for cost in costs))
+    high = float(base[2].mean()) if base else max(float(cost.max()) for cost in costs)
     low, high = max(low, 1e-9), max(high, 1.001 * max(low, 1e-9))
     budgets = np.geomspace(low, high, num_budgets) * (1 + 1e-9)
-    found = []
-    for method, (values, costs) in zip(run.methods, everything, strict=True):
-        reference = method.value[-1] if base is None else base[1]
-        points: dict[tuple[float, float], CrossFit] = {}
-        for budget in np.append(budgets[budgets >= costs.min()], costs.max()):
-            fit = options.cross_fit(
-                method.value, method.cost, reference, Aim(max_tokens=float(budget))
-            )
-            points[float(fit.tokens.mean()), float(fit.correct.mean())] = fit
-        order = sorted(points)
-        interval = options.interval(np.stack([points[point].correct for point in order]))
-        x = np.array([cost for cost, _ in order])
-        reach = options.cross_fit(method.value, method.cost, reference, Aim(max_loss=0.0))
-        found.append(
-            Frontier(
-                label=method.label,
-                cost=x,
-                value=np.asarray(interval.mean),
-                low=np.asarray(interval.low),
-                high=np.asarray(interval.high),
-                every_cost=costs,
-                every_value=values,
-                area=area_under_curve(x, interval.mean, low=low, high=high),
-                area_peeking=area_under_curve(costs, values, low=low, high=high),
-                reach_cost=np.nan if base is None else float(reach.tokens.mean()),
-                reach_difference=(
-                    np.nan if base is None else float((reach.correct - reference).mean())
-                ),
-                reach_peeking=(
-                    np.nan if base is None else tokens_to_reach(costs, values, reference.mean())
-                ),
-            )
-        )
-    return found
+    return [
+        _frontier(outcomes, method, base, budgets, (low, high), options)
+        for method in outcomes.methods
+    ]
+
+
+def _frontier(
+    outcomes: Outcomes,
+    method: Method,
+    base: tuple[str, np.ndarray, np.ndarray] | None,
+    budgets: np.ndarray,
+    ends: tuple[float, float],
+    options: Options,
+) -> Frontier:
+    """One method's; the area is taken between the ends."""
+    low, high = ends
+    value, cost = outcomes.value(method), outcomes.cost(method)
+    values, costs = value.mean((1, 2)), cost.mean((1, 2))
+    reference = value[-1] if base is None else base[1]
+    points: dict[tuple[float, float], CrossFit] = {}
+    for budget in np.append(budgets[budgets >= costs.min()], costs.max()):
+        fit = options.cross_fit(value, cost, reference, Aim(max_tokens=float(budget)))
+        points[float(fit.tokens.mean()), float(fit.correct.mean())] = fit
+    order = sorted(points)
+    interval = options.interval(np.stack([points[point].correct for point in order]))
+    x = np.array([spent for spent, _ in order])
+    reach = options.cross_fit(value, cost, reference, Aim(max_loss=0.0))
+    known = base is not None
+    return Frontier(
+        label=method.label,
+        cost=x,
+        value=np.asarray(interval.mean),
+        low=np.asarray(interval.low),
+        high=np.asarray(interval.high),
+        every_cost=costs,
+        every_value=values,
+        area=area_under_curve(x, interval.mean, low=low, high=high),
+        area_peeking=area_under_curve(costs, values, low=low, high=high),
+        reach_cost=float(reach.tokens.mean()) if known else np.nan,
+        reach_difference=float((reach.correct - reference).mean()) if known else np.nan,
+        reach_peeking=tokens_to_reach(costs, values, reference.mean()) if known else np.nan,
+    )
 
 
 class Sensitivity(NamedTuple):
@@ -353,12 +314,12 @@ class Sensitivity(NamedTuple):
 
 
 def sensitivity(
-    run: Run, argument: str, near: Mapping[str, float], options: Options
+    outcomes: Outcomes, argument: str, near: Mapping[str, float], options: Options
 ) -> list[Sensitivity]:
     """How the methods that vary an argument depend on it, the others held.
 
     Args:
-      run: the outcomes.
+      outcomes: what was replayed.
       argument: "s_min" or "alpha", say.
       near: values to hold the other varying arguments at; the nearest that there is.
       options: how to estimate.
@@ -367,8 +328,8 @@ def sensitivity(
       One for each method, but the oracle, and each of its N, where at least two values are.
     """
     found = []
-    for method in run.methods:
-        if method.policy == ORACLE or argument not in method.settings[0]:
+    for method in outcomes.methods:
+        if method.oracle or argument not in method.settings[0]:
             continue
         others = {
             name: min({s[name] for s in method.settings}, key=lambda v, w=wanted: (abs(v - w), v))
@@ -385,7 +346,7 @@ def sensitivity(
             x = np.array([method.settings[i][argument] for i in at], float)
             if len(np.unique(x)) < 2 or len(np.unique(x)) < len(x):
                 continue
-            interval = options.interval(method.value[at])
+            interval = options.interval(outcomes.value(method)[at])
             found.append(
                 Sensitivity(
                     label=method.label,
@@ -396,7 +357,7 @@ def sensitivity(
                     value=np.asarray(interval.mean),
                     low=np.asarray(interval.low),
                     high=np.asarray(interval.high),
-                    cost=method.cost[at].mean((1, 2)),
+                    cost=outcomes.cost(method)[at].mean((1, 2)),
                 )
             )
     return found

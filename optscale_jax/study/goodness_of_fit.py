@@ -23,7 +23,15 @@ from optscale_jax.estimation import Boundary, Params, Prior, ScoreStats, fit_mle
 from optscale_jax.pool import Pool
 from optscale_jax.typing import Array
 
-__all__ = ["Calibration", "Realised", "calibrate", "fitted_law", "realised_alpha", "verdict"]
+__all__ = [
+    "Calibration",
+    "Realised",
+    "Verdict",
+    "calibrate",
+    "fitted_law",
+    "realised_alpha",
+    "verdict",
+]
 
 BOUNDARY_MARGIN = 1e-3
 """Scores this close to 0 or 1 count as being on the boundary."""
@@ -186,14 +194,28 @@ def realised_alpha(pool: Pool, s_min: float, alpha: float, *, params: Params) ->
     return Realised(alpha, float((1 - miss)[can].mean()), int(can.sum()))
 
 
-def verdict(calibration: Calibration) -> str:
-    """One sentence on whether the truncated normal may be trusted on this pool.
+class Verdict(NamedTuple):
+    """Whether the truncated normal may be trusted on a pool.
+
+    Attributes:
+      trusted: whether it may.
+      sentence: that in one sentence.
+      reasons: what speaks against it.
+    """
+
+    trusted: bool
+    sentence: str
+    reasons: tuple[str, ...]
+
+
+def verdict(calibration: Calibration) -> Verdict:
+    """Whether the truncated normal may be trusted on this pool.
 
     Args:
       calibration: of the pool.
 
     Returns:
-      The sentence; it begins with "The truncated normal fits" or "Do not trust the bound".
+      The verdict; it is trusted where nothing speaks against it.
     """
     ratio, share = calibration.ks_ratio, calibration.boundary_share
     edge = float(np.mean(calibration.fit_boundary == Boundary.EXPONENTIAL_LIMIT))
@@ -211,8 +233,10 @@ def verdict(calibration: Calibration) -> str:
             "normal, or none"
         )
     if reasons:
-        return "Do not trust the bound here: " + "; ".join(reasons) + "."
-    return (
-        f"The truncated normal fits: the scores are {ratio:.2f} times as far from their fits as "
-        f"scores of the model are, and {share:.0%} of them are at 0 or 1."
-    )
+        sentence = f"Do not trust the bound here: {'; '.join(reasons)}."
+    else:
+        sentence = (
+            f"The truncated normal fits: the scores are {ratio:.2f} times as far from their fits "
+            f"as scores of the model are, and {share:.0%} of them are at 0 or 1."
+        )
+    return Verdict(not reasons, sentence, tuple(reasons))

@@ -14,26 +14,14 @@ from jaxtyping import Array, Float, Float64, Num, PRNGKeyArray, Shaped, UInt32
 __all__ = [
     "Comparison",
     "Interval",
-    "Summary",
     "bootstrap",
-    "compare",
+    "known_mean",
     "known_tokens",
-    "summarise",
+    "paired_intervals",
 ]
 
-Outcomes = Shaped[np.ndarray | Array, "*settings permutations problems"]
-# Of Outcomes' shape too, but checked in the function, whose message says which array is wrong.
-MatchingOutcomes = Shaped[np.ndarray | Array, "..."]
+Values = Shaped[np.ndarray | Array, "*settings permutations problems"]
 Key = PRNGKeyArray | UInt32[Array, "2"]
-
-
-class Summary(NamedTuple):
-    """Means of a run's outcomes; NaN where not known."""
-
-    accuracy: Float64[np.ndarray, "..."]  # share of problems whose returned completion is correct
-    num_samples: Float64[np.ndarray, "..."]  # completions drawn per problem
-    tokens: Float64[np.ndarray, "..."]  # tokens drawn per problem
-    score: Float64[np.ndarray, "..."]  # score of the returned completion, where one was returned
 
 
 class Interval(NamedTuple):
@@ -70,57 +58,15 @@ def known_tokens(
     return np.where(unknown, np.nan, counts)
 
 
-def summarise(
-    *,
-    num_samples: Outcomes,
-    correct: MatchingOutcomes | None = None,
-    tokens: MatchingOutcomes | None = None,
-    score: MatchingOutcomes | None = None,
-    per_permutation: bool = False,
-) -> Summary:
-    """Averages outcomes over problems and permutations.
-
-    Args:
-        num_samples: [..., K, P] completions drawn.
-        correct: [..., K, P] whether the returned completion is correct, boolean or a share in
-            [0, 1]; None = not known.
-        tokens: [..., K, P] tokens drawn; negative = unknown, which makes the mean NaN; None = not
-            known.
-        score: [..., K, P] score of the returned completion; NaN where none was returned, which the
-            mean leaves out; None = not known.
-        per_permutation: Average over problems only.
-
-    Returns:
-        The means, of shape [...], or [..., K] with `per_permutation`.
-
-    Raises:
-        ValueError: If the shapes differ, or if there is nothing to average.
-    """
-    shape = np.shape(num_samples)
-    axes = (-1,) if per_permutation else (-2, -1)
-    given = {"correct": correct, "tokens": tokens, "score": score}
-    for name, values in given.items():
-        if values is not None and np.shape(values) != shape:
-            raise ValueError(
-                f"{name} has shape {np.shape(values)} but num_samples has {shape}; both must be "
-                "[..., permutations, problems]"
-            )
-
-    def mean(values: Any) -> np.ndarray:
-        if values is None:
-            values = np.full(shape, np.nan)
-        return _mean(_outcomes(values), axes)
-
-    return Summary(
-        accuracy=mean(correct),
-        num_samples=mean(num_samples),
-        tokens=mean(None if tokens is None else known_tokens(np.asarray(tokens))),
-        score=mean(score),
-    )
+def known_mean(values: np.ndarray, axes: tuple[int, ...] = (-1,)) -> np.ndarray:
+    """The mean of what is known along some axes, problems if none is given; NaN if nothing is."""
+    known = ~np.isnan(values)
+    total, count = np.where(known, values, 0.0).sum(axis=axes), known.sum(axis=axes)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def bootstrap(
-    values: Outcomes,
+    values: Values,
     *,
     key: Key,
     num_resamples: int = 2000,
@@ -168,8 +114,8 @@ def bootstrap(
     return _interval(outcomes, means, level)
 
 
-def compare(
-    values: Mapping[str, Outcomes],
+def paired_intervals(
+    values: Mapping[str, Values],
     *,
     baseline: str,
     key: Key,
@@ -274,7 +220,7 @@ def _interval(outcomes: np.ndarray, means: np.ndarray, level: float) -> Interval
     quantile = np.nanquantile if np.isnan(filled).any() else np.quantile
     low, high = quantile(filled, [tail, 1 - tail], axis=-1)
     return Interval(
-        mean=_mean(outcomes, (-2, -1)),
+        mean=known_mean(outcomes, (-2, -1)),
         low=np.where(empty, np.nan, low),
         high=np.where(empty, np.nan, high),
     )
@@ -288,12 +234,6 @@ def _outcomes(values: Any) -> Float[np.ndarray, "*settings permutations problems
             "at least one of each"
         )
     return array
-
-
-def _mean(values: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
-    known = ~np.isnan(values)
-    total, count = np.where(known, values, 0.0).sum(axis=axes), known.sum(axis=axes)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def _weights(generator: np.random.Generator, num_resamples: int, size: int) -> np.ndarray:

@@ -1,367 +1,410 @@
-"""What policies did over a pool: replaying a whole comparison, and its file `outcomes.npz`.
+"""What policies did over a pool, in one record that every other part of `study` and `report` reads.
 
-`eval.replay` makes the outcomes and writes the file; `eval.report` reads it, or makes them itself.
+`Outcomes` holds, for each method, setting, permutation and problem, what was drawn, spent and
+returned. `study.entries.replay_comparison` makes one of a configured comparison,
+`Outcomes.from_results` of your own `replay` results; `save` and `load` keep it in a file, the
+`outcomes.npz` of a folder that eval.replay writes.
 """
 
-import csv
 import dataclasses
+import functools
 import json
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from optscale_jax.errors import InputError, PoolError, bad_input
-from optscale_jax.policies import Policy
+from optscale_jax.errors import InputError
 from optscale_jax.pool import Pool
-from optscale_jax.replay import ReplayResult, check_pool, replay
-from optscale_jax.study.goodness_of_fit import fitted_law
+from optscale_jax.replay import ReplayResult
 from optscale_jax.study.metrics import known_tokens
-from optscale_jax.study.priors import priors_of_entries
-from optscale_jax.study.registry import Entry
+from optscale_jax.study.pools import PoolSource
+from optscale_jax.study.registry import PriorConfig
 
-__all__ = [
-    "Replayed",
-    "caps_of",
-    "leave_out",
-    "read_outcomes",
-    "replay_entries",
-    "write_outcomes",
-]
+__all__ = ["METRICS", "CostKind", "Method", "Outcomes", "ValueKind"]
 
-ORACLE = "known_law"
-"""The policy that is told each problem's law of scores: the fit to all its scores in the pool."""
+FILE = "outcomes.npz"
+VERSION = 1
+METRICS = ("accuracy", "samples", "tokens", "score")
+ValueKind = Literal["accuracy", "score"]
+CostKind = Literal["tokens", "samples"]
+_ABOUT = ("name", "label", "settings", "words", "varying", "oracle")
+# The fields of a method that are arrays [S, K, P], as in `ReplayResult`.
+_ARRAYS = ("num_samples", "tokens", "score", "correct", "selected_index", "stop_reason")
 
 
-class Replayed(NamedTuple):
-    """One entry's outcomes, arrays over its S settings.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Method:
+    """One policy's outcomes, arrays over its S settings, K permutations and P problems.
 
     Attributes:
-        entry: The policy.
-        settings: [S] all arguments of each setting.
-        caps: [S] the most that each setting can draw.
-        result: Fields [S, K, P].
+      name: the policy's name in the registry.
+      label: its name in tables and figures.
+      settings: [S] all arguments of each setting, as JSON has them.
+      words: [S] those of each setting's arguments that tell it from others, in words.
+      caps: int [S], the N of each setting: the most completions that it can draw.
+      num_samples: int [S, K, P], completions drawn.
+      tokens: int [S, K, P], tokens of all completions drawn; -1 where one of them is unknown.
+      score: float [S, K, P], score of the completion returned; NaN if there is none.
+      correct: bool [S, K, P], whether it is correct; None if the pool does not know.
+      selected_index: int [S, K, P], its column in the pool; -1 = none was eligible.
+      stop_reason: int [S, K, P] `StopReason`.
+      varying: the arguments that were given several values.
+      oracle: whether it knows what no policy can know, and so does not compete.
     """
 
-    entry: Entry
-    settings: list[dict[str, Any]]
+    name: str
+    label: str
+    settings: Sequence[Mapping[str, Any]]
+    words: Sequence[Mapping[str, str]]
     caps: np.ndarray
-    result: ReplayResult
+    num_samples: np.ndarray
+    tokens: np.ndarray
+    score: np.ndarray
+    correct: np.ndarray | None
+    selected_index: np.ndarray
+    stop_reason: np.ndarray
+    varying: Sequence[str] = ()
+    oracle: bool = False
+
+    @classmethod
+    def from_result(
+        cls,
+        label: str,
+        result: ReplayResult | Sequence[ReplayResult],
+        *,
+        caps: int | Sequence[int],
+        name: str | None = None,
+        settings: Sequence[Mapping[str, Any]] | None = None,
+        words: Sequence[Mapping[str, str]] | None = None,
+        varying: Sequence[str] | None = None,
+        oracle: bool = False,
+    ) -> "Method":
+        """A method from what `replay` gives.
+
+        Args:
+          label: its name in tables and figures.
+          result: fields [S, K, P], or [K, P] for one setting; or a result for each setting.
+          caps: N of each setting, or of all.
+          name: the policy's name in the registry; default the label.
+          settings: [S] the arguments of each setting; default {"N": cap}.
+          words: [S] those arguments that tell a setting from others, in words; default all.
+          varying: the arguments that were given several values; default those that have several.
+          oracle: whether it does not compete.
+
+        Returns:
+          The method.
+
+        Raises:
+          ValueError: the caps or the settings are not as many as the results' settings.
+        """
+        whole = (
+            result
+            if isinstance(result, ReplayResult)
+            else jax.tree.map(lambda *fields: np.stack(fields), *result)
+        )
+        arrays: dict[str, Any] = {field: getattr(whole, field) for field in _ARRAYS}
+        if whole.num_samples.ndim == 2:
+            arrays = {k: None if each is None else each[None] for k, each in arrays.items()}
+        count = len(arrays["num_samples"])
+        spread = [caps] * count if isinstance(caps, int) else list(caps)
+        if settings is None:
+            settings = [{"N": int(cap)} for cap in spread]
+        if not len(spread) == len(settings) == count:
+            raise ValueError(
+                f"{label}: {count} settings were replayed, but caps are {len(spread)} and settings "
+                f"{len(settings)}"
+            )
+        if varying is None:
+            first = settings[0]
+            varying = [n for n in first if any(setting[n] != first[n] for setting in settings)]
+        return cls(
+            name=label if name is None else name,
+            label=label,
+            settings=[_plain(setting) for setting in settings],
+            words=words or [{k: f"{k}={v}" for k, v in setting.items()} for setting in settings],
+            caps=np.array(spread, int),
+            varying=varying,
+            oracle=oracle,
+            **arrays,
+        )
+
+    def metric(self, metric: str) -> np.ndarray:
+        """One of `METRICS`, float [S, K, P]; NaN where it is not known."""
+        if metric == "accuracy":
+            known = self.correct is not None
+            return np.asarray(self.correct if known else np.full(self.score.shape, np.nan), float)
+        if metric == "tokens":
+            return known_tokens(self.tokens)
+        return np.asarray(self.num_samples if metric == "samples" else self.score, float)
+
+    def at(self, cap: int) -> np.ndarray:
+        """Indices of the settings whose N is `cap`."""
+        return np.flatnonzero(self.caps == cap)
+
+    def describe(self, index: int, without: Sequence[str] = ()) -> str:
+        """A setting in words, such as "s_min=0.9 n=4", but for some of its arguments."""
+        return " ".join(text for name, text in self.words[index].items() if name not in without)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Outcomes:
+    """Methods that were replayed over the same pool in the same orders.
+
+    Attributes:
+      name: the pool's name.
+      methods: the comparison.
+      problem_ids: str [P].
+      stored_order: whether the one permutation is the pool's stored order.
+      baselines: labels of methods that differences are taken from: at each N, from the first that
+        has one setting there.
+      source: where the pool came from; None if it is not known.
+    """
+
+    name: str
+    methods: Sequence[Method]
+    problem_ids: np.ndarray
+    stored_order: bool = False
+    baselines: Sequence[str] = ()
+    source: PoolSource | None = None
+
+    @classmethod
+    def from_results(
+        cls,
+        pool: Pool,
+        results: Mapping[str, ReplayResult | Sequence[ReplayResult]],
+        *,
+        caps: int | Sequence[int] | Mapping[str, int | Sequence[int]],
+        settings: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+        baselines: Sequence[str] = (),
+        oracles: Sequence[str] = (),
+        name: str = "pool",
+        stored_order: bool = False,
+    ) -> "Outcomes":
+        """Outcomes from your own replays, with which everything of `study` and `report` works.
+
+        Args:
+          pool: the pool that all were replayed over, with the same key, so that they are paired.
+          results: label to the result of `replay` (fields [S, K, P], or [K, P] for one setting), or
+            a result for each setting.
+          caps: the most completions that each setting can draw; for all, or by label.
+          settings: label to the arguments of each setting; default {"N": cap}.
+          baselines: labels that differences are taken from, the first that has an N.
+          oracles: labels that do not compete.
+          name: the pool's name in tables.
+          stored_order: whether the replay was in the stored order.
+
+        Returns:
+          The outcomes.
+
+        Raises:
+          ValueError: results of other shapes than each other's or the pool's; caps or settings that
+            are not as many as a result's settings; a label that no result has.
+        """
+        settings = settings or {}
+        for label in (
+            *baselines,
+            *oracles,
+            *settings,
+            *(caps if isinstance(caps, Mapping) else ()),
+        ):
+            if label not in results:
+                raise ValueError(f"{label!r} is not among the results: {', '.join(results)}")
+        methods = [
+            Method.from_result(
+                label,
+                result,
+                caps=caps[label] if isinstance(caps, Mapping) else caps,
+                settings=settings.get(label),
+                oracle=label in oracles,
+            )
+            for label, result in results.items()
+        ]
+        for method in methods:
+            shape = method.num_samples.shape[1:]
+            if shape != (methods[0].num_samples.shape[1], pool.num_problems):
+                raise ValueError(
+                    f"{method.label} has {shape} permutations and problems, but "
+                    f"{methods[0].label} has {methods[0].num_samples.shape[1]} permutations and "
+                    f"the pool {pool.num_problems} problems; replay all over one pool in the same "
+                    "orders"
+                )
+        return cls(name, methods, pool.problem_ids, stored_order, baselines)
 
     @property
-    def outcomes(self) -> dict[str, np.ndarray]:
-        """Metric to values [S, K, P], NaN where not known."""
-        result = self.result
-        unknown = np.full(result.num_samples.shape, np.nan)
-        return {
-            "accuracy": unknown if result.correct is None else result.correct,
-            "samples": result.num_samples,
-            "tokens": known_tokens(result.tokens),
-            "score": result.score,
+    def num_permutations(self) -> int:
+        """K, 1 for the stored order."""
+        return self.methods[0].num_samples.shape[1]
+
+    @property
+    def permutation_numbers(self) -> np.ndarray:
+        """[K] what files call the permutations: from 1, or 0 for the stored order."""
+        return np.arange(self.num_permutations) + (0 if self.stored_order else 1)
+
+    @property
+    def caps(self) -> list[int]:
+        """Every N that a method has, rising."""
+        return sorted({int(cap) for method in self.methods for cap in method.caps})
+
+    @property
+    def value_kind(self) -> ValueKind:
+        """What counts as won: accuracy where correctness is known, else the score."""
+        return "score" if self.methods[0].correct is None else "accuracy"
+
+    @functools.cached_property
+    def cost_kind(self) -> CostKind:
+        """What counts as spent: tokens where all are known, else completions."""
+        known = all((method.tokens >= 0).all() for method in self.methods)
+        return "tokens" if known else "samples"
+
+    @property
+    def kinds(self) -> tuple[ValueKind, CostKind]:
+        """What counts as won, and what as spent."""
+        return self.value_kind, self.cost_kind
+
+    def value(self, method: Method) -> np.ndarray:
+        """What a method won, float [S, K, P]; a score of 0 where none was returned."""
+        return np.nan_to_num(method.metric(self.value_kind))
+
+    def cost(self, method: Method) -> np.ndarray:
+        """What a method spent, float [S, K, P]."""
+        return method.metric(self.cost_kind)
+
+    def baseline(self, cap: int | None = None) -> tuple[str, np.ndarray, np.ndarray] | None:
+        """Label, value [K, P] and cost [K, P] of what differences are taken from; None without one.
+
+        Args:
+          cap: its N; None for the largest that it has.
+        """
+        by_label = {method.label: method for method in self.methods}
+        for method in (by_label[label] for label in self.baselines if label in by_label):
+            at = method.at(int(method.caps.max()) if cap is None else cap)
+            if at.size == 1:
+                return method.label, self.value(method)[at[0]], self.cost(method)[at[0]]
+        return None
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a compressed .npz file without pickles.
+
+        Arrays of `Method` with the T settings of all methods in a row, [T, K, P]; `problem_ids`
+        [P]; and `about`, the other fields as JSON.
+
+        Args:
+          path: the file, replaced if it exists.
+        """
+        about = {
+            "version": VERSION,
+            "name": self.name,
+            "stored_order": self.stored_order,
+            "baselines": list(self.baselines),
+            "source": self.source and dataclasses.asdict(self.source),
+            "methods": [
+                {field: getattr(method, field) for field in _ABOUT} | {"caps": method.caps.tolist()}
+                for method in self.methods
+            ],
         }
+        arrays: dict[str, Any] = {
+            field: np.concatenate([getattr(method, field) for method in self.methods])
+            for field in _ARRAYS
+            if getattr(self.methods[0], field) is not None
+        }
+        np.savez_compressed(
+            path,
+            about=np.array(json.dumps(about, ensure_ascii=False)),
+            problem_ids=self.problem_ids,
+            **arrays,
+        )
 
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Outcomes":
+        """Reads a file that `save` wrote.
 
-def caps_of(entry: Entry) -> np.ndarray:
-    """[S] the most that each setting of an entry can draw."""
-    return np.array([policy.max_samples for policy in entry.policies])
+        Args:
+          path: the file, or the folder that it is in as `outcomes.npz`.
 
+        Returns:
+          The outcomes.
 
-def leave_out(
-    entries: Iterable[Entry], pool: Pool, num_permutations: int
-) -> tuple[list[Entry], list[str]]:
-    """Keeps the settings that a pool can serve.
-
-    Args:
-        entries: The comparison.
-        pool: The pool.
-        num_permutations: As for `replay`.
-
-    Returns:
-        The entries with what is left of their settings, and a sentence for each entry that lost
-        some, which says why.
-    """
-    kept, notes = [], []
-    for entry in entries:
-        served, reasons = [], {}
-        for index, policy in enumerate(entry.policies):
-            try:
-                check_pool(pool, policy, num_permutations)
-                served.append(index)
-            except PoolError as error:
-                reasons.setdefault(_reason(str(error)), []).append(policy.max_samples)
-        for reason, caps in reasons.items():
-            up_to = "" if not served else f" at N = {', '.join(map(str, sorted(set(caps))))}"
-            notes.append(f"{entry.label}{up_to} is left out: {reason}")
-        if served:
-            kept.append(entry.only(served))
-    return kept, notes
-
-
-def _reason(message: str) -> str:
-    """A refusal's reason without its remedy and without what it calls the pool."""
-    message = message.removeprefix("pool: ")
-    return message.split("; ")[0]
-
-
-def replay_entries(
-    pool: Pool,
-    entries: Sequence[Entry],
-    *,
-    source: str,
-    seed: int,
-    num_permutations: int,
-    advance: Callable[[], None] = lambda: None,
-) -> list[Replayed]:
-    """Replays a comparison over a pool, all policies in the same orders.
-
-    Args:
-        pool: The pool.
-        entries: The comparison.
-        source: What messages call the pool.
-        seed: Of the orders.
-        num_permutations: K, or 0 for the stored order.
-        advance: Called after each entry.
-
-    Returns:
-        The outcomes, in the entries' order.
-
-    Raises:
-        InputError: If the pool cannot serve a policy, or a policy's file of priors cannot be used.
-    """
-    priors, predictor_tokens = priors_of_entries(entries, pool)
-    for entry in entries:
-        told = entry.label in priors or any(s.get("prior") is not None for s in entry.settings)
-        if entry.name == ORACLE and pool.has_scores and not told:
-            priors[entry.label] = fitted_law(pool)
-
-    def one(entry: Entry, policy: Policy) -> ReplayResult:
-        with bad_input(f"{source}: {entry.where}", (PoolError,)):
-            result = replay(
-                pool,
-                policy,
-                key=jax.random.key(seed),
-                num_permutations=num_permutations,
-                prior=priors.get(entry.label),
-            )
-        read = predictor_tokens.get(entry.label)
-        if read is None:
-            return result
-        known = result.tokens >= 0
-        return result._replace(tokens=np.where(known, result.tokens + read, -1).astype(np.int32))
-
-    # Compilation takes most of the time; XLA does it without the interpreter's lock, so a second
-    # core helps. More threads than two would only hold more results in the making.
-    with ThreadPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as executor:
-        pending = [
-            [(at, executor.submit(one, entry, policy)) for at, policy in entry.stacks()]
-            for entry in entries
-        ]
-        try:
-            replayed = []
-            for entry, futures in zip(entries, pending, strict=True):
-                order = np.argsort([index for at, _ in futures for index in at])
-                parts = [future.result() for _, future in futures]
-                advance()
-                replayed.append(
-                    Replayed(
-                        entry=entry,
-                        settings=entry.settings,
-                        caps=caps_of(entry),
-                        result=jax.tree.map(
-                            lambda *fields, order=order: np.concatenate(fields)[order], *parts
-                        ),
-                    )
+        Raises:
+          InputError: there is no such file, or it cannot be used.
+        """
+        file = Path(path)
+        if file.is_dir():
+            file = file / FILE
+            if not file.is_file():
+                raise InputError(
+                    f"{path}: no {FILE} is in it; give a folder that eval.replay wrote (with "
+                    "--outcomes true, the default)"
                 )
-                futures.clear()
-            return replayed
-        except BaseException:
-            executor.shutdown(cancel_futures=True)
-            raise
+        if not file.is_file():
+            raise InputError(
+                f"{file}: no such folder or file; give a folder that eval.replay wrote"
+            )
+        try:
+            # Opened here, because np.load leaves a file open that it finds damaged.
+            with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as archive:
+                return _unpacked(dict(archive))
+        except _OtherVersion as error:
+            raise InputError(
+                f"{file}: written by {error} version of this package; run eval.replay again, with "
+                "--config and the config.yaml that stands beside it"
+            ) from error
+        except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError) as error:
+            raise InputError(
+                f"{file}: not what eval.replay writes ({error}); run it again"
+            ) from error
+        except (zipfile.BadZipFile, zlib.error) as error:
+            raise InputError(f"{file}: damaged or cut short; run eval.replay again") from error
 
 
-# The file -----------------------------------------------------------------------------------------
+class _OtherVersion(Exception):
+    """A file of another version; the message says of which."""
 
 
-def write_outcomes(path: Path, replayed: Sequence[Replayed], pool: Pool) -> None:
-    """Writes what `eval.report` reads: outcomes of every setting, permutation and problem.
-
-    Arrays `num_samples`, `tokens` (-1 = unknown), `score` (NaN = none) and, if the pool knows it,
-    `correct`, all [T, K, P] with the T settings of all policies in a row; `problem_ids` [P]; and
-    `methods`, a JSON list with one object a policy: its name, label, settings and their caps.
-
-    Args:
-        path: The file.
-        replayed: The outcomes.
-        pool: The pool.
-    """
-    results = [each.result for each in replayed]
-
-    def gathered(name: str) -> np.ndarray:
-        return np.concatenate([getattr(result, name) for result in results])
-
-    arrays: dict[str, Any] = {
-        "methods": np.array(json.dumps([_method(each) for each in replayed], ensure_ascii=False)),
-        "problem_ids": pool.problem_ids,
-        "num_samples": gathered("num_samples"),
-        "tokens": gathered("tokens"),
-        "score": gathered("score"),
-    }
-    if pool.correct is not None:
-        arrays["correct"] = gathered("correct")
-    np.savez_compressed(path, **arrays)
-
-
-def _method(each: Replayed) -> dict[str, Any]:
-    def plain(value: Any) -> Any:
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return dataclasses.asdict(value)
-        return value
-
-    return {
-        "policy": each.entry.name,
-        "label": each.entry.label,
-        "caps": each.caps.tolist(),
-        "settings": [{name: plain(v) for name, v in s.items()} for s in each.settings],
-    }
-
-
-def read_outcomes(
-    folder: Path,
-) -> tuple[list[dict[str, Any]], dict[str, np.ndarray], np.ndarray]:
-    """Reads the outcomes in a folder that `eval.replay` wrote.
-
-    Without an `outcomes.npz` they are read from `per_problem.csv`, whose `setting` column holds the
-    arguments; scores of the completions returned are then not known.
-
-    Args:
-        folder: The folder.
-
-    Returns:
-        A list of methods, each with `policy`, `label`, `caps` and `settings`; the arrays
-        `num_samples`, `tokens`, `score` and, where known, `correct`, all [T, K, P]; and the
-        problem ids [P].
-
-    Raises:
-        InputError: If the folder has neither file, or they cannot be used.
-    """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; give one that eval.replay wrote")
-    file = folder / "outcomes.npz"
-    if file.is_file():
-        return _read_npz(file)
-    file = folder / "per_problem.csv"
-    if file.is_file():
-        return _read_csv(file)
-    raise InputError(
-        f"{folder}: neither outcomes.npz nor per_problem.csv is in it; give a folder that "
-        "eval.replay wrote"
+def _unpacked(arrays: dict[str, np.ndarray]) -> Outcomes:
+    """The record in a file's arrays."""
+    if "about" not in arrays and "methods" in arrays:
+        raise _OtherVersion("an earlier")
+    about = json.loads(str(arrays.pop("about")))
+    if about["version"] != VERSION:
+        raise _OtherVersion("an earlier" if about["version"] < VERSION else "a later")
+    problem_ids = arrays.pop("problem_ids")
+    arrays = {field: arrays[field] for field in _ARRAYS if field != "correct" or field in arrays}
+    total = sum(len(method["caps"]) for method in about["methods"])
+    shape = (total, arrays["num_samples"].shape[1], len(problem_ids))
+    if any(array.shape != shape for array in arrays.values()):
+        raise ValueError("arrays of different shapes")
+    methods, start = [], 0
+    for method in about["methods"]:
+        part = slice(start, start + len(method["caps"]))
+        start = part.stop
+        own = {field: array[part] for field, array in arrays.items()}
+        caps = np.array(method.pop("caps"))
+        methods.append(Method(caps=caps, **{"correct": None, **own, **method}))
+    source = about["source"]
+    return Outcomes(
+        name=about["name"],
+        methods=methods,
+        problem_ids=problem_ids,
+        stored_order=about["stored_order"],
+        baselines=about["baselines"],
+        source=source and PoolSource.from_json(source),
     )
 
 
-def _read_npz(file: Path) -> tuple[list[dict[str, Any]], dict[str, np.ndarray], np.ndarray]:
-    try:
-        # Opened here, because np.load leaves a file open that it finds damaged.
-        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as archive:
-            arrays = dict(archive)
-        methods = json.loads(str(arrays.pop("methods")))
-        problem_ids = arrays.pop("problem_ids")
-        total = sum(len(method["caps"]) for method in methods)
-        shape = (total, arrays["num_samples"].shape[1], len(problem_ids))
-        if any(array.shape != shape for array in arrays.values()):
-            raise ValueError("arrays of different shapes")
-        if not {"tokens", "score"} <= arrays.keys():
-            raise KeyError("tokens or score")
-    except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError) as error:
-        raise InputError(f"{file}: not what eval.replay writes ({error}); run it again") from error
-    except (zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{file}: damaged or cut short; run eval.replay again") from error
-    return methods, arrays, problem_ids
+def _plain(setting: Mapping[str, Any]) -> dict[str, Any]:
+    """A setting as JSON has it; a part of one's own by its name in Python."""
 
-
-_CSV_COLUMNS = ("policy", "setting", "permutation", "problem_id", "n_samples", "tokens", "correct")
-
-
-def _read_csv(file: Path) -> tuple[list[dict[str, Any]], dict[str, np.ndarray], np.ndarray]:
-    settings: dict[tuple[str, str], list[tuple[int, int, bool | None]]] = {}
-    problems: dict[tuple[str, str], list[tuple[str, str]]] = {}
-    with open(file, encoding="utf-8", newline="") as opened:
-        reader = csv.DictReader(opened)
-        missing = [name for name in _CSV_COLUMNS if name not in (reader.fieldnames or ())]
-        if missing:
-            raise InputError(
-                f"{file}: no column {missing[0]!r}; give a folder that eval.replay wrote"
-            )
-        for row in reader:
-            key = row["policy"], row["setting"]
-            try:
-                outcome = (
-                    int(row["n_samples"]),
-                    int(row["tokens"] or -1),
-                    bool(int(row["correct"])) if row["correct"] else None,
-                )
-            except (TypeError, ValueError) as error:
-                raise InputError(
-                    f"{file}: line {reader.line_num}: n_samples, tokens and correct must be "
-                    "integers"
-                ) from error
-            settings.setdefault(key, []).append(outcome)
-            problems.setdefault(key, []).append((row["permutation"], row["problem_id"]))
-    if not settings:
-        raise InputError(f"{file}: no rows")
-    (first, order), *others = problems.items()
-    ids = list(dict.fromkeys(problem for _, problem in order))
-    for key, found in others:
-        if found != order:
-            raise InputError(
-                f"{file}: {' '.join(key)} has other problems or permutations than {' '.join(first)}"
-            )
-    if len(order) % len(ids):
-        raise InputError(f"{file}: {' '.join(first)} lacks some problems of a permutation")
-    methods: dict[str, dict[str, Any]] = {}
-    parts: dict[str, list[list[tuple[int, int, bool | None]]]] = {}
-    for (policy, setting), outcomes in settings.items():
-        arguments = _arguments(setting)
-        cap = next((arguments[name] for name in _CAP_NAMES if name in arguments), None)
-        if not isinstance(cap, int):
-            cap = max(count for count, _, _ in outcomes)
-        method = methods.setdefault(
-            policy, {"policy": policy, "label": policy, "caps": [], "settings": []}
+    def plain(value: Any) -> Any:
+        if isinstance(value, PriorConfig):
+            return dataclasses.asdict(value)
+        return (
+            value if value is None or isinstance(value, bool | int | float | str) else repr(value)
         )
-        method["caps"].append(cap)
-        method["settings"].append(arguments)
-        parts.setdefault(policy, []).append(outcomes)
-    flat = [outcomes for policy in methods for outcomes in parts[policy]]
-    shape = (len(flat), -1, len(ids))
-    arrays = {
-        "num_samples": np.array([[o[0] for o in each] for each in flat]).reshape(shape),
-        "tokens": np.array([[o[1] for o in each] for each in flat]).reshape(shape),
-    }
-    arrays["score"] = np.full(arrays["tokens"].shape, np.nan, np.float32)
-    if any(o[2] is None for each in flat for o in each):
-        raise InputError(
-            f"{file}: it does not say which completions are correct; let eval.replay write "
-            "outcomes.npz, which holds their scores"
-        )
-    arrays["correct"] = np.array([[o[2] for o in each] for each in flat]).reshape(shape)
-    return list(methods.values()), arrays, np.array(ids)
 
-
-_CAP_NAMES = ("max_samples", "n", "rounds")
-
-
-def _arguments(setting: str) -> dict[str, Any]:
-    """The arguments of a setting in words, "s_min=0.9 n=4"."""
-    found: dict[str, Any] = {}
-    for word in setting.split():
-        name, _, text = word.partition("=")
-        try:
-            found[name] = json.loads(text)
-        except ValueError:
-            found[name] = text
-    return found
+    return {name: plain(value) for name, value in setting.items()}

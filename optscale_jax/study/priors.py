@@ -1,12 +1,14 @@
-"""Files of priors, one for each problem: eval.predict writes them, live runs and replays read them.
+"""Files of priors, one for each problem: a predictor makes them, live runs and replays read them.
 
 JSON lines, each with `problem_id`, `loc`, `scale`, `loc_sd`, `scale_sd` and, for the token ledger,
 `tokens`, what the predictor read; other fields are left alone.
 """
 
 import inspect
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,7 +18,32 @@ from optscale_jax.pool import Pool
 from optscale_jax.readers.records import read_records
 from optscale_jax.study.registry import Entry, PriorConfig, find_rule
 
-__all__ = ["priors_of", "priors_of_entries"]
+if TYPE_CHECKING:
+    from optscale_jax.predictor.predictor import Prediction
+
+__all__ = ["prior_lines", "priors_of", "priors_of_entries"]
+
+_FIELDS = ("loc", "scale", "loc_sd", "scale_sd")
+
+
+def prior_lines(problem_ids: Sequence[str], found: "Prediction") -> Iterator[str]:
+    """A predictor's priors as lines of a file.
+
+    Args:
+        problem_ids: [P] the problems.
+        found: What was predicted of them.
+
+    Yields:
+        A line for each, which `priors_of` reads back.
+    """
+    columns = {field: getattr(found.prior, field) for field in _FIELDS}
+    columns |= {
+        name: getattr(found, name) for name in ("tokens", "mean", "sd", "mean_low", "mean_high")
+    }
+    values = zip(*(column.tolist() for column in columns.values()), strict=True)
+    for problem_id, row in zip(problem_ids, values, strict=True):
+        record = {"problem_id": problem_id, **dict(zip(columns, row, strict=True))}
+        yield json.dumps(record, ensure_ascii=False) + "\n"
 
 
 def priors_of(
@@ -42,7 +69,7 @@ def priors_of(
     priors, tokens = {}, {}
     with bad_input("priors", (PoolError,)):
         for record in read_records(Path(path)):
-            numbers = {field: record.get(field) for field in ("loc", "scale", "loc_sd", "scale_sd")}
+            numbers = {field: record.get(field) for field in _FIELDS}
             for field, value in numbers.items():
                 if isinstance(value, bool) or not isinstance(value, int | float):
                     raise record.error(field, says=f"is {value!r}; it must be a number")
@@ -89,10 +116,7 @@ def priors_of_entries(
         with bad_input(entry.where, (InputError,)):
             found, spent = priors_of(config.file, entry.name, ids)
         priors[entry.label] = Prior(
-            *(
-                np.array([getattr(found[each], field) for each in ids])
-                for field in ("loc", "scale", "loc_sd", "scale_sd")
-            )
+            *(np.array([getattr(found[each], field) for each in ids]) for field in _FIELDS)
         )
         tokens[entry.label] = np.array([spent[each] for each in ids])
     return priors, tokens

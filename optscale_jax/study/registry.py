@@ -35,6 +35,7 @@ __all__ = [
     "find_rule",
     "policy_config",
     "with_own_rules",
+    "words_of",
 ]
 
 
@@ -193,7 +194,7 @@ def policy_config(own: Iterable[str] = ()) -> type:
 
 if typing.TYPE_CHECKING:
 
-    @dataclasses.dataclass(frozen=True)
+    @dataclasses.dataclass(frozen=True, init=False)
     class PolicyConfig:
         """As `policy_config` makes it."""
 
@@ -415,32 +416,37 @@ def _structural_first(
     return [*decides, *(name for name in numbers if name not in decides)]
 
 
-def describe(setting: Mapping[str, Any], name: str) -> str:
-    """A setting in words that tell it from every other of the policy, such as "s_min=0.9 n=4".
+def words_of(setting: Mapping[str, Any], name: str) -> dict[str, str]:
+    """The arguments that tell a setting from every other of the policy, in words.
 
     Args:
         setting: All arguments; one that is missing is at its default.
         name: The factory's name; arguments at its defaults are left out.
 
     Returns:
-        name=value, separated by spaces, in the factory's order.
+        Argument to name=value, in the factory's order.
     """
-    words = []
+    found = {}
     for argument, (parameter, _) in _arguments_of(find_rule(name)).items():
-        value = setting.get(argument, parameter.default)
+        value = _by_name(setting.get(argument, parameter.default))
         if isinstance(value, PriorConfig):
             value = dataclasses.asdict(value)
         if isinstance(value, Mapping):
-            words += _prior_in_words(value)
+            found[argument] = _prior_in_words(value)
         elif value != _by_name(parameter.default):
-            words.append(f"{argument}={_in_words(value)}")
-    return " ".join(words)
+            found[argument] = f"{argument}={_in_words(value)}"
+    return {argument: text for argument, text in found.items() if text}
 
 
-def _prior_in_words(prior: Mapping[str, Any]) -> list[str]:
+def describe(setting: Mapping[str, Any], name: str) -> str:
+    """A setting in words such as "s_min=0.9 n=4", as `words_of` has them."""
+    return " ".join(words_of(setting, name).values())
+
+
+def _prior_in_words(prior: Mapping[str, Any]) -> str:
     if prior.get("file") is not None:
-        return [f"prior.file={prior['file']}"]
-    return [f"prior.{k}={v:g}" for k, v in prior.items() if v is not None]
+        return f"prior.file={prior['file']}"
+    return " ".join(f"prior.{k}={v:g}" for k, v in prior.items() if v is not None)
 
 
 def _in_words(value: Any) -> str:

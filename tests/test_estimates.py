@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from optscale_jax import Pool, PoolError
-from optscale_jax.study.statistics import (
+from optscale_jax.study.estimates import (
     area_under_curve,
     best_at_k,
     majority_at_k,

@@ -1,0 +1,424 @@
+"""The paper's comparison in tables, CSV columns, sentences and figures, from `study.findings`.
+
+The paper's main table has methods under each N, and a pair of columns for each benchmark.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from optscale_jax.errors import InputError
+from optscale_jax.report.figures import (
+    Curve,
+    Drawing,
+    accuracy_against_tokens,
+    sensitivity_panels,
+    tokens_against_n,
+)
+from optscale_jax.report.model_figures import calibration_panels, score_histograms
+from optscale_jax.report.page import Section
+from optscale_jax.report.tables import Cell, Column, Table, cells, interval_columns
+from optscale_jax.report.words import UNITS, or_dash
+from optscale_jax.study.comparison import Options, Row
+from optscale_jax.study.findings import Findings
+from optscale_jax.study.outcomes import CostKind, ValueKind
+
+__all__ = [
+    "comparison_columns",
+    "curve_columns",
+    "curve_table",
+    "drawings",
+    "paper_table",
+    "section",
+    "sentences",
+    "settings_table",
+    "table_of",
+]
+
+# A grid of more settings than these is shown in dots beside its curve.
+DOTS_ABOVE = 8
+
+
+# The paper's table --------------------------------------------------------------------------------
+
+
+def table_of(found: Sequence[Findings], options: Options) -> Table:
+    """The paper's table of several pools; those of one name share their columns.
+
+    Args:
+        found: What was found over each.
+        options: How it was tuned, for the notes.
+
+    Returns:
+        The table.
+
+    Raises:
+        InputError: If pools of one name count different things.
+    """
+    rows: dict[str, list[Row]] = {}
+    kinds: dict[str, tuple[ValueKind, CostKind]] = {}
+    for each in found:
+        name, kind = each.outcomes.name, each.outcomes.kinds
+        if kinds.setdefault(name, kind) != kind:
+            first, second = (f"{UNITS[v].heading}, {c}" for v, c in (kinds[name], kind))
+            raise InputError(
+                f"{name}: its runs count different things ({first} and {second}); give them "
+                "different names with --names"
+            )
+        rows.setdefault(name, []).extend(each.rows)
+    aim, everything = options.aim, [row for each in rows.values() for row in each]
+    bases = dict.fromkeys(row.baseline for row in everything if row.baseline)
+    chosen = (
+        f"fewest tokens of those that lose at most {100 * aim.max_loss:g}% of the problems against "
+        f"{' or '.join(bases) or 'best-of-N'} with the same N"
+        if aim.max_loss is not None
+        else f"most accurate of those that spend at most {aim.max_tokens:g}"
+    )
+    notes = [
+        f"Settings are chosen on the other folds of the problems ({options.num_folds}-fold "
+        f"cross-fitting): {chosen}.",
+        f"±: half the width of the {options.level:.0%} bootstrap interval over problems and "
+        "permutations. Bold: the best of each N.",
+    ]
+    if all(row.method.name != "mr_thinking" for row in everything):
+        notes.append(
+            "MR-Thinking is left out: it needs a sequential pool (--pools FILE --kind sequential)."
+        )
+    if any(row.method.oracle for row in everything):
+        notes.append(
+            "The oracle knows each problem's law of scores beforehand; it shows what OptScale "
+            "could save, and does not compete for bold."
+        )
+    return paper_table("Accuracy and tokens per problem", rows, kinds, notes=notes)
+
+
+def paper_table(
+    title: str,
+    rows: Mapping[str, Sequence[Row]],
+    kinds: Mapping[str, tuple[ValueKind, CostKind]],
+    *,
+    notes: Sequence[str] = (),
+) -> Table:
+    """Lays rows out as the paper does.
+
+    The best of an N is the highest value, and the lowest cost, as they are printed, so that what
+    looks alike is treated alike. An oracle does not compete.
+
+    Args:
+        title: What the table shows.
+        rows: Benchmark to its rows.
+        kinds: Benchmark to what was won and spent there.
+        notes: Sentences to stand below it.
+
+    Returns:
+        The table.
+    """
+    nothing = (Cell(""), Cell(""))
+    lines = []
+    for cap in sorted({row.cap for each in rows.values() for row in each}):
+        at = {name: [row for row in each if row.cap == cap] for name, each in rows.items()}
+        # In the order of the first benchmark that has the method.
+        labels = dict.fromkeys(row.method.label for each in at.values() for row in each)
+        pairs = {name: _pairs(at[name], kinds[name][0]) for name in rows}
+        for label in labels:
+            numbers = [cell for name in rows for cell in pairs[name].get(label, nothing)]
+            lines.append([str(cap), label, *numbers])
+    columns = [Column("N"), Column("method", text=True)]
+    for name in rows:
+        value, cost = kinds[name]
+        columns += [Column(UNITS[value].heading, name), Column(cost, name)]
+    return Table(title, columns, lines, notes, blocks=True)
+
+
+def _pairs(rows: Sequence[Row], kind: ValueKind) -> dict[str, tuple[Cell, Cell]]:
+    """Label to what a method wins and spends at one N."""
+    unit = UNITS[kind]
+
+    def spent(row: Row) -> float:
+        mean = float(row.cost.mean)
+        return round(mean, 0 if mean >= 100 else 1)
+
+    competing = [row for row in rows if not row.method.oracle]
+    best = max((unit.number(row.value.mean) for row in competing), default=np.nan)
+    cheapest = min((spent(row) for row in competing), default=np.nan)
+    found = {}
+    for row in rows:
+        competes = len(competing) > 1 and not row.method.oracle
+        mean = float(row.cost.mean)
+        found[row.method.label] = (
+            Cell(
+                unit.interval(row.value),
+                unit.scale * float(row.value.mean),
+                competes and unit.number(row.value.mean) == best,
+            ),
+            Cell(
+                f"{mean:,.0f}" if mean >= 100 else f"{mean:.1f}",
+                mean,
+                competes and spent(row) == cheapest,
+            ),
+        )
+    return found
+
+
+# CSV ----------------------------------------------------------------------------------------------
+
+
+def comparison_columns(found: Sequence[Findings]) -> dict[str, list[Any]]:
+    """The columns of comparison.csv: every row with all that was found of it."""
+    pairs = [(each.outcomes, row) for each in found for row in each.rows]
+    rows = [row for _, row in pairs]
+
+    def numbers(values: Sequence[float]) -> list[Any]:
+        return cells(np.array(values, float))
+
+    def value(kind: ValueKind) -> dict[str, list[Any]]:
+        known = [row.value if outcomes.value_kind == kind else None for outcomes, row in pairs]
+        return interval_columns(kind, known)
+
+    # Pools with and without correctness share the file; what the first has comes first.
+    first, second = (
+        ("accuracy", "score") if pairs[0][0].value_kind == "accuracy" else ("score", "accuracy")
+    )
+    tokens = [row.cost if outcomes.cost_kind == "tokens" else None for outcomes, row in pairs]
+    return {
+        "pool": [outcomes.name for outcomes, _ in pairs],
+        "N": [row.cap for row in rows],
+        "policy": [row.method.name for row in rows],
+        "method": [row.method.label for row in rows],
+        **value(first),
+        **interval_columns("tokens", tokens),
+        **interval_columns("samples", [row.samples for row in rows]),
+        **interval_columns("difference", [row.difference for row in rows]),
+        "baseline": [row.baseline or "" for row in rows],
+        "saved": numbers([row.saved for row in rows]),
+        "share_of_oracle_saving": numbers([row.share_of_saving for row in rows]),
+        "settings": [row.chosen_in_words() for row in rows],
+        "on_test_set_setting": [row.setting_in_words(row.fit.oracle) for row in rows],
+        "on_test_set_value": numbers([row.fit.oracle_correct.mean() for row in rows]),
+        "on_test_set_cost": numbers([row.fit.oracle_tokens.mean() for row in rows]),
+        "optimism_value": numbers([row.fit.optimism_accuracy for row in rows]),
+        "optimism_cost": numbers([row.fit.optimism_tokens for row in rows]),
+        **value(second),
+    }
+
+
+def curve_columns(found: Sequence[Findings]) -> dict[str, list[Any]]:
+    """The columns of curves.csv: each method's curve in five numbers."""
+    pairs = [(each.outcomes, curve) for each in found for curve in each.frontiers]
+    names = {
+        "area_under_curve": "area",
+        "area_under_curve_on_test_set": "area_peeking",
+        "cost_to_reach_baseline": "reach_cost",
+        "difference_then": "reach_difference",
+        "cost_to_reach_baseline_on_test_set": "reach_peeking",
+    }
+    return {
+        "pool": [outcomes.name for outcomes, _ in pairs],
+        "method": [curve.label for _, curve in pairs],
+        "value": [outcomes.value_kind for outcomes, _ in pairs],
+        "cost": [outcomes.cost_kind for outcomes, _ in pairs],
+        **{
+            heading: cells(np.array([getattr(curve, field) for _, curve in pairs], float))
+            for heading, field in names.items()
+        },
+    }
+
+
+# The page -----------------------------------------------------------------------------------------
+
+
+def section(found: Findings, *, anchor: str) -> Section:
+    """What the page says of one pool, with its figures drawn; links to it end with the anchor."""
+    tables = [settings_table(found), curve_table(found)]
+    return Section(found, anchor, sentences(found), tables, drawings(found))
+
+
+def settings_table(found: Findings) -> Table:
+    """Each row's settings, its difference from the baseline, and the optimism of peeking."""
+    unit, cost = UNITS[found.outcomes.value_kind], found.outcomes.cost_kind
+    signed = f"+.{unit.digits}f"
+    rows = []
+    for row in found.rows:
+        known = not np.isnan(row.difference.mean)
+        tuned = row.tuned
+        optimism = unit.scale * row.fit.optimism_accuracy
+        rows.append(
+            [
+                str(row.cap),
+                row.method.label,
+                row.chosen_in_words(("max_samples", "min_samples", "decide")) if tuned else "",
+                unit.interval(row.difference, "+") if known else "–",
+                or_dash(100 * row.saved, ".0f"),
+                or_dash(100 * row.share_of_saving, ".0f"),
+                or_dash(optimism, signed) if tuned else "",
+                or_dash(row.fit.optimism_tokens, "+,.0f") if tuned else "",
+            ]
+        )
+    heads = ["N", "method", "settings chosen", f"difference, {unit.difference}"]
+    heads += [f"{cost} saved, %", "share of the oracle's saving, %"]
+    heads += [f"optimism, {unit.difference}", f"optimism, {cost}"]
+    return Table(
+        "Cross-fitted, and the optimism of tuning on the test set",
+        heads,
+        rows,
+        [
+            "Difference: from best-of-N (or else self-consistency) with the same N. Optimism: what "
+            "the same search on the test set claims above the cross-fitted result. A share of the "
+            "oracle's saving above 100 is possible: rules that look at what was drawn can stop "
+            "earlier than a number fixed beforehand."
+        ],
+        num_labels=3,
+        blocks=True,
+    )
+
+
+def curve_table(found: Findings) -> Table:
+    """Each method's curve in five numbers."""
+    value, cost = found.outcomes.kinds
+    unit = UNITS[value]
+    plain = f".{unit.digits}f"
+    rows = [
+        [
+            curve.label,
+            or_dash(unit.scale * curve.area, plain),
+            or_dash(unit.scale * curve.area_peeking, plain),
+            or_dash(curve.reach_cost, ",.0f"),
+            or_dash(unit.scale * curve.reach_difference, f"+{plain}"),
+            or_dash(curve.reach_peeking, ",.0f"),
+        ]
+        for curve in found.frontiers
+    ]
+    heads = ["method", "area under the curve" + (", %" if value == "accuracy" else "")]
+    heads += ["tuned on the test set", f"{cost} to reach the deepest baseline"]
+    heads += [f"difference then, {unit.difference}", "tuned on the test set"]
+    return Table(
+        "All settings and N together",
+        heads,
+        rows,
+        [
+            f"Area: mean {value} over budgets between one completion and the baseline's largest, "
+            "evenly in their logarithm; a budget below a method's cheapest setting counts as 0."
+        ],
+        num_labels=1,
+    )
+
+
+def sentences(found: Findings) -> list[str]:
+    """On the deepest N: what is saved, what peeking would have claimed; and pass@k."""
+    unit, cost = UNITS[found.outcomes.value_kind], found.outcomes.cost_kind
+    deepest = max(row.cap for row in found.rows)
+    words = []
+    for row in found.rows:
+        if row.cap != deepest or not row.tuned:
+            continue
+        text = f"{row.method.label} at N = {deepest}: {unit.value(row.value.mean)}"
+        text += f" for {row.cost.mean:,.0f} {cost} a problem"
+        if row.baseline is not None:
+            mean, low, high = (unit.difference_of(part) for part in row.difference)
+            text += f", {mean} ({low} to {high}) against {row.baseline} and "
+            text += f"{row.saved:.0%} fewer {cost}"
+        fit = row.fit
+        words.append(
+            f"{text}. Tuned on the test set it would claim "
+            f"{unit.value(fit.oracle_correct.mean())} for {fit.oracle_tokens.mean():,.0f}: an "
+            f"optimism of {unit.difference_of(fit.optimism_accuracy)} and "
+            f"{fit.optimism_tokens:+,.0f} {cost}."
+        )
+    if found.subsets:
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in found.subsets.items())
+        words.append(f"{shares} (unbiased, over all subsets of the completions).")
+    return words
+
+
+# Figures ------------------------------------------------------------------------------------------
+
+
+def drawings(found: Findings) -> list[Drawing]:
+    """Every figure of a pool's section."""
+    figures = [_curves(found), _by_n(found)]
+    figures += [_sensitivity(found, argument) for argument in found.sensitivities]
+    if found.fit is not None and found.pool is not None:
+        calibration = found.fit.calibration
+        figures += [
+            Drawing(
+                "scores",
+                score_histograms(found.pool, calibration),
+                "Scores, and the law fitted to them",
+                "All problems together, and problems spread evenly over the ranks of their mean "
+                "score.",
+            ),
+            Drawing(
+                "calibration",
+                calibration_panels(calibration, found.fit.realised),
+                "Does the law fit?",
+                f"Mean Kolmogorov-Smirnov distance {calibration.ks.mean():.3f} a problem, against "
+                f"{calibration.ks_expected:.3f} for as many scores of the law itself. Realised: "
+                "the share of problems whose best of N* scores reaches s_min, over those with "
+                "enough completions; s_min at the median and the 75th and 90th percentile of all "
+                "scores.",
+            ),
+        ]
+    return figures
+
+
+def _curves(found: Findings) -> Drawing:
+    outcomes, level = found.outcomes, found.options.level
+    value, cost = outcomes.kinds
+    curves = []
+    for index, (f, method) in enumerate(zip(found.frontiers, outcomes.methods, strict=True)):
+        many = len(method.settings) > DOTS_ABOVE
+        curve = Curve(f.label, f.cost, f.value)
+        if index == 0:
+            # The problems' own spread is common to all curves; more than one band would hide them.
+            curve = curve._replace(low=f.low, high=f.high)
+        if many:
+            curve = curve._replace(others_x=f.every_cost, others_y=f.every_value)
+        curves.append(curve)
+    return Drawing(
+        "accuracy_vs_tokens",
+        accuracy_against_tokens(curves, x=cost, y=value, level=level),
+        f"{value.capitalize()} against {cost}",
+        "Each point: the setting that is best within a budget on the other folds of the problems. "
+        f"Dots: every setting, as the search on the test set sees them. Band: {level:.0%} interval "
+        f"of {curves[0].label}, over problems and orders; the differences in the table below, "
+        "which are paired, are known far better.",
+    )
+
+
+def _by_n(found: Findings) -> Drawing:
+    cost = found.outcomes.cost_kind
+    points: dict[str, list[tuple[float, float]]] = {}
+    for row in found.rows:
+        points.setdefault(row.method.label, []).append((float(row.cap), float(row.cost.mean)))
+    curves = [Curve(label, *np.array(each).T) for label, each in points.items()]
+    return Drawing(
+        "tokens_vs_n",
+        tokens_against_n(curves, cost=cost),
+        f"{cost.capitalize()} against N",
+        "Settings chosen by cross-fitting, as in the table, which has the intervals. Rules that "
+        "always draw N coincide.",
+    )
+
+
+def _sensitivity(found: Findings, argument: str) -> Drawing:
+    outcomes, level = found.outcomes, found.options.level
+    value, cost = outcomes.kinds
+    parts = found.sensitivities[argument]
+    groups: dict[str, list[tuple[Curve, np.ndarray]]] = {}
+    for part in parts:
+        held = ", ".join(f"{name} = {number:g}" for name, number in part.fixed.items())
+        curve = Curve(f"N = {part.cap}", part.x, part.value)
+        if part.cap == max(p.cap for p in parts if p.label == part.label):
+            curve = curve._replace(low=part.low, high=part.high)
+        title = f"{part.label}, {held}" if held else part.label
+        groups.setdefault(title, []).append((curve, part.cost))
+    return Drawing(
+        f"sensitivity_{argument}",
+        sensitivity_panels(
+            list(groups.items()), argument=argument, y=value, cost=cost, level=level
+        ),
+        f"Sensitivity to {argument}",
+        f"{value.capitalize()} (left) and {cost} (right) as {argument} changes and nothing else "
+        f"does. Band: {level:.0%} interval at the largest N.",
+    )

@@ -1,0 +1,179 @@
+"""All that a report says of the methods over one pool, computed; `report.comparison` draws it.
+
+Tuned rows at each N, the curves, how accuracy depends on s_min and alpha, whether the law of scores
+fits, and what no stopping rule enters: pass@k, best-of-k and maj@k.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optscale_jax.errors import InputError, bad_input
+from optscale_jax.estimation import Params
+from optscale_jax.pool import Pool
+from optscale_jax.study.comparison import (
+    Frontier,
+    Options,
+    Row,
+    Sensitivity,
+    compare,
+    frontiers,
+    sensitivity,
+)
+from optscale_jax.study.estimates import best_at_k, majority_at_k, pass_at_k
+from optscale_jax.study.goodness_of_fit import (
+    Calibration,
+    Realised,
+    Verdict,
+    calibrate,
+    realised_alpha,
+    verdict,
+)
+from optscale_jax.study.outcomes import Outcomes
+
+__all__ = ["PAPER_N", "Findings", "Fit", "find", "fit_of", "subset_accuracies"]
+
+PAPER_N = (8, 16, 32, 64)
+ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
+# Where the calibration is looked at, as quantiles of all scores.
+S_MIN_QUANTILES = (0.5, 0.75, 0.9)
+# An argument to vary, and where the other is held.
+SENSITIVITIES = {"s_min": {"alpha": 0.95}, "alpha": {"s_min": 0.95}}
+
+
+class Fit(NamedTuple):
+    """Whether the law of scores fits a pool.
+
+    Attributes:
+        calibration: Each problem's fit, and how far its scores are from it.
+        realised: An s_min, and what was claimed and realised with it for several alpha.
+        verdict: Whether it may be trusted.
+    """
+
+    calibration: Calibration
+    realised: Sequence[tuple[float, Sequence[Realised]]]
+    verdict: Verdict
+
+
+class Findings(NamedTuple):
+    """What is found over one pool.
+
+    Attributes:
+        outcomes: What was replayed.
+        pool: The pool, for what concerns its scores; None if it is no longer there.
+        options: How settings are tuned and means estimated.
+        rows: Every method at every N.
+        frontiers: Every method, all its N together.
+        sensitivities: Argument to what depends on it; only arguments that a method varies.
+        fit: Whether the law of scores fits; None without the pool or its scores.
+        subsets: "pass@8" and the like to accuracy.
+        notes: What is left out, and why.
+    """
+
+    outcomes: Outcomes
+    pool: Pool | None
+    options: Options
+    rows: Sequence[Row]
+    frontiers: Sequence[Frontier]
+    sensitivities: Mapping[str, Sequence[Sensitivity]]
+    fit: Fit | None
+    subsets: Mapping[str, float]
+    notes: Sequence[str]
+
+    @property
+    def about(self) -> str:
+        """How many problems, completions and orders."""
+        outcomes = self.outcomes
+        depth = max(outcomes.caps) if self.pool is None else self.pool.num_samples
+        orders = f"{outcomes.num_permutations} random orders"
+        order = "their stored order" if outcomes.stored_order else orders
+        return f"{len(outcomes.problem_ids)} problems x {depth} completions, in {order}"
+
+
+def find(
+    outcomes: Outcomes,
+    pool: Pool | None,
+    options: Options,
+    *,
+    caps: Sequence[int] | None = None,
+    notes: Sequence[str] = (),
+) -> Findings:
+    """Tunes, compares and checks.
+
+    Args:
+        outcomes: What was replayed.
+        pool: The pool, if it is still there.
+        options: How to tune and how to estimate.
+        caps: The N of the rows. None: those of 8, 16, 32 and 64 that there are, or else all.
+        notes: What was left out, and why.
+
+    Returns:
+        The findings.
+
+    Raises:
+        InputError: If no method has one of the N, or there is one problem only.
+    """
+    there = outcomes.caps
+    wanted = PAPER_N if caps is None else caps
+    shown = [cap for cap in wanted if cap in there] or (there if caps is None else [])
+    with bad_input(outcomes.name, (ValueError,)):
+        rows = compare(outcomes, shown, options)
+        if not rows:
+            raise InputError(f"{outcomes.name}: no method has an N of {caps}")
+        curves = frontiers(outcomes, options)
+    found = {
+        argument: sensitivity(outcomes, argument, near, options)
+        for argument, near in SENSITIVITIES.items()
+    }
+    return Findings(
+        outcomes=outcomes,
+        pool=pool,
+        options=options,
+        rows=rows,
+        frontiers=curves,
+        sensitivities={argument: parts for argument, parts in found.items() if parts},
+        fit=None if pool is None or not pool.has_scores else fit_of(pool, seed=options.seed),
+        subsets={} if pool is None else subset_accuracies(pool),
+        notes=notes,
+    )
+
+
+def fit_of(pool: Pool, *, seed: int) -> Fit:
+    """Whether the truncated normal fits a pool's scores.
+
+    Args:
+        pool: P problems with scores.
+        seed: Of the scores of the model that they are compared with.
+
+    Returns:
+        The fit, with alpha checked at three s_min.
+
+    Raises:
+        PoolError: The pool has no scores.
+    """
+    found = calibrate(pool, key=jax.random.key(seed + 2))
+    assert pool.scores is not None  # calibrate refuses such a pool
+    params = Params(jnp.asarray(found.loc), jnp.asarray(found.scale))
+    targets = np.unique(np.quantile(pool.scores[pool.mask], S_MIN_QUANTILES).round(3))
+    realised = [
+        (float(s), [realised_alpha(pool, float(s), alpha, params=params) for alpha in ALPHAS])
+        for s in targets
+        if 0 < s < 1
+    ]
+    return Fit(found, realised, verdict(found))
+
+
+def subset_accuracies(pool: Pool) -> dict[str, float]:
+    """The pass@k, best@k and maj@k of a pool, as far as it knows them; no stopping rule enters."""
+    if pool.correct is None or pool.kind == "sequential":
+        return {}
+    k = int(min(pool.samples_per_problem.min(), 64))
+    found = {"pass@1": pass_at_k(pool, 1), f"pass@{k}": pass_at_k(pool, k)}
+    if pool.has_scores:
+        found[f"best@{k}"] = best_at_k(pool, k)
+    if pool.has_answers and pool.gold is not None:
+        found[f"maj@{k}"] = majority_at_k(pool, k)
+    return {name: float(each.mean()) for name, each in found.items()}

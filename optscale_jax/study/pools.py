@@ -1,0 +1,179 @@
+"""Pools as a configuration names them: a file of any format that `read_pool` knows, or synthetic.
+
+A `PoolSource` goes with the outcomes of a replay, so that who reads them finds the pool again.
+"""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+from optscale_jax.errors import bad_input
+from optscale_jax.pool import Pool
+from optscale_jax.readers import read_pool
+from optscale_jax.shipped import located
+from optscale_jax.synthetic import SyntheticConfig, synthetic_pool
+
+__all__ = ["SYNTHETIC", "PoolSource", "ReadConfig", "SyntheticPoolConfig", "checksum", "load_pool"]
+
+SYNTHETIC = "synthetic"
+"""What stands for a path where the pool is made on the spot."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReadConfig:
+    """How to read a file of completions; docs/formats.md has the formats.
+
+    Attributes:
+        format: The file's format: npz, jsonl, optscale, search_and_learn or lm_eval. auto: found
+            out from its beginning.
+        scores: Which scores to take: of an npz file the array of that name; of an optscale file
+            scores (means of the step scores) or last_scores.
+        clip: Whether to move scores outside [0, 1] to the nearer end instead of refusing them.
+        prompts: Of an optscale file, the file with its problems and gold answers.
+        kind: Of an optscale file, whether its completions are parallel or sequential. null:
+            parallel. The other formats say it themselves.
+        aggregation: Of a search_and_learn file, what makes a score of step scores: last, mean, min
+            or prod. null: last.
+        filter: Of an lm_eval file, the filter whose answers to take. null: read them off the
+            completions.
+        metric: Of an lm_eval file, the metric to take correctness from. null: compare answers.
+    """
+
+    format: str = "auto"
+    scores: str = "scores"
+    clip: bool = False
+    prompts: str | None = None
+    kind: Literal["parallel", "sequential"] | None = None
+    aggregation: str | None = None
+    filter: str | None = None
+    metric: str | None = None
+
+    @property
+    def read(self) -> "ReadConfig":
+        """These options alone, of a configuration that has others too."""
+        fields = dataclasses.fields(ReadConfig)
+        return ReadConfig(**{field.name: getattr(self, field.name) for field in fields})
+
+
+@dataclasses.dataclass(frozen=True)
+class SyntheticPoolConfig(SyntheticConfig):
+    """The synthetic pool; optscale_jax/synthetic.py has the model's equations.
+
+    Attributes:
+        num_problems: Problems in the pool, at least 1.
+        num_samples: Completions of each, at least 1.
+        seed: Of the pool, at least 0.
+    """
+
+    num_problems: int = 500
+    num_samples: int = 64
+    seed: int = 0
+
+    def make(self) -> Pool:
+        """The pool.
+
+        Raises:
+            InputError: If a number is outside its domain.
+        """
+        with bad_input():
+            return synthetic_pool(
+                jax.random.key(self.seed),
+                num_problems=self.num_problems,
+                num_samples=self.num_samples,
+                config=self,
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolSource:
+    """Where a pool came from.
+
+    Attributes:
+        path: The file or folder, as `load_pool` takes it, or `SYNTHETIC`.
+        read: The options of its format.
+        synthetic: What it was made with; None for a file.
+        sha256: Checksum of the file when it was read; None if it was not taken, or was made.
+    """
+
+    path: str
+    read: ReadConfig = ReadConfig()
+    synthetic: SyntheticPoolConfig | None = None
+    sha256: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The pool's name in tables: its file's, without the suffix."""
+        file = Path(self.path)
+        return file.stem if file.suffix else file.resolve().name
+
+    def load(self) -> Pool:
+        """Reads the pool, or makes it.
+
+        Raises:
+            InputError: If it cannot be read or made.
+        """
+        return load_pool(self.path, self.read) if self.synthetic is None else self.synthetic.make()
+
+    def with_checksum(self) -> "PoolSource":
+        """The same, with the checksum of the file as it is now."""
+        if self.synthetic is not None:
+            return self
+        return dataclasses.replace(self, sha256=checksum(self.path))
+
+    def what_changed(self) -> str | None:
+        """Why the pool is not what it was, in words; None if it is."""
+        if self.synthetic is not None:
+            return None
+        if not Path(located(self.path)).exists():
+            return f"its pool, {self.path}, is no longer there"
+        if self.sha256 not in (None, checksum(self.path)):
+            return f"its pool, {self.path}, is another one now"
+        return None
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "PoolSource":
+        """The source whose fields, as `dataclasses.asdict` gives them, these are."""
+        made = fields["synthetic"]
+        return cls(
+            path=fields["path"],
+            read=ReadConfig(**fields["read"]),
+            synthetic=None if made is None else SyntheticPoolConfig(**made),
+            sha256=fields["sha256"],
+        )
+
+
+def load_pool(path: str, config: ReadConfig) -> Pool:
+    """Reads a pool.
+
+    Args:
+        path: The file, or a folder with a `samples.jsonl` in it; `package:NAME/PATH` for one in a
+            package.
+        config: How to read it.
+
+    Returns:
+        The pool.
+
+    Raises:
+        InputError: If it cannot be read, or an option is not one of its format.
+    """
+    defaults = ReadConfig()
+    options: dict[str, Any] = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(ReadConfig)
+        # Only what was asked for: a format refuses options that it does not have.
+        if field.name != "format" and getattr(config, field.name) != getattr(defaults, field.name)
+    }
+    with bad_input():
+        return read_pool(located(path), format=config.format, **options)
+
+
+def checksum(path: str) -> str:
+    """SHA-256 of a pool's file, read in pieces, because it may be larger than the memory."""
+    file = Path(located(path))
+    if file.is_dir():
+        file = file / "samples.jsonl"
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

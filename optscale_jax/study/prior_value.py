@@ -1,0 +1,173 @@
+"""What a prior is worth: OptScale with each kind of prior, and without, and what a prediction says.
+
+Rules that differ in the prior alone are replayed over one pool, and each is held against the rule
+without a prior, problem by problem and order by order.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from optscale_jax.pool import Pool, PoolError
+from optscale_jax.study.comparison import Options, Row
+from optscale_jax.study.entries import ORACLE
+from optscale_jax.study.metrics import Interval
+from optscale_jax.study.registry import Entry, PolicyConfig, PriorConfig, expand
+
+__all__ = ["Against", "Grid", "Worth", "against", "prior_entries", "worth_of_predictions"]
+
+
+class Grid(NamedTuple):
+    """Settings that every rule chooses among.
+
+    Attributes:
+        n: The caps N.
+        s_min: Scores to reach.
+        alpha: Probabilities of reaching them.
+        min_samples: Scores to look at before the first decision; those above an N are left out
+            there.
+    """
+
+    n: Sequence[int]
+    s_min: Sequence[float]
+    alpha: Sequence[float]
+    min_samples: Sequence[int]
+
+
+def prior_entries(priors: Mapping[str, str | None], grid: Grid, *, known: str) -> list[Entry]:
+    """OptScale with each prior and the whole grid, the law known, and best-of-N.
+
+    Args:
+        priors: Label to a file of priors, or None for none.
+        grid: The settings.
+        known: Label of the rule that is told each problem's law.
+
+    Returns:
+        The entries, in this order.
+
+    Raises:
+        InputError: If a setting is outside its domain.
+    """
+    entries = [_with_prior(label, file, grid) for label, file in priors.items()]
+    told = PolicyConfig(
+        ORACLE,
+        label=known,
+        s_min=list(grid.s_min),
+        alpha=list(grid.alpha),
+        max_samples=list(grid.n),
+    )
+    best = PolicyConfig("best_of_n", label="best-of-N", n=list(grid.n))
+    return entries + expand(told, known) + expand(best, "n")
+
+
+def _with_prior(label: str, file: str | None, grid: Grid) -> Entry:
+    parts = []
+    for cap in grid.n:
+        policy = PolicyConfig(
+            "optscale",
+            label=label,
+            s_min=list(grid.s_min),
+            alpha=list(grid.alpha),
+            max_samples=cap,
+            min_samples=[count for count in grid.min_samples if count <= cap],
+            prior=PriorConfig(file=file),
+        )
+        parts += expand(policy, label)
+    return dataclasses.replace(
+        parts[0],
+        settings=[setting for part in parts for setting in part.settings],
+        policies=[policy for part in parts for policy in part.policies],
+    )
+
+
+class Against(NamedTuple):
+    """A row beside that of the rule without a prior at the same N.
+
+    Attributes:
+        cost: Share of its tokens (or completions) spent more, with its interval.
+        value: Accuracy (or score) above its, with its interval.
+    """
+
+    cost: Interval
+    value: Interval
+
+
+def against(rows: Sequence[Row], label: str, options: Options) -> list[Against | None]:
+    """Each row beside the row of one method at the same N; None for its own.
+
+    Args:
+        rows: Of a comparison.
+        label: The method.
+        options: How to estimate.
+
+    Returns:
+        [rows] paired differences.
+    """
+    bases = {row.cap: row.fit for row in rows if row.method.label == label}
+    found: list[Against | None] = []
+    for row in rows:
+        base = bases.get(row.cap)
+        if base is None or base is row.fit:
+            found.append(None)
+            continue
+        more = (row.fit.tokens - base.tokens) / base.tokens.mean()
+        both = options.interval(np.stack([more, row.fit.correct - base.correct]))
+        found.append(Against(*(Interval(*(part[i] for part in both)) for i in range(2))))
+    return found
+
+
+class Worth(NamedTuple):
+    """What a prediction of a problem's mean score says, beside what one score says.
+
+    Attributes:
+        explained: Share of the variance of problems' mean scores that the prediction explains.
+        one: Share that one score explains.
+        completions: Scores that explain as much as the prediction.
+        cost: What the prediction costs, in completions; NaN where lengths are not known.
+    """
+
+    explained: float
+    one: float
+    completions: float
+    cost: float
+
+
+def worth_of_predictions(pool: Pool, mean: np.ndarray, tokens: np.ndarray) -> Worth | None:
+    """How many completions predictions are worth.
+
+    Args:
+        pool: P problems with scores.
+        mean: [P] predicted mean scores.
+        tokens: [P] tokens that predicting each took.
+
+    Returns:
+        The worth; None where the prediction explains nothing of the variance, or all.
+
+    Raises:
+        PoolError: If the pool has no scores.
+    """
+    if pool.scores is None:
+        raise PoolError("pool: it has no scores; have a verifier score it first")
+    n = pool.mask.sum(axis=1)
+    scores = np.where(pool.mask, np.float64(pool.scores), 0)
+    found = scores.sum(axis=1) / n
+    m2 = np.where(pool.mask, (scores - found[:, None]) ** 2, 0).sum(axis=1)
+    within = float(np.sum(m2) / max(np.sum(n - 1), 1))
+    # Means of n scores differ by more than the laws' means do, and from predictions likewise.
+    noise = within * float(np.mean(1 / n))
+    between = float(np.var(found)) - noise
+    error = float(np.mean((mean - found) ** 2)) - noise
+    if not (within > 0 and between > 0 and 0 < error < between):
+        return None
+    explained = 1 - error / between
+    cost = np.nan
+    if pool.has_tokens:
+        cost = float(np.mean(tokens)) / max(float(np.mean(pool.tokens[pool.mask])), 1e-9)
+    return Worth(
+        explained=explained,
+        one=between / (between + within),
+        completions=explained / (1 - explained) * within / between,
+        cost=cost,
+    )
