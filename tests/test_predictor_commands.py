@@ -7,7 +7,6 @@ import contextlib
 import csv
 import dataclasses
 import json
-import re
 from pathlib import Path
 
 import jax
@@ -18,7 +17,7 @@ from safetensors.numpy import load_file
 
 from eval import compare_losses, compare_priors, predict, replay, report
 from eval.bench import predictor as bench_predictor
-from optscale_jax import Pool, Prior, TruncatedNormal, synthetic_pool
+from optscale_jax import Prior, TruncatedNormal, synthetic_pool
 from optscale_jax.predictor.features import FeatureConfig, extract
 from optscale_jax.predictor.head import to_prior
 from optscale_jax.predictor.losses import LossConfig
@@ -171,28 +170,6 @@ def test_kinds_of_prior_are_compared_on_what_replay_finds(command, tmp_path):
         assert (more == "") == (key[1] == "OptScale⁰")
         if more:
             assert float(more) == pytest.approx(np.mean(tokens) / base - 1, abs=1e-9)
-
-
-@pytest.mark.parametrize("samples", [8, 64])
-def test_what_a_prediction_is_worth_does_not_depend_on_the_samples(tmp_path, samples):
-    rng = np.random.default_rng(0)
-    means = 0.5 + 0.06 * rng.standard_normal(4000)
-    scores = means[:, None] + 0.09 * rng.standard_normal((4000, samples))
-    pool = Pool.from_arrays(scores=np.clip(scores, 0, 1), tokens=np.full(scores.shape, 50))
-    predicted = means + 0.04 * rng.standard_normal(4000)
-    path = tmp_path / "learned.jsonl"
-    with open(path, "w") as file:
-        for name, mean in zip(pool.problem_ids, predicted, strict=True):
-            file.write(json.dumps({"problem_id": str(name), "mean": mean, "tokens": 10}) + "\n")
-    found = re.findall(r"[\d.]+\d", compare_priors._worth(pool, path))
-    explained, one, worth, costs = map(float, found)
-    # Of .06^2, .04^2 is left; one score leaves a share of .09^2 / (.06^2 + .09^2).
-    assert explained == pytest.approx(100 * (1 - 4 / 9), abs=3)
-    assert one == pytest.approx(100 * 36 / 117, abs=3)
-    # A mean of k scores leaves 81 / (36 k + 81): as much for k = 81 / 36 * 5 / 4.
-    # The error left is known to 4 in 100, and the worth to three times that.
-    assert worth == pytest.approx(81 / 36 * 5 / 4, rel=0.15)
-    assert costs == pytest.approx(0.2)
 
 
 def test_the_report_has_optscale_t_where_there_are_priors(command, tmp_path):
