@@ -19,6 +19,7 @@ CORE = [
     "estimation",
     "empirical_bayes",
     "bounds",
+    "laws",
     "policies",
     "pool",
     "synthetic",
