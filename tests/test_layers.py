@@ -15,6 +15,7 @@ PACKAGE = "optscale_jax"
 CORE = [
     "typing",
     "special",
+    "special_beta",
     "distributions",
     "estimation",
     "empirical_bayes",
@@ -31,6 +32,7 @@ LAYERS = [
     "statistics",
     "tuning",
     "calibration",
+    "law_comparison",
     "answers",
     "equivalence",
     "readers",

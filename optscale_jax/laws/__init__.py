@@ -4,7 +4,21 @@ One file a law; `Law` is what one of your own has to be. Builds on `optscale_jax
 `optscale_jax.estimation`.
 """
 
-from optscale_jax.laws.base import Law
+from optscale_jax.laws.base import Law, fit_rows
+from optscale_jax.laws.beta import BetaLaw, beta
+from optscale_jax.laws.logit_normal import LogitNormalLaw, logit_normal
 from optscale_jax.laws.truncated_normal import TruncatedNormalLaw, truncated_normal
+from optscale_jax.laws.with_atoms import WithAtomsLaw, with_atoms
 
-__all__ = ["Law", "TruncatedNormalLaw", "truncated_normal"]
+__all__ = [
+    "BetaLaw",
+    "Law",
+    "LogitNormalLaw",
+    "TruncatedNormalLaw",
+    "WithAtomsLaw",
+    "beta",
+    "fit_rows",
+    "logit_normal",
+    "truncated_normal",
+    "with_atoms",
+]
