@@ -14,6 +14,7 @@ import numpy as np
 from jax.core import Tracer
 
 from optscale_jax.distributions import BestOfN
+from optscale_jax.distributions.best_of_n import log_cdf_below
 from optscale_jax.distributions.compiled import compiled
 from optscale_jax.typing import Array, ArrayLike
 
@@ -128,7 +129,7 @@ def _least_count(target: Array, step: Array, largest: int) -> Array:
 @functools.partial(compiled, static=("largest",))
 def _bound(distribution, s_min, alpha, largest: int) -> Bound:
     dtype = distribution.dtype
-    step = -distribution.log_cdf(jnp.asarray(s_min, dtype))
+    step = -log_cdf_below(distribution, s_min)
     target = -jnp.log1p(-jnp.asarray(alpha, dtype))
     target, step = jnp.broadcast_arrays(target, step)
     never, at_once = step <= 0, jnp.isposinf(step)
@@ -181,7 +182,8 @@ def required_samples(
 
     Args:
       distribution: the law F of one score, any TFP distribution with `log_cdf`, of batch shape
-        [...]. F is taken to be continuous.
+        [...]. Continuous, or with a method `log_cdf_below(x)`, the log of P(X < x), which then
+        takes F's place: a score of exactly s_min reaches it.
       s_min: the score to reach, in [0, 1], broadcastable against [...].
       alpha: the probability of reaching it, inside (0, 1), broadcastable against [...].
       max_samples: cap on the result, a Python int >= 1, or None.
@@ -225,9 +227,9 @@ def success_probability(distribution, s_min: ArrayLike, n: ArrayLike) -> Array:
 def _success_probability(distribution, s_min, n):
     dtype = distribution.dtype
     n = jnp.asarray(n, dtype)
-    log_cdf = distribution.log_cdf(jnp.asarray(s_min, dtype))
+    log_miss = log_cdf_below(distribution, s_min)
     # 0 samples reach nothing, also where F(s_min) = 0 (0 * -inf is not a number).
-    return -jnp.expm1(jnp.where(n > 0, n * jnp.where(n > 0, log_cdf, 0.0), 0.0))
+    return -jnp.expm1(jnp.where(n > 0, n * jnp.where(n > 0, log_miss, 0.0), 0.0))
 
 
 def expected_best(distribution, n: ArrayLike) -> Array:

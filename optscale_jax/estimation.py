@@ -36,6 +36,7 @@ __all__ = [
     "Params",
     "Prior",
     "ScoreStats",
+    "descend",
     "fit_map",
     "fit_mle",
     "negative_log_likelihood",
@@ -312,14 +313,15 @@ def _accuracy(dtype):
     return dict(num_nodes=16, cutoff=15.0)
 
 
-def _descend(evaluate, advance, start, lowest, highest, steps):
+def descend(evaluate, advance, start, lowest, highest, steps, slack=4):
     """Newton's method on a pair of parameters; a step that goes uphill is shortened, not taken.
 
     One evaluation a step: `evaluate(point)` gives the objective and the next Newton step,
     `advance(point, step, length)` takes a part of it, and a rejected point only shortens the step
     from the last accepted one. Returns (point, objective, next step). The second parameter is kept
     in [lowest, highest] once more after the step is added, because that sum rounds: -0.5 plus a
-    step of 0.5 - 3e-9 is 0 in float32, not the edge at -3e-9.
+    step of 0.5 - 3e-9 is 0 in float32, not the edge at -3e-9. A rise within `slack` units of
+    rounding is none: the objective's own error.
     """
     value = jnp.full_like(start[0], jnp.inf)
     eps = float(jnp.finfo(value.dtype).eps)
@@ -331,7 +333,7 @@ def _descend(evaluate, advance, start, lowest, highest, steps):
         first, second = advance(point, step, length)
         trial = first, jnp.clip(second, lowest, highest)
         trial_value, trial_step = evaluate(trial)
-        better = trial_value <= value + 4 * eps * (1 + jnp.abs(value))
+        better = trial_value <= value + slack * eps * (1 + jnp.abs(value))
 
         def keep(new, old):
             return jnp.where(better, new, old)
@@ -378,7 +380,7 @@ def _mle_one(stats: ScoreStats, low, high) -> tuple[Params, FitInfo]:
     def advance(point, step, length):
         return point[0] + length * step[0], point[1] + length * step[1]
 
-    (slope, quad), value, step = _descend(
+    (slope, quad), value, step = descend(
         evaluate, advance, (slope, quad), quad_min, quad_max, _STEPS
     )
 
@@ -509,7 +511,7 @@ def _map_one(stats: ScoreStats, prior: Prior, low, high) -> tuple[Params, FitInf
 
     def descend(start, steps, rule):
         at = functools.partial(evaluate, rule=rule)
-        return _descend(at, advance, start, log_floor, jnp.inf, steps)
+        return descend(at, advance, start, log_floor, jnp.inf, steps)
 
     points, values, _ = jax.lax.map(
         lambda start: descend(start, _VALLEY_STEPS, _VALLEY_RULE), starts

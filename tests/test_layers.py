@@ -28,6 +28,7 @@ CORE = [
     "shipped",
     "plugins",
     "special",
+    "special_beta",
     "distributions",
     "estimation",
     "empirical_bayes",

@@ -14,9 +14,23 @@ from optscale_jax.distributions.compiled import compiled
 from optscale_jax.special import log1mexp, unit_quadrature
 from optscale_jax.typing import Array, ArrayLike
 
-__all__ = ["BestOfN"]
+__all__ = ["BestOfN", "log_cdf_below"]
 
 _NODES = 64
+
+
+def log_cdf_below(distribution: Distribution, x: ArrayLike) -> Array:
+    """Log of P(X < x): the law's own `log_cdf_below`, where it has atoms, else its `log_cdf`.
+
+    Args:
+      distribution: any scalar TFP distribution with `log_cdf`.
+      x: shape [...].
+
+    Returns:
+      Shape [...], <= 0.
+    """
+    below = getattr(distribution, "log_cdf_below", distribution.log_cdf)
+    return below(jnp.asarray(x, distribution.dtype))
 
 
 @jax.tree_util.register_pytree_node_class
@@ -132,6 +146,18 @@ class BestOfN(tfp.distributions.Distribution):
         return self.n * self._log_cdf_of_one(x)
 
     @compiled
+    def log_cdf_below(self, x: ArrayLike) -> Array:
+        """Log of P(best < x) = P(one < x)^n; differs from `log_cdf` where the law has atoms.
+
+        Args:
+          x: shape [...].
+
+        Returns:
+          Shape [...], <= 0.
+        """
+        return self.n * log_cdf_below(self.distribution, x)
+
+    @compiled
     def _cdf(self, x):
         return jnp.exp(self._log_cdf(x))
 
@@ -155,7 +181,14 @@ class BestOfN(tfp.distributions.Distribution):
             (n - 1) * jnp.where(zero, 0.0, log_cdf),
         )
         one = self.distribution.log_prob(x)
-        return jnp.where(jnp.isneginf(one), one, jnp.log(n) + others + one)
+        density = jnp.where(jnp.isneginf(one), one, jnp.log(n) + others + one)
+        if not hasattr(self.distribution, "log_cdf_below"):
+            return density
+        # At an atom, the mass of the best: P(one <= x)^n - P(one < x)^n.
+        jump = n * (log_cdf - log_cdf_below(self.distribution, x))
+        atom = jump > 0
+        mass = n * jnp.where(zero, 0.0, log_cdf) + log1mexp(jnp.where(atom, jump, 1.0))
+        return jnp.where(atom, mass, density)
 
     def _inverse(self, log_u):
         """The score at which log F of one draw is log_u, of the broadcast shape."""

@@ -4,10 +4,30 @@ One file a law; `Law` is what one of your own has to be. Builds on `optscale_jax
 `optscale_jax.estimation`.
 """
 
-from optscale_jax.laws.base import Law
+from optscale_jax.laws.base import Law, fit_rows
+from optscale_jax.laws.beta import BetaLaw, beta
+from optscale_jax.laws.logit_normal import LogitNormalLaw, logit_normal
 from optscale_jax.laws.truncated_normal import TruncatedNormalLaw, truncated_normal
+from optscale_jax.laws.with_atoms import WithAtomsLaw, with_atoms
 
-__all__ = ["LAWS", "Law", "TruncatedNormalLaw", "truncated_normal"]
+__all__ = [
+    "LAWS",
+    "BetaLaw",
+    "Law",
+    "LogitNormalLaw",
+    "TruncatedNormalLaw",
+    "WithAtomsLaw",
+    "beta",
+    "fit_rows",
+    "logit_normal",
+    "truncated_normal",
+    "with_atoms",
+]
 
-LAWS: dict[str, Law] = {"truncated_normal": truncated_normal()}
+LAWS: dict[str, Law] = {
+    "truncated_normal": truncated_normal(),
+    "beta": beta(),
+    "logit_normal": logit_normal(),
+}
+LAWS |= {f"{name}_with_atoms": with_atoms(law) for name, law in LAWS.items()}
 """The shipped laws by name."""

@@ -15,8 +15,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tensorflow_probability.substrates.jax.distributions import Distribution
 
-from optscale_jax.bounds import bound
+from optscale_jax.bounds import bound, success_probability
 from optscale_jax.distributions import TruncatedNormal
 from optscale_jax.errors import PoolError
 from optscale_jax.estimation import Boundary, Params, Prior, ScoreStats, fit_mle
@@ -77,11 +78,14 @@ class Realised(NamedTuple):
       claimed: the alpha of the bound.
       realised: mean over problems of P(best of N* scores >= s_min) under the scores themselves.
       checked: number of problems whose N* was at most the completions there are.
+      promised: mean over problems of 1 - F(s_min)^N*, what the law says of its N*: above the
+        claimed alpha because N* is a whole number, far above where one completion is enough.
     """
 
     claimed: float
     realised: float
     checked: int
+    promised: float = float("nan")
 
 
 def _scores(pool: Pool) -> np.ndarray:
@@ -160,38 +164,57 @@ def calibrate(pool: Pool, *, key: Array) -> Calibration:
     )
 
 
-def realised_alpha(pool: Pool, s_min: float, alpha: float, *, params: Params) -> Realised:
+def realised_alpha(
+    pool: Pool,
+    s_min: float,
+    alpha: float,
+    *,
+    params: Params | None = None,
+    distribution: Distribution | None = None,
+    mask: np.ndarray | None = None,
+) -> Realised:
     """How often the best of N* completions reaches s_min, against the alpha that N* promises.
 
     For each problem N* is read off the given law and P(best of N* >= s_min) off its scores, drawn
     without replacement: with m of n scores below s_min, 1 - C(m, N*) / C(n, N*).
 
+    Fitted to the same scores, a law has seen what it is checked on. Give the law of one half of
+    each problem's completions and the other half as `mask` for a check that it has not.
+
     Args:
       pool: the pool.
       s_min: the score to reach, in [0, 1].
       alpha: the claimed probability, inside (0, 1).
-      params: the law of each problem's scores, fields [P].
+      params: a truncated normal for each problem, fields [P]; or
+      distribution: any law of batch shape [P] that the bound takes.
+      mask: [P, N] the completions to check on, among those there are; None for all.
 
     Returns:
       `Realised`. Problems whose N* exceeds their completions cannot be checked and are left out.
 
     Raises:
       PoolError: the pool has no scores.
-      ValueError: s_min or alpha outside its domain.
+      ValueError: s_min or alpha outside its domain, or not exactly one law given.
     """
+    if (params is None) == (distribution is None):
+        raise ValueError("realised_alpha takes the law as params or as distribution: one of them")
     scores = _scores(pool)
-    law = TruncatedNormal(params.loc, params.scale)
+    law = TruncatedNormal(params.loc, params.scale) if params is not None else distribution
+    there = pool.mask if mask is None else pool.mask & mask
     needed = np.asarray(bound(law, s_min, alpha).num_samples)
-    total = pool.samples_per_problem
-    below = ((scores < s_min) & pool.mask).sum(1)
+    total = there.sum(1)
+    below = ((scores < s_min) & there).sum(1)
     can = needed <= total
     if not can.any():
-        return Realised(alpha, float("nan"), 0)
+        return Realised(alpha, float("nan"), 0, float("nan"))
+    promised = np.asarray(success_probability(law, s_min, needed))
     draws = np.arange(scores.shape[1])
     # C(m, k) / C(n, k) is the product of (m - i) / (n - i) over i < k.
     ratio = np.clip(below[:, None] - draws, 0, None) / np.maximum(total[:, None] - draws, 1)
     miss = np.where(draws < needed[:, None], ratio, 1.0).prod(1)
-    return Realised(alpha, float((1 - miss)[can].mean()), int(can.sum()))
+    return Realised(
+        alpha, float((1 - miss)[can].mean()), int(can.sum()), float(promised[can].mean())
+    )
 
 
 class Verdict(NamedTuple):
