@@ -17,7 +17,6 @@ from optscale_jax.live.config import SampleConfig, SolveConfig
 from optscale_jax.problems import BENCHMARKS
 from optscale_jax.readers import read_pool
 from optscale_jax.report.live import OUTPUTS
-from optscale_jax.study.registry import expand
 
 ROOT = Path(__file__).resolve().parents[1]
 N = 12
@@ -230,10 +229,9 @@ def test_the_papers_configurations_say_what_the_paper_did(generator, benchmark):
     # Both on one GPU.
     shares = sampler.engine.gpu_memory_utilization + verifier.engine.gpu_memory_utilization
     assert shares <= 0.9
-    ((entry),) = expand(config.policy, "policy")
-    policy = entry.families[0].policy(0)
-    assert policy.max_samples == 64
-    assert entry.settings[0]["min_samples"] == 20
+    configured = config.configured_policy()
+    assert configured.policy.max_samples == 64
+    assert configured.setting["min_samples"] == 20
 
 
 def test_the_small_configurations_are_comparable():

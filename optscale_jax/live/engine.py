@@ -25,7 +25,7 @@ import numpy as np
 from optscale_jax.answers import AnswerIds, Equal, Extract, answers_equal, extract_answer
 from optscale_jax.backends.base import Sampler, Verifier
 from optscale_jax.equivalence import EquivalenceChecker
-from optscale_jax.errors import EngineError, ProblemError, RunError
+from optscale_jax.errors import EngineError, InputError, ProblemError, RunError
 from optscale_jax.estimation import Prior
 from optscale_jax.live.runs import Run
 from optscale_jax.policies import Info, Observation, Policy, StopReason
@@ -220,7 +220,7 @@ async def solve_async(
         as one longer than the context, has the stop reason "failed" and says why.
 
     Raises:
-        ValueError: If the policy needs scores and there is no verifier, if it couples problems
+        InputError: If the policy needs scores and there is no verifier, if it couples problems
             (`Policy.plan`), if ids repeat, or a number is outside its domain.
         EngineError: If the sampler yields other completions than it was asked for, or a score is
             not in [0, 1].
@@ -298,21 +298,21 @@ def _check(
     max_ahead: int | None,
 ) -> None:
     if policy.couples_problems:
-        raise ValueError(
+        raise InputError(
             "this policy couples all problems of a run, so it cannot decide while sampling: draw a "
             "pool (python -m eval.sample) and replay it (python -m eval.replay)"
         )
     if policy.uses_scores and verifier is None:
-        raise ValueError("this policy reads scores: give a verifier")
+        raise InputError("this policy reads scores: give a verifier")
     if run is not None and run.kind != policy.kind:
-        raise ValueError(f"the run is {run.kind} and the policy {policy.kind}")
+        raise InputError(f"the run is {run.kind} and the policy {policy.kind}")
     for name, value in (("max_in_flight", max_in_flight), ("max_ahead", max_ahead)):
         if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1")
+            raise InputError(f"{name} is {value}; it must be at least 1")
     seen: set[str] = set()
     for problem in problems:
         if problem.id in seen:
-            raise ValueError(f"two problems have the id {problem.id!r}")
+            raise InputError(f"two problems have the id {problem.id!r}")
         seen.add(problem.id)
 
 
@@ -383,7 +383,7 @@ class _Decider:
 
 def _at(values: Any, place: int, count: int) -> Any:
     if np.shape(values) != (count,):
-        raise ValueError(
+        raise InputError(
             f"the policy's prior has {np.shape(values)} entries; a run of {count} problems needs "
             f"one for all, or ({count},)"
         )
