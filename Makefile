@@ -6,7 +6,7 @@ CHECK_ARGS ?=
 
 VENV := .venv
 PY := $(VENV)/bin/python
-# setuptools warns at length of what every editable installation is like.
+# Errors alone: setuptools warns at length of what every editable installation is like.
 PIP := PYTHONWARNINGS=ignore $(PY) -m pip install --disable-pip-version-check
 STAMP := $(VENV)/.stamp
 
@@ -46,16 +46,16 @@ check-python:
 $(STAMP): pyproject.toml setup.py constraints.txt $(BROKEN) | $(if $(BROKEN),check-python)
 	@rm -f $(STAMP)
 	$(if $(BROKEN),$(PYTHON) -m venv --clear $(VENV))
-	$(PIP) --quiet --upgrade $(PIP_ARGS) pip
+	$(PIP) -qq --upgrade $(PIP_ARGS) pip
 	@# pip's second -v tells a missing project or wheel from an index that did not answer.
 	@log=$(VENV)/vllm.log; \
 	if $(PIP) -vv --dry-run $(PIP_ARGS) $(VLLM) >$$log 2>&1; then \
 	  set -ex; \
-	  $(PIP) --quiet $(PIP_ARGS) $(ALL); \
-	  $(PIP) --quiet $(PIP_ARGS) $(VLLM); \
+	  $(PIP) -qq $(PIP_ARGS) $(ALL); \
+	  $(PIP) -qq $(PIP_ARGS) $(VLLM); \
 	elif grep -q '^ERROR: No matching distribution found' $$log && \
 	    ! grep 'Could not fetch URL' $$log | grep -qv ': 404 '; then \
-	  (set -ex; $(PIP) --quiet $(PIP_ARGS) $(ALL_BUT_VLLM)) && \
+	  (set -ex; $(PIP) -qq $(PIP_ARGS) $(ALL_BUT_VLLM)) && \
 	  echo "No wheel of vLLM ($(lastword $(VLLM))) is to be had for this machine: all but it is installed."; \
 	else \
 	  grep -E '^ERROR|Could not fetch URL' $$log >&2; \

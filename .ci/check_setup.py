@@ -43,7 +43,7 @@ def main() -> int:
     options = parser.parse_args()
     ways = [*map(in_words, options.also), "."]
     if not options.quick:
-        ways += [*documented(), *(f".[{extra}]" for extra in extras())]
+        ways += [*documented(), *(in_words(f".[{extra}]") for extra in extras())]
     ways = list(dict.fromkeys(ways))
     with tempfile.TemporaryDirectory() as folder:
         found = [sys.executable] if options.quick else pythons()

@@ -79,14 +79,16 @@ def test_without_vllm_the_demonstration_runs_on_recorded_completions(tmp_path, m
     assert "  epochs: 10\n" in text
     brief.write_text(text.replace("  epochs: 10\n", "  epochs: 1\n"), encoding="utf-8")
     replayed = tmp_path / "replay.yaml"
-    replayed.write_text("policy: {name: first_hit, s_min: [0.7, 0.8], max_samples: [8, 16]}\n")
+    replayed.write_text(
+        "policy: {name: optscale, s_min: [0.7, 0.8], alpha: 0.95, max_samples: [8, 16]}\n"
+    )
     out = tmp_path / "demo"
     given = [f"--predictor={brief}", f"--labels={labels}", f"--comparison={replayed}"]
 
     assert demo.main([*given, "--permutations=1", f"--out={out}"]) == 0
     said = capsys.readouterr().out
     assert "vLLM is not installed" in said
-    assert "60 problems, recorded" in said
+    assert "60 problems, on recorded completions" in said
     assert (out / "report" / "index.html").is_file()
     # The same completions of the same problems, so that only the number drawn differs.
     pool = Pool.load(demo.DemoConfig().pool)
