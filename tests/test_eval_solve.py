@@ -231,7 +231,7 @@ def test_the_papers_configurations_say_what_the_paper_did(generator, benchmark):
     shares = sampler.engine.gpu_memory_utilization + verifier.engine.gpu_memory_utilization
     assert shares <= 0.9
     ((entry),) = expand(config.policy, "policy")
-    policy = entry.families[0].policy(0)
+    policy = entry.policies[0]
     assert policy.max_samples == 64
     assert entry.settings[0]["min_samples"] == 20
 

@@ -1,6 +1,5 @@
 """Commands that measure predictors: eval.compare_losses and eval.bench.predictor."""
 
-import contextlib
 import csv
 import json
 
@@ -138,8 +137,7 @@ def test_the_bench_compares_equals():
 def test_the_bench_measures_features_cache_and_training(config, tmp_path):
     arguments = ["--predictor", str(config), "--repeats", "1", "--out", str(tmp_path / "out")]
     # 60 short texts tell nothing of a ratio: one that is missed is no failure here.
-    with contextlib.suppress(SystemExit):
-        assert bench_predictor.main(arguments) == 0
+    assert bench_predictor.main(arguments) in (0, 1)
     rows = json.loads((tmp_path / "out" / "bench_predictor.json").read_text())
     features, cached, training = rows
     assert features["features"] > cached["cached"] > 0
