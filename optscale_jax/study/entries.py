@@ -7,7 +7,7 @@ outcomes = replay_comparison(pool, entries, seed=0, num_permutations=20)
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ from optscale_jax.study.goodness_of_fit import fitted_law
 from optscale_jax.study.outcomes import Method, Outcomes
 from optscale_jax.study.pools import PoolSource
 from optscale_jax.study.priors import priors_of_entries
-from optscale_jax.study.registry import Entry, PolicyConfig, describe, expand, words_of
+from optscale_jax.study.registry import Entry, describe, expand, words_of
 
 __all__ = [
     "ORACLE",
@@ -38,11 +38,11 @@ _BASELINES = ("best_of_n", "self_consistency")
 # What differences are taken from: the first of them that a comparison has at an N.
 
 
-def entries_of(configs: Sequence[PolicyConfig], where: Sequence[str] | None = None) -> list[Entry]:
+def entries_of(configs: Sequence[Any], where: Sequence[str] | None = None) -> list[Entry]:
     """The policies of a comparison with their grids, checked against each other.
 
     Args:
-        configs: The policies.
+        configs: The policies, each a `PolicyConfig` or the same with one's own rules' arguments.
         where: Their fields in the configuration, for messages; default "policies[i]".
 
     Returns:
