@@ -31,7 +31,7 @@ from typing import get_args
 from optscale_jax.cli import command, output_folder, progress, show
 from optscale_jax.errors import bad_input
 from optscale_jax.policies import PAPER_ALPHA, PAPER_S_MIN
-from optscale_jax.predictor.predictor import Kind, Prediction, Predictor
+from optscale_jax.predictor.predictor import Kind, Prediction, Predictor, prior_lines
 from optscale_jax.problems import load_problems
 from optscale_jax.report.priors import prior_columns, prior_curves, prior_table, worth_in_words
 from optscale_jax.report.tables import write_csv
@@ -40,7 +40,6 @@ from optscale_jax.study.config import check_numbers
 from optscale_jax.study.entries import leave_out, replay_comparison
 from optscale_jax.study.pools import PoolSource, ReadConfig
 from optscale_jax.study.prior_value import Grid, against, prior_entries, worth_of_predictions
-from optscale_jax.study.priors import prior_lines
 from optscale_jax.study.tuning import Aim
 
 __all__ = ["ComparePriorsConfig", "main"]

@@ -21,9 +21,8 @@ from pathlib import Path
 from optscale_jax.cli import command, output_file, progress
 from optscale_jax.errors import InputError, bad_input
 from optscale_jax.predictor.errors import PredictorError
-from optscale_jax.predictor.predictor import Kind, Prediction, Predictor
+from optscale_jax.predictor.predictor import Kind, Prediction, Predictor, prior_lines
 from optscale_jax.problems import load_problems
-from optscale_jax.study.priors import prior_lines
 
 __all__ = ["PredictConfig", "main", "write_priors"]
 

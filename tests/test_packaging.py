@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILT_FROM = ("optscale_jax", "eval", "train", "configs")
-FILES = ("pyproject.toml", "setup.py", "optscale_cli.py", "README.md", "LICENSE")
+FILES = ("pyproject.toml", "setup.py", "README.md", "LICENSE")
 MOVED = {
     "eval": "optscale_jax/cli/commands/eval",
     "train": "optscale_jax/cli/commands/train",
@@ -51,7 +51,7 @@ def test_a_wheel_has_everything_and_no_package_of_a_common_name(wheel):
         (file,) = (name for name in archive.namelist() if name.endswith("entry_points.txt"))
         entries.read_string(archive.read(file).decode())
     assert dict(entries["console_scripts"]) == {"optscale": "optscale_cli:main"}
-    expected = {"optscale_cli.py"}
+    expected = {"optscale_cli/__init__.py"}
     for folder in BUILT_FROM:
         for path in (ROOT / folder).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts:

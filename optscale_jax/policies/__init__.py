@@ -9,7 +9,6 @@ from optscale_jax.policies.base import (
     Policy,
     PolicyKind,
     Request,
-    State,
     StopReason,
     run,
     until,
@@ -29,7 +28,7 @@ from optscale_jax.policies.optscale import (
     min_samples_for,
     optscale,
 )
-from optscale_jax.policies.seen import Best, Observation, Votes, is_eligible
+from optscale_jax.policies.seen import Best, Observation, State, Votes, is_eligible
 from optscale_jax.policies.selection import SELECTORS, Selector, make_selector
 from optscale_jax.policies.self_consistency import self_consistency, weighted_self_consistency
 from optscale_jax.policies.stacking import any_setting, capped, num_settings, stack, unstack

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from optscale_jax.policies.base import Policy, Request, State, StopReason, check_count, until
-from optscale_jax.policies.seen import Votes
+from optscale_jax.policies.base import Policy, Request, StopReason, check_count, until
+from optscale_jax.policies.seen import State, Votes
 from optscale_jax.policies.selection import Selector, make_selector
 from optscale_jax.typing import Array, Count, Number
 

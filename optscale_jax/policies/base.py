@@ -31,7 +31,7 @@ import numpy as np
 from jax.core import Tracer
 
 from optscale_jax.estimation import Prior
-from optscale_jax.policies.seen import Best, Observation, Votes
+from optscale_jax.policies.seen import Best, Observation, State, Votes
 from optscale_jax.policies.selection import BestScore, Selector, make_selector
 from optscale_jax.typing import Array, Count
 from optscale_jax.values import Value, static
@@ -42,7 +42,6 @@ __all__ = [
     "Policy",
     "PolicyKind",
     "Request",
-    "State",
     "StopReason",
     "check_count",
     "finish",
@@ -120,26 +119,6 @@ def until(
         jnp.where(satisfied, reason, StopReason.RUNNING).astype(jnp.int32),
         jnp.asarray(required, jnp.int32),
     )
-
-
-class State(NamedTuple):
-    """What a policy knows of one problem: scalars, but for the last four.
-
-    Attributes:
-      count: int32, completions seen.
-      tokens: their tokens as far as known, floating.
-      best: the best eligible one.
-      votes: `Votes`, where the rule or its selector compares answers; else None.
-      own: what the rule itself remembers.
-      chosen: what the selector itself remembers.
-    """
-
-    count: Array
-    tokens: Array
-    best: Best
-    votes: Any
-    own: Any
-    chosen: Any
 
 
 class Info(NamedTuple):

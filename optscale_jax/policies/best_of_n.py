@@ -1,6 +1,7 @@
 """Best-of-N: draw a fixed number, return the best score."""
 
-from optscale_jax.policies.base import Policy, Request, State, StopReason, check_count, until
+from optscale_jax.policies.base import Policy, Request, StopReason, check_count, until
+from optscale_jax.policies.seen import State
 from optscale_jax.policies.selection import Selector, make_selector
 from optscale_jax.typing import Count
 

@@ -16,13 +16,12 @@ from optscale_jax.policies.base import (
     Info,
     Policy,
     Request,
-    State,
     StopReason,
     check_count,
     check_not_above,
     until,
 )
-from optscale_jax.policies.seen import Observation, Votes
+from optscale_jax.policies.seen import Observation, State, Votes
 from optscale_jax.policies.selection import Selector, make_selector
 from optscale_jax.typing import Array, ArrayLike, Count, Number
 from optscale_jax.values import static

@@ -7,13 +7,12 @@ import jax.numpy as jnp
 from optscale_jax.policies.base import (
     Policy,
     Request,
-    State,
     StopReason,
     check_count,
     check_not_above,
     until,
 )
-from optscale_jax.policies.seen import Observation, is_eligible
+from optscale_jax.policies.seen import Observation, State, is_eligible
 from optscale_jax.policies.selection import Selector, make_selector
 from optscale_jax.typing import Array, Count
 

@@ -1,7 +1,8 @@
 """First hit: stop at the first score that is good enough."""
 
 from optscale_jax.bounds import check_targets
-from optscale_jax.policies.base import Policy, Request, State, StopReason, check_count, until
+from optscale_jax.policies.base import Policy, Request, StopReason, check_count, until
+from optscale_jax.policies.seen import State
 from optscale_jax.policies.selection import Selector, make_selector
 from optscale_jax.typing import Count, Number
 

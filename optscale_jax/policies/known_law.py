@@ -2,9 +2,9 @@
 
 from optscale_jax.bounds import check_targets
 from optscale_jax.estimation import Prior
-from optscale_jax.policies.base import Policy, State, check_count
+from optscale_jax.policies.base import Policy, check_count
 from optscale_jax.policies.optscale import Fitted, OptScale
-from optscale_jax.policies.seen import Observation
+from optscale_jax.policies.seen import Observation, State
 from optscale_jax.policies.selection import Selector, make_selector
 from optscale_jax.typing import Count, Number
 

@@ -2,9 +2,9 @@
 
 import jax.numpy as jnp
 
-from optscale_jax.policies.base import Policy, State, check_count
+from optscale_jax.policies.base import Policy, check_count
 from optscale_jax.policies.best_of_n import BestOfN
-from optscale_jax.policies.seen import Observation, is_eligible
+from optscale_jax.policies.seen import Observation, State, is_eligible
 from optscale_jax.policies.selection import Selector
 from optscale_jax.typing import Array, Count
 

@@ -13,13 +13,12 @@ from optscale_jax.plugins import make_part
 from optscale_jax.policies.base import (
     Policy,
     Request,
-    State,
     StopReason,
     check_count,
     check_not_above,
     until,
 )
-from optscale_jax.policies.seen import Observation
+from optscale_jax.policies.seen import Observation, State
 from optscale_jax.policies.selection import Selector, make_selector
 from optscale_jax.policies.stacking import any_setting
 from optscale_jax.typing import Array, Count, Number

@@ -1,12 +1,12 @@
-"""What has been seen of a problem: one completion, the best of them, the votes of them."""
+"""What has been seen of a problem: a completion, the best of them, their votes, all of it."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
 from optscale_jax.typing import Array
 
-__all__ = ["Best", "Observation", "Votes", "is_eligible"]
+__all__ = ["Best", "Observation", "State", "Votes", "is_eligible"]
 
 
 class Observation(NamedTuple):
@@ -120,3 +120,23 @@ class Votes(NamedTuple):
         """
         # argmax takes the first of equals; a free slot must not tie with an answer of weight 0.
         return self.first[jnp.argmax(jnp.where(self.counts > 0, votes, -1))]
+
+
+class State(NamedTuple):
+    """What a policy knows of one problem: scalars, but for the last four.
+
+    Attributes:
+      count: int32, completions seen.
+      tokens: their tokens as far as known, floating.
+      best: the best eligible one.
+      votes: `Votes`, where the rule or its selector compares answers; else None.
+      own: what the rule itself remembers.
+      chosen: what the selector itself remembers.
+    """
+
+    count: Array
+    tokens: Array
+    best: Best
+    votes: Any
+    own: Any
+    chosen: Any

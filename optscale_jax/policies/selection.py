@@ -5,15 +5,12 @@ value of one's own. An answerless or empty completion never votes and is never r
 goes to the answer seen first.
 """
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from optscale_jax.plugins import make_part
-from optscale_jax.policies.seen import Observation
+from optscale_jax.policies.seen import Observation, State
 from optscale_jax.typing import Array
 from optscale_jax.values import Value
-
-if TYPE_CHECKING:
-    from optscale_jax.policies.base import State
 
 __all__ = ["SELECTORS", "BestScore", "Majority", "Selector", "WeightedVote", "make_selector"]
 
@@ -41,7 +38,7 @@ class Selector(Value):
         del observation
         return chosen
 
-    def index(self, state: "State") -> Array:
+    def index(self, state: State) -> Array:
         """int32, launch order of the completion to return; -1 = none."""
         raise NotImplementedError
 
@@ -49,7 +46,7 @@ class Selector(Value):
 class BestScore(Selector):
     """The highest score: argmax_i s_i; the earlier completion wins a tie."""
 
-    def index(self, state: "State") -> Array:
+    def index(self, state: State) -> Array:
         """Launch order of the best eligible completion."""
         return state.best.index
 
@@ -64,7 +61,7 @@ class Majority(Selector):
     uses_scores = False
     uses_answers = True
 
-    def index(self, state: "State") -> Array:
+    def index(self, state: State) -> Array:
         """Launch order of the first completion with that answer."""
         return state.votes.first_with_most(state.votes.counts)
 
@@ -79,7 +76,7 @@ class WeightedVote(Selector):
 
     uses_answers = True
 
-    def index(self, state: "State") -> Array:
+    def index(self, state: State) -> Array:
         """Launch order of the first completion with that answer."""
         return state.votes.first_with_most(state.votes.weights)
 

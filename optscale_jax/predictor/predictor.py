@@ -13,7 +13,7 @@ Builds on all other modules of this package; `python -m train.predictor` makes o
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -35,7 +35,7 @@ from optscale_jax.predictor.head import HeadConfig, to_prior
 from optscale_jax.predictor.parts import GivenHead, find_head
 from optscale_jax.predictor.training import Fitted
 
-__all__ = ["FILES", "Kind", "Prediction", "Predictor"]
+__all__ = ["FILES", "Kind", "Prediction", "Predictor", "prior_lines"]
 
 FILES = ("predictor.safetensors", "predictor.json")
 _VERSION = 4
@@ -320,3 +320,25 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_nan(each) for each in value]
     return None if isinstance(value, float) and np.isnan(value) else value
+
+
+def prior_lines(problem_ids: Sequence[str], found: Prediction) -> Iterator[str]:
+    """A predictor's priors as lines of a file.
+
+    Args:
+        problem_ids: [P] the problems.
+        found: What was predicted of them.
+
+    Yields:
+        A line for each, which `study.priors.priors_of` reads back.
+    """
+    columns = {
+        field: getattr(found.prior, field) for field in ("loc", "scale", "loc_sd", "scale_sd")
+    }
+    columns |= {
+        name: getattr(found, name) for name in ("tokens", "mean", "sd", "mean_low", "mean_high")
+    }
+    values = zip(*(column.tolist() for column in columns.values()), strict=True)
+    for problem_id, row in zip(problem_ids, values, strict=True):
+        record = {"problem_id": problem_id, **dict(zip(columns, row, strict=True))}
+        yield json.dumps(record, ensure_ascii=False) + "\n"

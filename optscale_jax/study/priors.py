@@ -5,10 +5,8 @@ JSON lines, each with `problem_id`, `loc`, `scale`, `loc_sd`, `scale_sd` and, fo
 """
 
 import inspect
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,32 +16,9 @@ from optscale_jax.pool import Pool
 from optscale_jax.readers.records import read_records
 from optscale_jax.study.registry import Entry, PriorConfig, find_rule
 
-if TYPE_CHECKING:
-    from optscale_jax.predictor.predictor import Prediction
-
-__all__ = ["prior_lines", "priors_of", "priors_of_entries"]
+__all__ = ["priors_of", "priors_of_entries"]
 
 _FIELDS = ("loc", "scale", "loc_sd", "scale_sd")
-
-
-def prior_lines(problem_ids: Sequence[str], found: "Prediction") -> Iterator[str]:
-    """A predictor's priors as lines of a file.
-
-    Args:
-        problem_ids: [P] the problems.
-        found: What was predicted of them.
-
-    Yields:
-        A line for each, which `priors_of` reads back.
-    """
-    columns = {field: getattr(found.prior, field) for field in _FIELDS}
-    columns |= {
-        name: getattr(found, name) for name in ("tokens", "mean", "sd", "mean_low", "mean_high")
-    }
-    values = zip(*(column.tolist() for column in columns.values()), strict=True)
-    for problem_id, row in zip(problem_ids, values, strict=True):
-        record = {"problem_id": problem_id, **dict(zip(columns, row, strict=True))}
-        yield json.dumps(record, ensure_ascii=False) + "\n"
 
 
 def priors_of(
