@@ -32,6 +32,8 @@ def test_examples_of_how_to_extend_run(heading, tmp_path, monkeypatch):
             assert len(text.splitlines()) < MOST_LINES
             if file:
                 (tmp_path / file[1]).write_text(text.removeprefix(file[0]))
+                if file[1].endswith(".py"):
+                    importlib.import_module(file[1].removesuffix(".py"))
             elif language == "python":
                 exec(compile(text, heading, "exec"), names)
             elif language == "console":

@@ -228,32 +228,13 @@ def test_a_predictor_of_another_model_is_refused(command, tmp_path, capsys):
     assert not out.exists()
 
 
-OWN = """
-import jax, jax.numpy as jnp, optax
-from flax import nnx
-from optscale_jax.empirical_bayes import predictive
-
-class Head(nnx.Module):
-    def __init__(self, width, *, hidden, rngs):
-        self.inner = nnx.Linear(width, hidden[0], rngs=rngs)
-        self.drop = nnx.Dropout(0.1)
-        self.outer = nnx.Linear(hidden[0], 4, kernel_init=nnx.initializers.zeros, rngs=rngs)
-
-    def __call__(self, x, mask, *, key=None):
-        x = jnp.sum(x * mask[..., None], 1) / jnp.sum(mask, 1, keepdims=True)
-        x = jax.nn.tanh(self.inner(x))
-        return self.outer(self.drop(x, deterministic=key is None, rngs=key))
-
-def absolute_error(prior, targets):
-    return jnp.abs(predictive(prior).mean - targets.stats.mean) / targets.spread.mean
-
-def lion(steps, learning_rate):
-    return optax.lion(optax.linear_schedule(learning_rate, 0.0, steps))
-"""
+# As the page has it, of which tests/test_docs.py sees to the length.
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "extend.md"
+OWN = PAGE.read_text().partition("```python\n# my_parts.py\n")[2].partition("```")[0]
 
 
 def test_parts_of_ones_own_are_trained_saved_and_used(command, tmp_path, monkeypatch):
-    """A head, a loss and an optimizer in a file of 24 lines, by module:name and ./file.py:name."""
+    """A head, a loss and an optimizer in one file, by module:name and ./file.py:name."""
     folder, arguments = command
     (tmp_path / "own_parts.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)

@@ -727,7 +727,7 @@ def test_missing_file_and_folder(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "csv"}, r"no format 'csv' \(there are auto, npz, jsonl, optscale"),
+        ({"format": "csv"}, r"format 'csv': no such format.*npz, jsonl, optscale"),
         ({"prompts": "x"}, "a file of format 'search_and_learn' has no option 'prompts' .it has a"),
         ({"aggregation": "max"}, r"no aggregation 'max' \(there are last, mean, min, prod\)"),
         ({"format": "optscale"}, "line 1: no field 'score'"),

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from optscale_jax.errors import PoolError
+from optscale_jax.errors import PoolError, bad_input
+from optscale_jax.plugins import PluginError, load_object
 from optscale_jax.pool import Pool
 from optscale_jax.readers.jsonl import read_jsonl
 from optscale_jax.readers.live import DECISIONS, SAMPLES, read_live_run
@@ -37,7 +38,8 @@ def read_pool(path: str | os.PathLike[str], *, format: str = "auto", **options: 
 
     Args:
         path: The file; or a folder with a `samples.jsonl` in it, such as that of a live run.
-        format: One of `FORMATS`, or "auto" to find out from the file's beginning.
+        format: One of `FORMATS`, or "auto" to find out from the file's beginning; or
+            `module:function` for a reader of one's own, a function of the path.
         **options: Options of the format's reader, such as `prompts=` and `kind=` for "optscale",
             `aggregation=` for "search_and_learn", `filter=` for "lm_eval".
 
@@ -53,9 +55,8 @@ def read_pool(path: str | os.PathLike[str], *, format: str = "auto", **options: 
         path = path / SAMPLES
     if format == "auto":
         format = detect_format(path)
-    if format not in FORMATS:
-        raise PoolError(f"{path}: no format {format!r} (there are auto, {', '.join(FORMATS)})")
-    reader = FORMATS[format]
+    with bad_input(str(path), (PluginError,)):
+        reader = load_object(format, what="format", shipped=FORMATS)
     _, *known = inspect.signature(reader).parameters
     for option in options:
         if option not in known:
@@ -63,7 +64,10 @@ def read_pool(path: str | os.PathLike[str], *, format: str = "auto", **options: 
                 f"{path}: a file of format {format!r} has no option {option!r} (it has "
                 f"{', '.join(known)})"
             )
-    return reader(path, **options)
+    pool = reader(path, **options)
+    if not isinstance(pool, Pool):
+        raise PoolError(f"{path}: the reader {format} gives {pool!r}; a reader returns a Pool")
+    return pool
 
 
 def detect_format(path: str | os.PathLike[str]) -> str:

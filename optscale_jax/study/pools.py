@@ -27,8 +27,8 @@ class ReadConfig:
     """How to read a file of completions; docs/formats.md has the formats.
 
     Attributes:
-        format: The file's format: npz, jsonl, optscale, search_and_learn or lm_eval. auto: found
-            out from its beginning.
+        format: The file's format: npz, jsonl, optscale, search_and_learn or lm_eval, or
+            module:function for a reader of one's own. auto: found out from its beginning.
         scores: Which scores to take: of an npz file the array of that name; of an optscale file
             scores (means of the step scores) or last_scores.
         clip: Whether to move scores outside [0, 1] to the nearer end instead of refusing them.
