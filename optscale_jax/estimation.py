@@ -509,16 +509,16 @@ def _map_one(stats: ScoreStats, prior: Prior, low, high) -> tuple[Params, FitInf
     second = jnp.argmin(jnp.where(valley, values, jnp.inf))
     starts = jax.tree.map(lambda v: v[jnp.stack([first, second])], points)
 
-    def descend(start, steps, rule):
+    def follow(start, steps, rule):
         at = functools.partial(evaluate, rule=rule)
         return descend(at, advance, start, log_floor, jnp.inf, steps)
 
     points, values, _ = jax.lax.map(
-        lambda start: descend(start, _VALLEY_STEPS, _VALLEY_RULE), starts
+        lambda start: follow(start, _VALLEY_STEPS, _VALLEY_RULE), starts
     )
     winner = jnp.argmin(values)
     best = jax.tree.map(lambda v: v[winner], points)
-    (slope, log_scale), value, step = descend(best, _MAP_STEPS, _accuracy(p.mean.dtype))
+    (slope, log_scale), value, step = follow(best, _MAP_STEPS, _accuracy(p.mean.dtype))
 
     _, scale, loc = prior_terms(slope, log_scale)
     some = n > 0

@@ -131,13 +131,13 @@ class LogitNormal(UnitInterval):
         zero = jnp.full(self.batch_shape, -jnp.inf, self.dtype)
         return zero, zero
 
-    def _expectation(self, function, slope):
-        """E[function(x)], given its derivative in the logit.
+    def _expectation(self, loc, function, slope):
+        """E[function(x)] with another loc, given its derivative in the logit.
 
         The trapezoidal rule converges exponentially on analytic functions: over the normal where
         the sigmoid is smooth in its units, over the logistic law where the normal is.
         """
-        loc, scale = jnp.broadcast_arrays(self.loc, self.scale)
+        loc, scale = jnp.broadcast_arrays(loc, self.scale)
         narrow = scale < 2.0
         z = jnp.asarray(np.linspace(-9.0, 9.0, 73), self.dtype)
         z = z.reshape((-1,) + (1,) * loc.ndim)
@@ -152,16 +152,21 @@ class LogitNormal(UnitInterval):
         by_logistic = zero + jnp.sum(0.5 * slope(t) * jnp.exp(log_above), axis=0)
         return jnp.where(narrow, by_normal, by_logistic)
 
+    def _mean_at(self, loc):
+        return self._expectation(loc, lambda x: x, lambda t: jax.nn.sigmoid(t) * jax.nn.sigmoid(-t))
+
     @compiled
     def _mean(self):
-        return self._expectation(lambda x: x, lambda t: jax.nn.sigmoid(t) * jax.nn.sigmoid(-t))
+        return self._mean_at(self.loc)
 
     @compiled
     def _variance(self):
-        mean = self._mean()
+        # That of 1 - x is the same, and next to 0 deviations keep their digits.
+        loc = -jnp.abs(self.loc)
+        mean = self._mean_at(loc)
 
         def slope(t):
             x = jax.nn.sigmoid(t)
             return 2 * (x - mean) * x * jax.nn.sigmoid(-t)
 
-        return self._expectation(lambda x: (x - mean) ** 2, slope)
+        return self._expectation(loc, lambda x: (x - mean) ** 2, slope)

@@ -22,14 +22,14 @@ import numpy as np
 from tensorflow_probability.substrates.jax.distributions import Distribution
 
 from optscale_jax.estimation import Prior, ScoreStats
-from optscale_jax.typing import Array, ArrayLike
+from optscale_jax.typing import ArrayLike
 
 __all__ = ["Law", "Params", "fit_rows"]
 
 _NODES = 32  # of the quadrature: a step between two nodes is off by at most 2% of 1 - best
 
-Params = dict[str, Array]
-"""Parameters of a law by name, each a scalar for one problem, [P] for P of them."""
+Params = dict[str, Any]
+"""Parameters of a law by name: arrays, each a scalar for one problem, [P] for P of them."""
 
 
 @jax.tree_util.register_dataclass
@@ -202,8 +202,9 @@ def fit_rows(
     Returns:
       (params, info) of `Law.fit`, every leaf of shape [P].
     """
-    memory = law.memory_of(scores, mask)
-    return _fit_rows(law, memory, prior)
+    params, info = _fit_rows(law, law.memory_of(scores, mask), prior)
+    # A compiled function hands a dictionary back in the order of the alphabet.
+    return {name: params[name] for name in law.parameters}, info
 
 
 @jax.jit

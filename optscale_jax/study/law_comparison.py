@@ -25,9 +25,9 @@ import numpy as np
 
 from optscale_jax.distributions.best_of_n import log_cdf_below
 from optscale_jax.laws.base import Law, fit_rows
-from optscale_jax.metrics import Comparison, compare
 from optscale_jax.pool import Pool, PoolError
 from optscale_jax.special import log1mexp
+from optscale_jax.study.metrics import Comparison, compare
 from optscale_jax.typing import Array, ArrayLike
 
 __all__ = ["LawComparison", "compare_laws", "log_cell"]

@@ -1,0 +1,241 @@
+"""The beta and the logit-normal law to 50 digits and more, and the points to compare them at.
+
+What the tests hold `distributions.Beta` and `distributions.LogitNormal` to, as `eval.bench.reference`
+does for the truncated normal: textbook formulas in mpmath, sharing nothing with the library. The
+columns are those of `eval.bench.reference.Reference`, its `loc` and `scale` the law's two parameters.
+"""
+
+import math
+from collections.abc import Callable
+
+import mpmath as mp
+import numpy as np
+import scipy.special
+
+from eval.bench.reference import Reference
+
+__all__ = [
+    "BETA_CASES",
+    "LOGIT_NORMAL_CASES",
+    "beta",
+    "beta_quantile",
+    "law_grid",
+    "logit_normal",
+    "logit_normal_quantile",
+    "reference",
+]
+
+BETA_CASES = {
+    "uniform": (1.0, 1.0),
+    "typical": (4.9, 1.7),
+    "arcsine": (0.5, 0.5),
+    "saturated": (0.7, 0.02),
+    "all at both ends": (0.01, 0.01),
+    "power": (0.01, 1.0),
+    "rising": (300.0, 1.0),
+    "steep at one": (1e6, 0.05),
+    "like a gamma": (2.5, 1e6),
+    "narrow at the end": (9.8e3, 99.0),
+    "spike inside": (1e6, 1e6),
+    "narrow, uneven": (1e6, 1e4),
+}
+LOGIT_NORMAL_CASES = {
+    "typical": (1.2, 1.0),
+    "narrow": (4.6, 0.1),
+    "narrow in the middle": (0.0, 0.02),
+    "wide": (0.0, 100.0),
+    "far up": (12.0, 0.5),
+    "far down": (-12.0, 3.0),
+    "two modes": (0.3, 3.0),
+}
+
+
+def _series(x, y, a, b, bits: int):
+    """Log of the integral of s^(a-1) (1-s)^(b-1) over [0, x], and its derivatives in a and b.
+
+    A series of positive terms (DLMF 8.17.7 after Euler's transformation), in integers.
+    """
+    one = 1 << bits
+
+    def fixed(v) -> int:
+        return int(mp.floor(mp.ldexp(v, bits)))
+
+    term = total = one
+    by_a = by_b = log_a = log_b = k = 0
+    top, bottom, ratio = fixed(a + b), fixed(a + 1), fixed(x)
+    while True:
+        inverse = (one << bits) // (top + k * one)
+        log_a += inverse - (one << bits) // (bottom + k * one)
+        log_b += inverse
+        term = (term * (top + k * one) // (bottom + k * one)) * ratio >> bits
+        k += 1
+        total += term
+        by_a += term * log_a >> bits
+        by_b += term * log_b >> bits
+        left = one - (top + k * one) * ratio // (bottom + k * one)
+        size = term * (abs(log_a) + abs(log_b) + one) >> bits
+        if left > 0 and size < (total >> (bits - 60)) * left >> bits:
+            break
+
+    def number(v):
+        return mp.ldexp(mp.mpf(v), -bits)
+
+    return (
+        a * mp.log(x) + b * mp.log(y) - mp.log(a) + mp.log(number(total)),
+        mp.log(x) - 1 / a + number(by_a) / number(total),
+        mp.log(y) + number(by_b) / number(total),
+    )
+
+
+def _ways(x: float, a: float, b: float):
+    """(work, whether from above, bits) of the series from either end.
+
+    The one from the end nearer x gives the smaller tail; the other's complement cancels, and so
+    needs more bits, but it may be far shorter.
+    """
+    share = a / (a + b)
+    fall = a * math.log(share / x) + b * (math.log(b / (a + b)) - math.log1p(-x))
+    for upper, part in ((False, x), (True, 1 - x)):
+        bits = 240 + (0 if upper == (x > share) else int(2 * fall))
+        terms = part * (a + b) + 0.7 * bits / max(-math.log(part), 1e-300)
+        yield terms * (bits + 1000), upper, bits
+
+
+def beta(x: float, a: float, b: float) -> dict:
+    """All columns but the quantile, at one point; 0 < x < 1."""
+    x, a, b = float(x), float(a), float(b)
+    upper, bits = min(_ways(x, a, b), key=lambda way: way[0])[1:]
+    with mp.workdps(int(bits * 0.30103)):
+        x, a, b = mp.mpf(x), mp.mpf(a), mp.mpf(b)
+        y = 1 - x
+        log_beta = mp.loggamma(a) + mp.loggamma(b) - mp.loggamma(a + b)
+        beta_a, beta_b = (mp.digamma(v) - mp.digamma(a + b) for v in (a, b))
+        if upper:
+            one, one_b, one_a = _series(y, x, b, a, bits)
+        else:
+            one, one_a, one_b = _series(x, y, a, b, bits)
+        one, one_a, one_b = one - log_beta, one_a - beta_a, one_b - beta_b
+        part = mp.exp(one)
+        other = mp.log1p(-part)
+        # d log F where F = 1 - part.
+        factor = -part / (1 - part) if upper else 1
+        values = {
+            "log_prob": (a - 1) * mp.log(x) + (b - 1) * mp.log(y) - log_beta,
+            "log_cdf": other if upper else one,
+            "log_sf": one if upper else other,
+            "mean": a / (a + b),
+            "variance": a * b / ((a + b) ** 2 * (a + b + 1)),
+            "log_prob_dloc": mp.log(x) - beta_a,
+            "log_prob_dscale": mp.log(y) - beta_b,
+            "log_cdf_dloc": factor * one_a,
+            "log_cdf_dscale": factor * one_b,
+        }
+        return {name: float(value) for name, value in values.items()}
+
+
+def logit_normal(x: float, loc: float, scale: float) -> dict:
+    """All columns but the quantile, at one point; 0 < x < 1. Mean and variance by quadrature."""
+    with mp.workdps(50):
+        x, loc, scale = (mp.mpf(float(v)) for v in (x, loc, scale))
+        z = (mp.log(x) - mp.log(1 - x) - loc) / scale
+
+        def log_normal(v):
+            below = mp.erfc(-v / mp.sqrt(2)) / 2
+            return mp.log(below) if v < 0 else mp.log1p(-mp.erfc(v / mp.sqrt(2)) / 2)
+
+        log_cdf = log_normal(z)
+        rate = mp.exp(-z * z / 2 - log_cdf) / mp.sqrt(2 * mp.pi)
+        values = {
+            "log_prob": -z * z / 2 - mp.log(2 * mp.pi) / 2 - mp.log(scale * x * (1 - x)),
+            "log_cdf": log_cdf,
+            "log_sf": log_normal(-z),
+            "log_prob_dloc": z / scale,
+            "log_prob_dscale": (z * z - 1) / scale,
+            "log_cdf_dloc": -rate / scale,
+            "log_cdf_dscale": -rate * z / scale,
+        }
+    # Means of logistic(t) P(T > t), and so on, by the trapezoidal rule with a tenth of its step.
+    mean, variance = _logit_normal_moments(float(loc), float(scale))
+    values |= {"mean": mean, "variance": variance}
+    return {name: float(value) for name, value in values.items()}
+
+
+def _logit_normal_moments(loc: float, scale: float) -> tuple[float, float]:
+    step = min(0.05, 0.3 / scale)
+    z = np.arange(-9.0, 9.0, step)
+    weight = step * np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+    x = scipy.special.expit(loc + scale * z)
+    mean = math.fsum(weight * x)
+    return mean, math.fsum(weight * (x - mean) ** 2)
+
+
+def beta_quantile(u: float, a: float, b: float, guess: float) -> float:
+    """The x with F(x) = u, by one exact Newton step from a guess that is nearly right."""
+    guess = min(max(float(guess), 1e-30), 1 - 2.0**-53)
+    at = beta(guess, a, b)
+    # From the smaller tail, for u next to 1 leaves no digits of F - u.
+    excess = math.exp(at["log_cdf"]) - u if u < 0.5 else (1 - u) - math.exp(at["log_sf"])
+    return guess - excess / math.exp(at["log_prob"]) if excess else guess
+
+
+def logit_normal_quantile(u: float, loc: float, scale: float, guess: float) -> float:
+    """The x with F(x) = u; the guess is not needed."""
+    with mp.workdps(50):
+        z = mp.sqrt(2) * mp.erfinv(2 * mp.mpf(float(u)) - 1)
+        return float(1 / (1 + mp.exp(-(mp.mpf(float(loc)) + mp.mpf(float(scale)) * z))))
+
+
+def reference(law: Callable, quantile: Callable, grid: tuple, guesses) -> Reference:
+    """The reference at every point, as float64 arrays.
+
+    Args:
+      law: `beta` or `logit_normal`.
+      quantile: its quantile.
+      grid: (x, u, first parameter, second).
+      guesses: the quantiles under test.
+
+    Returns:
+      The columns.
+    """
+    rows = []
+    for x, u, first, second, guess in zip(*grid, guesses, strict=True):
+        row = law(x, first, second)
+        row["quantile"] = quantile(float(u), first, second, guess)
+        rows.append(row)
+    return Reference(*(np.array([row[name] for row in rows]) for name in Reference._fields))
+
+
+def law_grid(cases: dict, random: np.ndarray, quantiles: Callable, dtype, *, seed: int = 0):
+    """(x, u, first, second) of random parameters and of hard cases, rounded to `dtype`.
+
+    x is uniform, or a quantile of the law (half of those far in its tails), or next to an end.
+
+    Args:
+      cases: name to parameters, each tried at seven x.
+      random: [points, 2] parameters, each tried at one x.
+      quantiles: (u, first, second) -> x, good to a digit or so.
+      dtype: of the points.
+      seed: of the points.
+
+    Returns:
+      Four arrays.
+    """
+    rng = np.random.default_rng(seed)
+    levels = (1e-6, 0.01, 0.5, 0.99, 1 - 1e-6)
+    params = np.concatenate([random, np.repeat(list(cases.values()), 7, axis=0)])
+    first, second = params.astype(dtype).T
+    size = len(random)
+    tail = 10 ** rng.uniform(-7, -3, size)
+    tail = np.where(rng.random(size) < 0.5, tail, 1 - tail)
+    u = np.where(rng.random(size) < 0.5, rng.random(size), tail)
+    edge = 10 ** rng.uniform(-30, -1, size)
+    edge = np.where(rng.random(size) < 0.5, edge, 1 - edge ** (1 / 4))
+    kind = rng.integers(3, size=size)
+    u = np.concatenate([u, np.tile([*levels, 0.3, 0.9], len(cases))])
+    x = np.array(quantiles(u, np.asarray(first, float), np.asarray(second, float)))
+    x[:size] = np.where(kind == 0, rng.random(size), np.where(kind == 1, edge, x[:size]))
+    x[size:] = np.where(np.tile([0] * 5 + [1, 0], len(cases)), 1e-9, x[size:])
+    x[size:] = np.where(np.tile([0] * 6 + [1], len(cases)), 1 - 1e-5, x[size:])
+    x = np.clip(x.astype(dtype), dtype(1e-30), np.nextafter(dtype(1), dtype(0)))
+    u = np.clip(u.astype(dtype), dtype(1e-30), np.nextafter(dtype(1), dtype(0)))
+    return x, u, first, second

@@ -1,0 +1,176 @@
+"""The beta law: exact to stated tolerances in both tails, and a full TFP distribution."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.test_util import check_grads
+
+from eval.bench.reference import TOLERANCES, Reference, relative_error
+from eval.bench.reference_laws import BETA_CASES, beta, beta_quantile, law_grid, reference
+from optscale_jax.distributions import Beta
+from optscale_jax.special_beta import digamma_gap, softplus_divergence, stirling_remainder
+
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"], scope="module")
+def dtype(request):
+    with jax.enable_x64(request.param is np.float64):
+        yield request.param
+
+
+@jax.jit
+def columns(x, u, a, b):
+    def values(a, b):
+        law = Beta(a, b)
+        return law.log_prob(x), law.log_cdf(x), law.log_survival_function(x)
+
+    one, zero = jnp.ones_like(a), jnp.zeros_like(a)
+    (log_prob, log_cdf, log_sf), by_a = jax.jvp(values, (a, b), (one, zero))
+    _, by_b = jax.jvp(values, (a, b), (zero, one))
+    law = Beta(a, b)
+    return Reference(
+        log_prob=log_prob,
+        log_cdf=log_cdf,
+        log_sf=log_sf,
+        mean=law.mean(),
+        variance=law.variance(),
+        quantile=law.quantile(u),
+        log_prob_dloc=by_a[0],
+        log_prob_dscale=by_b[0],
+        log_cdf_dloc=by_a[1],
+        log_cdf_dscale=by_b[1],
+    )
+
+
+@pytest.fixture(scope="module")
+def accuracy(dtype):
+    random = 10 ** np.random.default_rng(0).uniform(-2, 5, (100, 2))
+    points = law_grid(BETA_CASES, random, scipy.stats.beta.ppf, dtype)
+    found = columns(*map(jnp.asarray, points))
+    return points, found, reference(beta, beta_quantile, points, np.asarray(found.quantile))
+
+
+@pytest.mark.parametrize("column", Reference._fields)
+def test_every_point_is_within_tolerance(column, accuracy, dtype):
+    points, found, exact = accuracy
+    value = np.asarray(getattr(found, column))
+    assert value.dtype == dtype
+    error = relative_error(column, value, getattr(exact, column))
+    worst = int(np.argmax(error))
+    place = [float(v[worst]) for v in points]
+    tolerance = getattr(TOLERANCES[np.dtype(dtype)], column)
+    if column == "quantile":
+        # Where next to nothing lies, at u = 1/2 of a law of both ends, u holds x to eps u / f(x).
+        u, density = points[1].astype(float), np.exp(np.asarray(Beta(*points[2:]).log_prob(value)))
+        error = error - 4 * np.finfo(dtype).eps * u / density
+        worst = int(np.argmax(error))
+    assert error[worst] <= tolerance, f"{column} at x, u, a, b = {place} is {value[worst]}"
+
+
+def test_tails_agree_with_scipy_where_scipy_is_right():
+    with jax.enable_x64(True):
+        x = np.linspace(0.01, 0.99, 25)
+        law, other = Beta(4.9, 1.7), scipy.stats.beta(4.9, 1.7)
+        np.testing.assert_allclose(law.log_prob(x), other.logpdf(x), rtol=1e-11, atol=1e-13)
+        np.testing.assert_allclose(law.log_cdf(x), other.logcdf(x), rtol=1e-11)
+        np.testing.assert_allclose(law.log_survival_function(x), other.logsf(x), rtol=1e-11)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(u=st.floats(1e-7, 1 - 1e-7), log_a=st.floats(-1, 5), log_b=st.floats(-1, 5))
+def test_cdf_undoes_quantile(u, log_a, log_b):
+    with jax.enable_x64(True):
+        law = Beta(10**log_a, 10**log_b)
+        x = law.quantile(u)
+        # An x of 16 digits holds F to eps * density, no better.
+        slack = 64 * np.finfo(float).eps * (1 + np.exp(float(law.log_prob(x))) * float(x))
+        np.testing.assert_allclose(law.cdf(x), u, rtol=1e-11, atol=slack)
+
+
+def test_outside_and_at_the_ends(dtype):
+    law = Beta(np.array([0.5, 1, 2], dtype), dtype(3))
+    np.testing.assert_array_equal(law.log_prob(dtype(-0.1)), -np.inf)
+    at_zero = np.asarray(law.log_prob(dtype(0)))
+    np.testing.assert_allclose(at_zero, [np.inf, np.log(3), -np.inf], rtol=1e-6)
+    np.testing.assert_array_equal(law.log_prob(dtype(1)), -np.inf)
+    np.testing.assert_array_equal(law.log_cdf(dtype([0])), -np.inf)
+    np.testing.assert_array_equal(law.log_cdf(dtype([1])), 0)
+    np.testing.assert_array_equal(law.log_survival_function(dtype([1])), -np.inf)
+    np.testing.assert_array_equal(law.quantile(dtype([[0], [1]])), [[0] * 3, [1] * 3])
+    assert np.isnan(law.quantile(dtype(1.5))).all()
+    assert np.isnan(law.log_cdf(dtype(np.nan))).all()
+
+
+def test_second_derivatives_are_those_of_the_first():
+    def values(x, a, b):
+        law = Beta(a, b)
+        return law.log_prob(x), law.log_cdf(x)
+
+    with jax.enable_x64(True):
+        for point in ((0.3, 4.9, 1.7), (0.97, 0.4, 0.1)):
+            check_grads(jax.jit(values), point, order=2, modes=("fwd",), rtol=1e-4, eps=1e-5)
+
+
+@pytest.mark.parametrize("exponent", [1e9, 1e12])
+def test_laws_as_narrow_as_the_fits_floor_stay_finite(exponent, dtype):
+    law = Beta(dtype(exponent), dtype(exponent))
+    x = np.array([1e-30, 0.1, 0.5, np.nextafter(dtype(0.5), dtype(1)), 1 - 1e-6], dtype)
+    for value in (law.log_prob(x), law.log_cdf(x), law.log_survival_function(x)):
+        assert np.isfinite(value).all()
+    assert law.log_cdf(dtype(0.5)) == pytest.approx(np.log(0.5), rel=1e-4)
+
+
+def test_samples_follow_the_law():
+    law = Beta(np.float32(0.7), np.float32(0.2))
+    x = np.asarray(law.sample(5_000, seed=KEY), np.float64)
+    # Below the next number to 1, where float32 holds no more of the law.
+    inside = x[x < 1 - 1e-6]
+    cut = scipy.stats.beta.cdf(1 - 1e-6, 0.7, 0.2)
+    u = scipy.stats.beta.cdf(inside, 0.7, 0.2) / cut
+    assert scipy.stats.kstest(u, "uniform").pvalue > 1e-5
+    assert inside.size / x.size == pytest.approx(cut, abs=5 * np.sqrt(0.25 / x.size))
+
+
+def test_shapes_copies_and_pytrees():
+    law = Beta(np.ones((3, 1), np.float32), np.ones(4, np.float32), name="scores")
+    assert law.batch_shape == (3, 4)
+    assert law.log_cdf(0.5).shape == (3, 4)
+    assert law.quantile(np.full((2, 1, 1), 0.5)).shape == (2, 3, 4)
+    assert law[1:].batch_shape == (2, 4)
+    assert law.copy(a=2.0).name == "scores"
+    leaves, structure = jax.tree.flatten(law)
+    assert jax.tree.unflatten(structure, leaves).batch_shape == (3, 4)
+
+
+def test_bad_parameters_are_one_clear_line():
+    with pytest.raises(ValueError, match=r"Beta: b must be > 0, found 0.0"):
+        Beta(1.0, 0.0)
+    with pytest.raises(ValueError, match=r"Beta: a must be > 0, found -1.0"):
+        Beta(np.array([1.0, -1.0]), 2.0)
+
+
+def test_remainders_and_the_divergence_are_exact(dtype):
+    import mpmath as mp
+
+    rng = np.random.default_rng(0)
+    x = (10 ** rng.uniform(-3, 9, 60)).astype(dtype)
+    step = (rng.choice([-1, 1], 60) * 10 ** rng.uniform(-6, 1.5, 60)).astype(dtype)
+    p = (10 ** rng.uniform(-6, -0.4, 60)).astype(dtype)
+    with mp.workdps(50):
+        gap, remainder, divergence = [], [], []
+        for v, d, s in zip(map(float, x), map(float, step), map(float, p), strict=True):
+            v, s = mp.mpf(v), mp.mpf(s)
+            gap.append(float(mp.log(v) - mp.digamma(v)))
+            stirling = (v - 0.5) * mp.log(v) - v + mp.log(2 * mp.pi) / 2
+            remainder.append(float(mp.loggamma(v) - stirling))
+            divergence.append(float(mp.log(1 - s + s * mp.exp(d)) - s * d))
+    eps = float(np.finfo(dtype).eps)
+    np.testing.assert_allclose(digamma_gap(jnp.asarray(x)), gap, rtol=64 * eps)
+    np.testing.assert_allclose(stirling_remainder(jnp.asarray(x)), remainder, atol=64 * eps)
+    found = softplus_divergence(*map(jnp.asarray, (step, p, 1 - p)))
+    np.testing.assert_allclose(found, divergence, rtol=32 * eps)
