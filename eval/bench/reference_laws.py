@@ -1,8 +1,8 @@
 """The beta and the logit-normal law to 50 digits and more, and the points to compare them at.
 
-What the tests hold `distributions.Beta` and `distributions.LogitNormal` to, as `eval.bench.reference`
+What the tests hold `distributions.Beta` and `distributions.LogitNormal` to, as `.reference`
 does for the truncated normal: textbook formulas in mpmath, sharing nothing with the library. The
-columns are those of `eval.bench.reference.Reference`, its `loc` and `scale` the law's two parameters.
+columns are those of `reference.Reference`, its `loc` and `scale` the law's two parameters.
 """
 
 import math

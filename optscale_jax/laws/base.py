@@ -13,7 +13,6 @@ and calibration map them over problems. A policy runs it so:
 """
 
 import abc
-import dataclasses
 from typing import Any, ClassVar
 
 import jax
@@ -22,7 +21,8 @@ import numpy as np
 from tensorflow_probability.substrates.jax.distributions import Distribution
 
 from optscale_jax.estimation import Prior, ScoreStats
-from optscale_jax.typing import ArrayLike
+from optscale_jax.typing import Array, ArrayLike
+from optscale_jax.values import Value
 
 __all__ = ["Law", "Params", "fit_rows"]
 
@@ -32,15 +32,12 @@ Params = dict[str, Any]
 """Parameters of a law by name: arrays, each a scalar for one problem, [P] for P of them."""
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Law(abc.ABC):
+class Law(Value, abc.ABC):
     """What a policy believes of one problem's scores: what it remembers, its fit, its distribution.
 
     A law of one's own names its `parameters` and defines `start`, `fit` and `distribution`. What it
     remembers is by default `ScoreStats` (count, mean and centred sum of squares), which is enough
-    for a fit by moments; a law that needs more defines `init` and `add` too. Its class carries the
-    two decorators of this one.
+    for a fit by moments; a law that needs more defines `init` and `add` too.
 
     Attributes:
       parameters: names of the parameters, in order: the keys of `Params`.

@@ -1,6 +1,5 @@
 """The beta law of scores, fitted by maximum likelihood."""
 
-import dataclasses
 from typing import ClassVar
 
 import jax
@@ -27,8 +26,6 @@ def _remainder(x: Array) -> Array:
     return x * digamma_gap(x)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
 class BetaLaw(LogitLaw):
     """The beta law, fitted by maximum likelihood.
 
@@ -127,4 +124,4 @@ def beta(margin: ArrayLike = MARGIN) -> BetaLaw:
     Raises:
       ValueError: the margin is outside its domain.
     """
-    return BetaLaw(margin)
+    return BetaLaw(margin=margin)

@@ -1,10 +1,8 @@
 """The logit-normal as a law of scores: a normal law of their log-odds, fitted in closed form."""
 
-import dataclasses
 import math
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 
 from optscale_jax.distributions import LogitNormal
@@ -19,8 +17,6 @@ START = (1.2, 1.0)
 """(loc, scale) before there are enough scores: about the quartiles of the truncated normal's."""
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
 class LogitNormalLaw(LogitLaw):
     """A normal law of the scores' log-odds: mean and standard deviation are the fit.
 
@@ -71,4 +67,4 @@ def logit_normal(margin: ArrayLike = MARGIN) -> LogitNormalLaw:
     Raises:
       ValueError: the margin is outside its domain.
     """
-    return LogitNormalLaw(margin)
+    return LogitNormalLaw(margin=margin)

@@ -111,8 +111,6 @@ def spread_floor(mean: Array) -> Array:
     return MIN_SCALE / (jax.nn.sigmoid(mean) * jax.nn.sigmoid(-mean))
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
 class LogitLaw(Law):
     """A law of log-odds, fitted by maximum likelihood from `LogitStats`.
 

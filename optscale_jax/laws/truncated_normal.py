@@ -1,9 +1,7 @@
 """The truncated normal as a law of scores: the paper's, and the default."""
 
-import dataclasses
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 
 from optscale_jax.distributions import TruncatedNormal
@@ -17,8 +15,6 @@ START = (0.8, 0.2)
 """(loc, scale) of the law of scores before there are enough scores for a fit (the authors')."""
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
 class TruncatedNormalLaw(Law):
     """A normal law restricted to [0, 1], fitted by maximum likelihood, or MAP with a prior.
 

@@ -1,6 +1,5 @@
 """Point masses at 0 and 1 mixed with any law: for verifiers that saturate."""
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -45,8 +44,6 @@ class AtomsInfo(NamedTuple):
     inner: Any
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
 class WithAtomsLaw(Law):
     """A law with the probabilities of an exact 0 and an exact 1 beside it.
 
@@ -150,4 +147,4 @@ def with_atoms(law: Law) -> WithAtomsLaw:
         raise ValueError("with_atoms: the law has atoms already")
     if not isinstance(law, Law):
         raise ValueError(f"with_atoms takes a Law, found {law!r}; laws.beta(), say")
-    return WithAtomsLaw(law)
+    return WithAtomsLaw(law=law)

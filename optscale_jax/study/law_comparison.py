@@ -27,7 +27,7 @@ from optscale_jax.distributions.best_of_n import log_cdf_below
 from optscale_jax.laws.base import Law, fit_rows
 from optscale_jax.pool import Pool, PoolError
 from optscale_jax.special import log1mexp
-from optscale_jax.study.metrics import Comparison, compare
+from optscale_jax.study.metrics import Comparison, paired_intervals
 from optscale_jax.typing import Array, ArrayLike
 
 __all__ = ["LawComparison", "compare_laws", "log_cell"]
@@ -149,7 +149,7 @@ def compare_laws(
         for name, law in laws.items()
     }
     best = max(per_problem, key=lambda name: np.nanmean(per_problem[name]))
-    intervals = compare(
+    intervals = paired_intervals(
         {name: values[None] for name, values in per_problem.items()},
         baseline=best,
         key=resampling,
