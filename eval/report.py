@@ -12,6 +12,7 @@ output folder gets
     comparison.csv   the same with intervals, differences, savings, the settings chosen, what the
                      search on the test set would have claimed, and its optimism
     curves.csv       area under each method's curve, and tokens to reach best-of-N's accuracy
+    laws.csv         each law of scores on held-out scores: nats a score, and how much to the best
     NAME/            for each pool: its figures as .png and .pdf, and with --pools its outcomes.npz
                      and config.yaml, which make it a folder for --runs
 
@@ -48,8 +49,20 @@ FIGURES = (
     "calibration",
 )
 BENCHMARKS_ACROSS = 3  # in a terminal, which is not wide enough for many
-FILES = ("index.html", "table.csv", "table.md", "table.tex", "comparison.csv", "curves.csv")
-OUTPUTS = (*FILES, *(f"*/{name}.{suffix}" for name in FIGURES for suffix in ("png", "pdf")))
+FILES = (
+    "index.html",
+    "table.csv",
+    "table.md",
+    "table.tex",
+    "comparison.csv",
+    "curves.csv",
+    "laws.csv",
+)
+OUTPUTS = (
+    "index.html",
+    *TABLES,
+    *(f"*/{name}.{suffix}" for name in FIGURES for suffix in ("png", "pdf")),
+)
 
 
 class Source(NamedTuple):
@@ -98,7 +111,7 @@ def run(config: ReportConfig) -> None:
         sections = []
         for outcomes, pool, notes, _, _ in sources:
             bar.update(task, description=f"tuning on {outcomes.name}")
-            sections.append(find(outcomes, pool, config.options, caps=config.n, notes=notes))
+            sections.append(_find(outcomes, pool, notes, config))
             bar.advance(task)
         bar.update(task, description="writing")
         table = table_of(sections, config.options)
@@ -153,6 +166,12 @@ def _replay(
     return Source(outcomes, pool, notes, ran=ran)
 
 
+def _find(
+    outcomes: Outcomes, pool: Pool | None, notes: list[str], config: ReportConfig
+) -> Findings:
+    return find(outcomes, pool, config.options, caps=config.n, notes=notes, laws=config.laws)
+
+
 def _read_run(folder: Path) -> Source:
     outcomes = Outcomes.load(folder)
     source = outcomes.source
@@ -192,7 +211,12 @@ def _named(sources: list[Source], names: list[str] | None) -> list[Source]:
 def _write(
     folder: Path, sources: Sequence[Source], found: Sequence[Findings], table: Table
 ) -> None:
-    from optscale_jax.report.comparison import comparison_columns, curve_columns, section
+    from optscale_jax.report.comparison import (
+        comparison_columns,
+        curve_columns,
+        law_columns,
+        section,
+    )
     from optscale_jax.report.figures import save
     from optscale_jax.report.page import page
 
@@ -201,6 +225,7 @@ def _write(
     (folder / "table.tex").write_text(table.to_latex(), encoding="utf-8")
     write_csv(folder / "comparison.csv", comparison_columns(found))
     write_csv(folder / "curves.csv", curve_columns(found))
+    write_csv(folder / "laws.csv", law_columns(found))
     pairs = zip(sources, found, strict=True)
     sections = [section(each, anchor=source.folder) for source, each in pairs]
     for source, each in zip(sources, sections, strict=True):

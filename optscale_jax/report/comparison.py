@@ -22,6 +22,8 @@ from optscale_jax.report.tables import Cell, Column, Table, cells, interval_colu
 from optscale_jax.report.words import UNITS, or_dash
 from optscale_jax.study.comparison import Options, Row
 from optscale_jax.study.findings import Findings
+from optscale_jax.study.law_comparison import LawComparison
+from optscale_jax.study.metrics import Interval
 from optscale_jax.study.outcomes import CostKind, ValueKind
 
 __all__ = [
@@ -29,6 +31,8 @@ __all__ = [
     "curve_columns",
     "curve_table",
     "drawings",
+    "law_columns",
+    "law_table",
     "paper_table",
     "section",
     "sentences",
@@ -225,12 +229,33 @@ def curve_columns(found: Sequence[Findings]) -> dict[str, list[Any]]:
     }
 
 
+def law_columns(found: Sequence[Findings]) -> dict[str, list[Any]]:
+    """The columns of laws.csv: each law on each pool, in nats a held-out score."""
+    rows = [
+        (each.outcomes.name, name, one)
+        for each in found
+        if each.fit is not None and each.fit.laws is not None
+        for name, one in each.fit.laws.laws.items()
+    ]
+    columns: dict[str, list[Any]] = {
+        "pool": [pool for pool, _, _ in rows],
+        "law": [law for _, law, _ in rows],
+    }
+    for heading, field in (("nats", "value"), ("difference_from_best", "difference")):
+        for part, end in (("mean", ""), ("low", "_low"), ("high", "_high")):
+            values = [float(getattr(getattr(one, field), part)) for _, _, one in rows]
+            columns[f"{heading}{end}"] = cells(np.array(values, float))
+    return columns
+
+
 # The page -----------------------------------------------------------------------------------------
 
 
 def section(found: Findings, *, anchor: str) -> Section:
     """What the page says of one pool, with its figures drawn; links to it end with the anchor."""
     tables = [settings_table(found), curve_table(found)]
+    if found.fit is not None and found.fit.laws is not None:
+        tables.append(law_table(found.fit.laws))
     return Section(found, anchor, sentences(found), tables, drawings(found))
 
 
@@ -299,6 +324,26 @@ def curve_table(found: Findings) -> Table:
         [
             f"Area: mean {value} over budgets between one completion and the baseline's largest, "
             "evenly in their logarithm; a budget below a method's cheapest setting counts as 0."
+        ],
+        num_labels=1,
+    )
+
+
+def law_table(laws: LawComparison) -> Table:
+    """Each law's held-out log-likelihood, the best first."""
+
+    def interval(part: Interval, sign: str = "") -> str:
+        return f"{part.mean:{sign}.3f} ({part.low:{sign}.3f} to {part.high:{sign}.3f})"
+
+    ranked = sorted(laws.laws.items(), key=lambda each: -float(each[1].value.mean))
+    return Table(
+        "Laws of scores on scores that they have not seen",
+        ["law", "nats a score", "difference from the best"],
+        [[name, interval(one.value), interval(one.difference, "+")] for name, one in ranked],
+        [
+            f"{laws.sentence} {laws.num_scores:,} scores of {laws.num_problems} problems, each "
+            f"judged by the probability of its cell, {laws.resolution:g} wide, under a fit to the "
+            "same problem's other scores."
         ],
         num_labels=1,
     )

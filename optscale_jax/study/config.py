@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any
 
 from optscale_jax.errors import InputError
+from optscale_jax.policies import make_law
 from optscale_jax.study.comparison import Options
 from optscale_jax.study.entries import by_cap, caps_of, entries_of
 from optscale_jax.study.pools import SYNTHETIC, PoolSource, ReadConfig, SyntheticPoolConfig
@@ -162,6 +163,10 @@ class AimConfig:
         return Aim(max_tokens=self.max_tokens, max_loss=self.max_loss)
 
 
+LAWS_COMPARED = ("truncated_normal", "beta", "logit_normal", "beta_with_atoms")
+"""The laws that a report compares."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportConfig(ReadConfig):
     """What to report on.
@@ -184,6 +189,7 @@ class ReportConfig(ReadConfig):
         seed: Of the orders, the folds and the bootstrap, at least 0.
         level: Coverage of the confidence intervals, in (0, 1).
         resamples: Bootstrap resamples over problems and permutations, at least 1.
+        laws: Laws of scores to compare on scores that they have not seen; an empty list for none.
         out: Folder for the report, made if it does not exist.
     """
 
@@ -199,6 +205,7 @@ class ReportConfig(ReadConfig):
     seed: int = 0
     level: float = 0.95
     resamples: int = 2000
+    laws: list[str] = dataclasses.field(default_factory=lambda: list(LAWS_COMPARED))
     out: str = "runs/report"
 
     def __post_init__(self) -> None:
@@ -214,6 +221,8 @@ class ReportConfig(ReadConfig):
         if self.names is not None and len(self.names) != given:
             raise ValueError(f"names are {len(self.names)}, but there are {given} runs and pools")
         self.aim.build()
+        for law in self.laws:
+            make_law(law)
 
     @property
     def options(self) -> Options:

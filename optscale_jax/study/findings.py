@@ -13,6 +13,7 @@ import numpy as np
 
 from optscale_jax.errors import InputError, bad_input
 from optscale_jax.estimation import Params
+from optscale_jax.policies import make_law
 from optscale_jax.pool import Pool
 from optscale_jax.study.comparison import (
     Frontier,
@@ -32,6 +33,7 @@ from optscale_jax.study.goodness_of_fit import (
     realised_alpha,
     verdict,
 )
+from optscale_jax.study.law_comparison import FEWEST_SCORES, LawComparison, compare_laws
 from optscale_jax.study.outcomes import Outcomes
 
 __all__ = ["PAPER_N", "Findings", "Fit", "find", "fit_of", "subset_accuracies"]
@@ -51,11 +53,14 @@ class Fit(NamedTuple):
         calibration: Each problem's fit, and how far its scores are from it.
         realised: An s_min, and what was claimed and realised with it for several alpha.
         verdict: Whether it may be trusted.
+        laws: The laws of scores compared on scores that they have not seen; None where no problem
+            has enough of them, or no law was asked for.
     """
 
     calibration: Calibration
     realised: Sequence[tuple[float, Sequence[Realised]]]
     verdict: Verdict
+    laws: LawComparison | None = None
 
 
 class Findings(NamedTuple):
@@ -100,6 +105,7 @@ def find(
     *,
     caps: Sequence[int] | None = None,
     notes: Sequence[str] = (),
+    laws: Sequence[str] = (),
 ) -> Findings:
     """Tunes, compares and checks.
 
@@ -109,6 +115,7 @@ def find(
         options: How to tune and how to estimate.
         caps: The N of the rows. None: those of 8, 16, 32 and 64 that there are, or else all.
         notes: What was left out, and why.
+        laws: Laws of scores to compare, as `make_law` takes them.
 
     Returns:
         The findings.
@@ -135,18 +142,19 @@ def find(
         rows=rows,
         frontiers=curves,
         sensitivities={argument: parts for argument, parts in found.items() if parts},
-        fit=None if pool is None or not pool.has_scores else fit_of(pool, seed=options.seed),
+        fit=None if pool is None or not pool.has_scores else fit_of(pool, options, laws),
         subsets={} if pool is None else subset_accuracies(pool),
         notes=notes,
     )
 
 
-def fit_of(pool: Pool, *, seed: int) -> Fit:
+def fit_of(pool: Pool, options: Options, laws: Sequence[str] = ()) -> Fit:
     """Whether the truncated normal fits a pool's scores.
 
     Args:
         pool: P problems with scores.
-        seed: Of the scores of the model that they are compared with.
+        options: The seed, of the scores of the model that they are compared with; how to estimate.
+        laws: Laws of scores to compare, as `make_law` takes them.
 
     Returns:
         The fit, with alpha checked at three s_min.
@@ -154,7 +162,7 @@ def fit_of(pool: Pool, *, seed: int) -> Fit:
     Raises:
         PoolError: The pool has no scores.
     """
-    found = calibrate(pool, key=jax.random.key(seed + 2))
+    found = calibrate(pool, key=jax.random.key(options.seed + 2))
     assert pool.scores is not None  # calibrate refuses such a pool
     params = Params(jnp.asarray(found.loc), jnp.asarray(found.scale))
     targets = np.unique(np.quantile(pool.scores[pool.mask], S_MIN_QUANTILES).round(3))
@@ -163,7 +171,16 @@ def fit_of(pool: Pool, *, seed: int) -> Fit:
         for s in targets
         if 0 < s < 1
     ]
-    return Fit(found, realised, verdict(found))
+    compared = None
+    if laws and (pool.samples_per_problem >= FEWEST_SCORES).any():
+        compared = compare_laws(
+            pool,
+            {name.replace("_", " "): make_law(name) for name in laws},
+            key=jax.random.key(options.seed + 3),
+            num_resamples=options.num_resamples,
+            level=options.level,
+        )
+    return Fit(found, realised, verdict(found), compared)
 
 
 def subset_accuracies(pool: Pool) -> dict[str, float]:
