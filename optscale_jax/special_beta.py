@@ -437,9 +437,8 @@ def _(primals, tangents):
     upper = _is_upper_smaller(x, y, a, b)
     zero = jnp.zeros_like(x)
     tangents = (zero, zero, *(jnp.broadcast_to(t, x.shape) for t in (a_dot, b_dot)))
-    _, smaller_dot = jax.jvp(
-        lambda *point: _log_smaller_tail(*point, upper), (x, y, a, b), tangents
-    )
+    tail = functools.partial(_log_smaller_tail, upper=upper)
+    _, smaller_dot = jax.jvp(tail, (x, y, a, b), tangents)
     # d log(s / (1 - s)) = d log s / (1 - s).
     odds_dot = smaller_dot * jnp.exp(-jnp.where(upper, out.log_cdf, out.log_sf))
     log_density = log_beta_density(x, y, a, b)

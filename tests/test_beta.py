@@ -11,7 +11,7 @@ from jax.test_util import check_grads
 
 from eval.bench.reference import TOLERANCES, Reference, relative_error
 from eval.bench.reference_laws import BETA_CASES, beta, beta_quantile, law_grid, reference
-from optscale_jax.distributions import Beta
+from optscale_jax.distributions import Beta, LogitNormal
 from optscale_jax.special_beta import digamma_gap, softplus_divergence, stirling_remainder
 
 KEY = jax.random.key(0)
@@ -145,6 +145,10 @@ def test_shapes_copies_and_pytrees():
     assert law.copy(a=2.0).name == "scores"
     leaves, structure = jax.tree.flatten(law)
     assert jax.tree.unflatten(structure, leaves).batch_shape == (3, 4)
+    # TFP takes a parent's for its own subclass's only where the latter's __init__ is hidden, as it
+    # is here, where jaxtyping wraps it.
+    assert "_parameter_properties" in vars(Beta)
+    assert "_parameter_properties" in vars(LogitNormal)
 
 
 def test_bad_parameters_are_one_clear_line():

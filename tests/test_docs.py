@@ -29,7 +29,8 @@ def test_examples_of_how_to_extend_run(heading, tmp_path, monkeypatch):
     try:
         for language, text in found:
             file = re.match(r"# ([\w.]+\.(?:py|yaml|csv))\n", text)
-            assert len(text.splitlines()) < MOST_LINES
+            code = [line for line in text.splitlines() if line.strip()]
+            assert len(code) <= MOST_LINES
             if file:
                 (tmp_path / file[1]).write_text(text.removeprefix(file[0]))
                 if file[1].endswith(".py"):

@@ -4,7 +4,11 @@ import jax
 import jax.numpy as jnp
 
 from optscale_jax.distributions.compiled import compiled
-from optscale_jax.distributions.unit_interval import UnitInterval, invert_log_odds
+from optscale_jax.distributions.unit_interval import (
+    UnitInterval,
+    invert_log_odds,
+    parameter_properties,
+)
 from optscale_jax.special_beta import beta_tails, log_beta_density
 from optscale_jax.typing import Array, ArrayLike
 
@@ -80,6 +84,10 @@ class Beta(UnitInterval):
         super().__init__(
             a, b, validate_args=validate_args, allow_nan_stats=allow_nan_stats, name=name
         )
+
+    @classmethod
+    def _parameter_properties(cls, dtype, num_classes=None):
+        return parameter_properties(dtype, cls._names, cls._positive)
 
     @property
     def a(self) -> Array:

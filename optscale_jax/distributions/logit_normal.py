@@ -7,7 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from optscale_jax.distributions.compiled import compiled
-from optscale_jax.distributions.unit_interval import UnitInterval, invert_log_odds
+from optscale_jax.distributions.unit_interval import (
+    UnitInterval,
+    invert_log_odds,
+    parameter_properties,
+)
 from optscale_jax.special import mills_ratio
 from optscale_jax.typing import Array, ArrayLike
 
@@ -104,6 +108,10 @@ class LogitNormal(UnitInterval):
         super().__init__(
             loc, scale, validate_args=validate_args, allow_nan_stats=allow_nan_stats, name=name
         )
+
+    @classmethod
+    def _parameter_properties(cls, dtype, num_classes=None):
+        return parameter_properties(dtype, cls._names, cls._positive)
 
     @property
     def loc(self) -> Array:

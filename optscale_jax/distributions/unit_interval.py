@@ -15,7 +15,7 @@ from optscale_jax.distributions.compiled import compiled
 from optscale_jax.special import log_expm1
 from optscale_jax.typing import Array, ArrayLike
 
-__all__ = ["UnitInterval", "invert_log_odds"]
+__all__ = ["UnitInterval", "invert_log_odds", "parameter_properties"]
 
 
 class UnitInterval(tfp.distributions.Distribution):
@@ -53,20 +53,6 @@ class UnitInterval(tfp.distributions.Distribution):
             parameters=dict(zip(self._names, self._values, strict=True)) | options,
             **options,
         )
-
-    @classmethod
-    def _parameter_properties(cls, dtype, num_classes=None):
-        properties = tfp.util.ParameterProperties
-
-        def positive():
-            return tfp.bijectors.Softplus(low=np.finfo(np.dtype(dtype)).eps)
-
-        return {
-            name: properties(default_constraining_bijector_fn=positive)
-            if name in cls._positive
-            else properties()
-            for name in cls._names
-        }
 
     def tree_flatten(self):
         """The parameters are a pytree's leaves: jit and vmap take the distribution whole."""
@@ -172,6 +158,17 @@ class UnitInterval(tfp.distributions.Distribution):
 
     def _default_event_space_bijector(self):
         return tfp.bijectors.Sigmoid()
+
+
+def parameter_properties(dtype, names: tuple[str, ...], positive: tuple[str, ...]) -> dict:
+    """What TFP asks a subclass itself, and not its parent, of its parameters."""
+    properties = tfp.util.ParameterProperties
+
+    def constrain():
+        return tfp.bijectors.Softplus(low=np.finfo(np.dtype(dtype)).eps)
+
+    constrained = properties(default_constraining_bijector_fn=constrain)
+    return {name: constrained if name in positive else properties() for name in names}
 
 
 def invert_log_odds(
