@@ -49,15 +49,7 @@ FIGURES = (
     "calibration",
 )
 BENCHMARKS_ACROSS = 3  # in a terminal, which is not wide enough for many
-FILES = (
-    "index.html",
-    "table.csv",
-    "table.md",
-    "table.tex",
-    "comparison.csv",
-    "curves.csv",
-    "laws.csv",
-)
+TABLES = ("table.csv", "table.md", "table.tex", "comparison.csv", "curves.csv", "laws.csv")
 OUTPUTS = (
     "index.html",
     *TABLES,
