@@ -6,7 +6,7 @@ differentiated, as an optimistix solver's or a flowjax bijection's can.
 """
 
 import dataclasses
-from typing import Any, dataclass_transform
+from typing import Any, cast, dataclass_transform
 
 import jax
 
@@ -35,4 +35,23 @@ class Value:
     def __init_subclass__(cls, **options: Any):
         super().__init_subclass__(**options)
         dataclasses.dataclass(frozen=True, kw_only=True)(cls)
-        jax.tree_util.register_dataclass(cls)
+        fields = dataclasses.fields(cast(Any, cls))
+        choices = [field.name for field in fields if field.metadata.get("static")]
+        numbers = [field.name for field in fields if field.name not in choices]
+        keys = [jax.tree_util.GetAttrKey(name) for name in numbers]
+
+        def flatten(value):
+            return [getattr(value, n) for n in numbers], tuple(getattr(value, n) for n in choices)
+
+        def flatten_with_keys(value):
+            children, held = flatten(value)
+            return list(zip(keys, children, strict=True)), held
+
+        def unflatten(held, children):
+            # Not by __init__, whose checks are of numbers: JAX puts placeholders in their place.
+            value = object.__new__(cls)
+            for name, part in zip((*numbers, *choices), (*children, *held), strict=True):
+                object.__setattr__(value, name, part)
+            return value
+
+        jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)

@@ -125,7 +125,7 @@ class LogitLaw(Law):
     takes_prior: ClassVar[bool] = False
 
     def __post_init__(self):
-        margin = known(self.margin) if isinstance(self.margin, float | int | np.ndarray) else None
+        margin = known(self.margin)
         if margin is not None and not np.all((margin > 0) & (margin < 0.5)):
             raise ValueError(f"margin must be inside (0, 1/2), found {self.margin}")
 
