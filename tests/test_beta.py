@@ -75,10 +75,12 @@ def test_every_point_is_within_tolerance(column, accuracy, dtype):
 def test_tails_agree_with_scipy_where_scipy_is_right():
     with jax.enable_x64(True):
         x = np.linspace(0.01, 0.99, 25)
-        law, other = Beta(4.9, 1.7), scipy.stats.beta(4.9, 1.7)
-        np.testing.assert_allclose(law.log_prob(x), other.logpdf(x), rtol=1e-11, atol=1e-13)
-        np.testing.assert_allclose(law.log_cdf(x), other.logcdf(x), rtol=1e-11)
-        np.testing.assert_allclose(law.log_survival_function(x), other.logsf(x), rtol=1e-11)
+        other = scipy.stats.beta(4.9, 1.7)
+        law = Beta(np.array([4.9]), np.array([1.7]))
+        log_prob, log_cdf, log_sf, _ = everything(law, x, x)
+        np.testing.assert_allclose(log_prob[:, 0], other.logpdf(x), rtol=1e-11, atol=1e-13)
+        np.testing.assert_allclose(log_cdf[:, 0], other.logcdf(x), rtol=1e-11)
+        np.testing.assert_allclose(log_sf[:, 0], other.logsf(x), rtol=1e-11)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -92,18 +94,23 @@ def test_cdf_undoes_quantile(u, log_a, log_b):
         np.testing.assert_allclose(law.cdf(x), u, rtol=1e-11, atol=slack)
 
 
+@jax.jit
+def everything(law, x, u):
+    """(log density, log F, log(1 - F)) at every x, quantiles of every u; one compilation."""
+    x, u = x[:, None], u[:, None]
+    tails = law.log_cdf(x), law.log_survival_function(x)
+    return law.log_prob(x), *tails, law.quantile(u)
+
+
 def test_outside_and_at_the_ends(dtype):
-    law = Beta(np.array([0.5, 1, 2], dtype), dtype(3))
-    np.testing.assert_array_equal(law.log_prob(dtype(-0.1)), -np.inf)
-    at_zero = np.asarray(law.log_prob(dtype(0)))
-    np.testing.assert_allclose(at_zero, [np.inf, np.log(3), -np.inf], rtol=1e-6)
-    np.testing.assert_array_equal(law.log_prob(dtype(1)), -np.inf)
-    np.testing.assert_array_equal(law.log_cdf(dtype([0])), -np.inf)
-    np.testing.assert_array_equal(law.log_cdf(dtype([1])), 0)
-    np.testing.assert_array_equal(law.log_survival_function(dtype([1])), -np.inf)
-    np.testing.assert_array_equal(law.quantile(dtype([[0], [1]])), [[0] * 3, [1] * 3])
-    assert np.isnan(law.quantile(dtype(1.5))).all()
-    assert np.isnan(law.log_cdf(dtype(np.nan))).all()
+    law = Beta(np.array([0.5, 1, 2], dtype), np.full(3, 3, dtype))
+    x, u = np.array([-0.1, 0, 1, 1.1, np.nan], dtype), np.array([0, 1, 1.5, -0.1, np.nan], dtype)
+    log_prob, log_cdf, log_sf, quantile = everything(law, x, u)
+    np.testing.assert_allclose(log_prob[1], [np.inf, np.log(3), -np.inf], rtol=1e-6)
+    np.testing.assert_array_equal(log_prob[jnp.array([0, 2, 3])], -np.inf)
+    np.testing.assert_array_equal(log_cdf[:, 0], [-np.inf, -np.inf, 0, 0, np.nan])
+    np.testing.assert_array_equal(log_sf[:, 0], [0, 0, -np.inf, -np.inf, np.nan])
+    np.testing.assert_array_equal(quantile[:, 0], [0, 1, np.nan, np.nan, np.nan])
 
 
 def test_second_derivatives_are_those_of_the_first():
@@ -112,17 +119,17 @@ def test_second_derivatives_are_those_of_the_first():
         return law.log_prob(x), law.log_cdf(x)
 
     with jax.enable_x64(True):
-        for point in ((0.3, 4.9, 1.7), (0.97, 0.4, 0.1)):
-            check_grads(jax.jit(values), point, order=2, modes=("fwd",), rtol=1e-4, eps=1e-5)
+        point = np.array([0.3, 0.97]), np.array([4.9, 0.4]), np.array([1.7, 0.1])
+        check_grads(jax.jit(values), point, order=2, modes=("fwd",), rtol=1e-4, eps=1e-5)
 
 
-@pytest.mark.parametrize("exponent", [1e9, 1e12])
-def test_laws_as_narrow_as_the_fits_floor_stay_finite(exponent, dtype):
-    law = Beta(dtype(exponent), dtype(exponent))
+def test_laws_as_narrow_as_the_fits_floor_stay_finite(dtype):
+    exponent = np.array([1e7, 1e9, 1e12], dtype)
     x = np.array([1e-30, 0.1, 0.5, np.nextafter(dtype(0.5), dtype(1)), 1 - 1e-6], dtype)
-    for value in (law.log_prob(x), law.log_cdf(x), law.log_survival_function(x)):
+    log_prob, log_cdf, log_sf, _ = everything(Beta(exponent, exponent), x, np.full(5, 0.5, dtype))
+    for value in (log_prob, log_cdf, log_sf):
         assert np.isfinite(value).all()
-    assert law.log_cdf(dtype(0.5)) == pytest.approx(np.log(0.5), rel=1e-4)
+    np.testing.assert_allclose(log_cdf[2], np.log(0.5), rtol=1e-4)
 
 
 def test_samples_follow_the_law():
@@ -139,8 +146,9 @@ def test_samples_follow_the_law():
 def test_shapes_copies_and_pytrees():
     law = Beta(np.ones((3, 1), np.float32), np.ones(4, np.float32), name="scores")
     assert law.batch_shape == (3, 4)
-    assert law.log_cdf(0.5).shape == (3, 4)
-    assert law.quantile(np.full((2, 1, 1), 0.5)).shape == (2, 3, 4)
+    x = np.full((2, 1, 1), 0.5)
+    methods = (law.log_prob, law.log_cdf, law.log_survival_function, law.quantile)
+    assert {jax.eval_shape(method, x).shape for method in methods} == {(2, 3, 4)}
     assert law[1:].batch_shape == (2, 4)
     assert law.copy(a=2.0).name == "scores"
     leaves, structure = jax.tree.flatten(law)

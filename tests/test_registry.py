@@ -5,10 +5,12 @@ import inspect
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from tensorflow_probability.substrates.jax import distributions as tfd
 
-from optscale_jax import policies, replay, synthetic_pool
+from optscale_jax import Prior, laws, policies, replay, required_samples, synthetic_pool
 from optscale_jax.errors import InputError
 from optscale_jax.study.registry import (
     PolicyConfig,
@@ -210,3 +212,56 @@ def test_a_rule_of_ones_own_decides_alike_in_every_command(rules, pool):
     (rules / "live.yaml").write_text(json.dumps(live))
     assert solve.main(["--config", "live.yaml"]) == 0
     assert check_decisions.main(["live"]) == 0
+
+
+# Laws ---------------------------------------------------------------------------------------------
+
+
+class Mute(laws.Law):
+    """A law whose distribution cannot say how probable a score below another is."""
+
+    parameters = ("p",)
+
+    def start(self, prior, dtype):
+        return {"p": jnp.asarray(0.5, dtype)}
+
+    def fit(self, memory, prior=None):
+        return {"p": memory.mean}, None
+
+    def distribution(self, params):
+        return tfd.Dirichlet(jnp.stack([params["p"], params["p"]]))
+
+
+@pytest.mark.parametrize(
+    ("law", "says"),
+    [
+        (Mute(), "the distribution of Mute has no log_cdf, which the bound reads"),
+        ("betta", "law 'betta': no such law.*did you mean beta"),
+        ("optscale_jax.laws:START", "has no START"),
+        ("math:pi", "is no optscale_jax.laws.Law"),
+    ],
+)
+def test_what_cannot_be_a_law_is_one_clear_line(law, says):
+    with pytest.raises(ValueError, match=says) as caught:
+        policies.optscale(0.9, 0.9, 8, law=law)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_prior_for_a_law_that_takes_none_is_refused():
+    with pytest.raises(ValueError, match="takes no prior"):
+        policies.optscale(0.9, 0.9, 8, law="beta", prior=Prior(0.5, 0.1, 0.1, 0.1))
+
+
+@pytest.mark.parametrize("law", ["beta", "logit_normal", "truncated_normal_with_atoms"])
+def test_optscale_with_another_law_is_the_bound_of_its_fit(pool, law):
+    result = replay(pool, policies.optscale(0.8, 0.9, 16, 3, law=law))
+    part = laws.LAWS[law]
+    assert result.params.keys() == set(part.parameters)
+    for p in range(5):
+        n = int(result.num_samples[0, p])
+        params, _ = laws.fit_rows(part, pool.scores[p : p + 1, :n])
+        # Fitted score by score there, from whole rows here: float32 both.
+        for name, value in params.items():
+            np.testing.assert_allclose(result.params[name][0, p], value[0], rtol=1e-3, atol=1e-6)
+        needed = int(required_samples(part.distribution(params), 0.8, 0.9, 16)[0])
+        assert n == 16 or n >= needed

@@ -42,7 +42,7 @@ BETA_CASES = {
 LOGIT_NORMAL_CASES = {
     "typical": (1.2, 1.0),
     "narrow": (4.6, 0.1),
-    "narrow in the middle": (0.0, 0.02),
+    "narrow in the middle": (0.0, 0.03),
     "wide": (0.0, 100.0),
     "far up": (12.0, 0.5),
     "far down": (-12.0, 3.0),

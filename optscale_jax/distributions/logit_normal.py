@@ -79,7 +79,7 @@ class LogitNormal(UnitInterval):
 
     The density is 0 at both ends, however slowly; for a scale above 1.5 or so it has two modes.
     As `tfp.distributions.LogitNormal`, with exact tails. Exact to the last few digits in float32
-    and float64 for loc in [-12, 12] and scale in [0.02, 100]; where the scale is narrower, float32
+    and float64 for loc in [-12, 12] and scale in [0.03, 100]; where the scale is narrower, float32
     does not hold logit(x) - loc itself. Samples are reparameterised.
 
     Args:

@@ -7,6 +7,7 @@ One file a law; `Law` is what one of your own has to be. Builds on `optscale_jax
 from optscale_jax.laws.base import Law, fit_rows
 from optscale_jax.laws.beta import BetaLaw, beta
 from optscale_jax.laws.logit_normal import LogitNormalLaw, logit_normal
+from optscale_jax.laws.named import LAWS, make_law
 from optscale_jax.laws.truncated_normal import TruncatedNormalLaw, truncated_normal
 from optscale_jax.laws.with_atoms import WithAtomsLaw, with_atoms
 
@@ -20,14 +21,7 @@ __all__ = [
     "beta",
     "fit_rows",
     "logit_normal",
+    "make_law",
     "truncated_normal",
     "with_atoms",
 ]
-
-LAWS: dict[str, Law] = {
-    "truncated_normal": truncated_normal(),
-    "beta": beta(),
-    "logit_normal": logit_normal(),
-}
-LAWS |= {f"{name}_with_atoms": with_atoms(law) for name, law in LAWS.items()}
-"""The shipped laws by name."""

@@ -25,7 +25,6 @@ from optscale_jax.policies.mr_thinking import mr_thinking
 from optscale_jax.policies.optscale import (
     PAPER_ALPHA,
     PAPER_S_MIN,
-    make_law,
     min_samples_for,
     optscale,
 )
@@ -61,7 +60,6 @@ __all__ = [
     "first_hit",
     "is_eligible",
     "known_law",
-    "make_law",
     "make_selector",
     "min_samples_for",
     "mr_thinking",

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from optscale_jax import laws
 from optscale_jax.bounds import BoundStatus, bound, check_targets
 from optscale_jax.estimation import Prior
-from optscale_jax.laws import Law
-from optscale_jax.plugins import make_part
+from optscale_jax.laws import Law, make_law
 from optscale_jax.policies.base import (
     Policy,
     Request,
@@ -24,7 +23,7 @@ from optscale_jax.policies.stacking import any_setting
 from optscale_jax.typing import Array, Count, Number
 from optscale_jax.values import static
 
-__all__ = ["PAPER_ALPHA", "PAPER_S_MIN", "OptScale", "make_law", "min_samples_for", "optscale"]
+__all__ = ["PAPER_ALPHA", "PAPER_S_MIN", "OptScale", "min_samples_for", "optscale"]
 
 PAPER_S_MIN = (0.85, 0.9, 0.925, 0.95, 0.96, 0.97, 0.98, 0.99)
 """The authors' grid of s_min."""
@@ -130,38 +129,6 @@ class OptScale(Policy):
         best = jnp.clip(state.best.score, 0.0, 1.0)
         rise = self.law.expected_rise(state.own.params, best)
         return rise / jnp.maximum(state.tokens / jnp.maximum(state.count, 1), 1.0)
-
-
-def make_law(law: str | Law) -> Law:
-    """The law of a name, or the one given.
-
-    Args:
-      law: a `Law`; a name in `laws.LAWS`, such as "beta"; or `module:name` for one's own.
-
-    Returns:
-      The law.
-
-    Raises:
-      ValueError: no law has that name, it is no law, or its distribution has no log_cdf.
-    """
-    law = make_part(law, Law, what="law", shipped=laws.LAWS)
-    if any(law is shipped for shipped in laws.LAWS.values()):
-        return law
-    dtype = jnp.result_type(float)
-
-    def log_cdf(score):
-        # A start that wants a prior is as good as any for what is asked here.
-        prior = Prior(0.5, 0.2, 0.1, 0.1) if law.takes_prior else None
-        return law.distribution(law.start(prior, dtype)).log_cdf(score)
-
-    try:
-        jax.eval_shape(log_cdf, jax.ShapeDtypeStruct((), dtype))
-    except (NotImplementedError, AttributeError) as error:
-        raise ValueError(
-            f"law: the distribution of {type(law).__name__} has no log_cdf, which the bound reads; "
-            f"give it one ({error})"
-        ) from error
-    return law
 
 
 def optscale(

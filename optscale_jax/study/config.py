@@ -7,7 +7,7 @@ import dataclasses
 from typing import Any
 
 from optscale_jax.errors import InputError
-from optscale_jax.policies import make_law
+from optscale_jax.laws import make_law
 from optscale_jax.study.comparison import Options
 from optscale_jax.study.entries import by_cap, caps_of, entries_of
 from optscale_jax.study.pools import SYNTHETIC, PoolSource, ReadConfig, SyntheticPoolConfig
@@ -163,7 +163,7 @@ class AimConfig:
         return Aim(max_tokens=self.max_tokens, max_loss=self.max_loss)
 
 
-LAWS_COMPARED = ("truncated_normal", "beta", "logit_normal", "beta_with_atoms")
+LAWS_COMPARED = ("truncated_normal", "beta", "logit_normal", "logit_normal_with_atoms")
 """The laws that a report compares."""
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from optscale_jax.errors import InputError, bad_input
 from optscale_jax.estimation import Params
-from optscale_jax.policies import make_law
+from optscale_jax.laws import make_law
 from optscale_jax.pool import Pool
 from optscale_jax.study.comparison import (
     Frontier,
