@@ -13,12 +13,7 @@ from jax.scipy.special import betaln
 from tensorflow_probability.substrates.jax import distributions as tfd
 
 from optscale_jax import Pool, PoolError, Prior, ScoreStats, laws, required_samples
-<<<<<<< HEAD
-from optscale_jax.distributions import Beta, TruncatedNormal
-=======
-from optscale_jax.calibration import realised_alpha
 from optscale_jax.distributions import TruncatedNormal
->>>>>>> laws
 from optscale_jax.estimation import Boundary, FitInfo, fit_map, fit_mle
 from optscale_jax.laws import Law
 from optscale_jax.study.goodness_of_fit import realised_alpha
@@ -39,8 +34,6 @@ def dtype(request):
         yield request.param
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
 class Kumaraswamy(Law):
     """F(x) = 1 - (1 - x^a)^b, fitted by its mean and second moment; it remembers `ScoreStats`."""
 
