@@ -75,7 +75,7 @@ def run(config: PredictorConfig) -> None:
         with _folder(out, config, identity, leads), _Log(out, leads) as log:
             task = bar.add_task("training", total=training.epochs)
 
-            def advance(numbers: dict[str, float]) -> None:
+            def advance(numbers: dict[str, int | float]) -> None:
                 log(numbers)
                 bar.update(
                     task,
@@ -251,7 +251,7 @@ class _Log:
         folder = str(self.out / "tensorboard")
         self._writer = SummaryWriter(folder, purge_step=self.epoch + 1 if self.epoch else None)
 
-    def __call__(self, numbers: dict[str, float]) -> None:
+    def __call__(self, numbers: dict[str, int | float]) -> None:
         if not self.leads:
             return
         if not hasattr(self, "_writer"):

@@ -82,7 +82,7 @@ def train(
     loss: GivenLoss | None = None,
     optimizer: GivenOptimizer | None = None,
     checkpoints: Path | None = None,
-    log: Callable[[dict[str, float]], None] | None = None,
+    log: Callable[[dict[str, int | float]], None] | None = None,
     resumed: Callable[[int], None] | None = None,
 ) -> Fitted:
     """Trains a head on frozen features.
@@ -149,7 +149,7 @@ class _Loop(NamedTuple):
         self,
         params: Any,
         store: Checkpoints,
-        log: Callable[[dict[str, float]], None] | None,
+        log: Callable[[dict[str, int | float]], None] | None,
         resumed: Callable[[int], None] | None,
     ) -> Progress:
         """Trains from some parameters, or from the last checkpoint."""
