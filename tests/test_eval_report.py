@@ -52,6 +52,7 @@ def outcomes(seed=0, problems=PROBLEMS) -> Outcomes:
             name=name,
             label=label,
             settings=settings,
+            words=[{k: f"{k}={v}" for k, v in setting.items()} for setting in settings],
             caps=np.array(caps),
             num_samples=samples,
             tokens=100 * samples,
@@ -251,7 +252,8 @@ def written(tmp_path_factory) -> Path:
 def test_files_are_there_and_the_page_needs_no_other(written):
     files = {str(p.relative_to(written)) for p in written.rglob("*") if p.is_file()}
     assert files == {
-        *command.FILES,
+        "index.html",
+        *command.TABLES,
         *(f"{run}/{name}.{suffix}" for run in "ab" for name in DRAWN for suffix in ("png", "pdf")),
     }
     text = (written / "index.html").read_text()

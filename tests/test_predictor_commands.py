@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
@@ -267,7 +268,7 @@ def test_parts_of_ones_own_are_trained_saved_and_used(command, tmp_path, monkeyp
     )
     outputs = np.einsum("mph,mho->po", inner, tensors["head.outer.kernel"]) / TRAINING.members
     outputs += tensors["head.outer.bias"].mean(0) + np.array([*described["offsets"].values()])
-    expected = to_prior(outputs.astype(np.float32), Prior(**described["reference"]))
+    expected = to_prior(jnp.asarray(outputs, jnp.float32), Prior(**described["reference"]))
     for name in ("loc", "scale", "loc_sd", "scale_sd"):
         # float32, through a loc that is found from the mean.
         np.testing.assert_allclose([p[name] for p in priors], getattr(expected, name), rtol=1e-4)

@@ -156,6 +156,8 @@ def policy_config(own: Iterable[str] = ()) -> type:
     scalars: dict[str, Any] = {}
     helps: dict[str, str] = {}
     own = tuple(own)
+    if not own and "PolicyConfig" in globals():
+        return globals()["PolicyConfig"]  # the one that configurations refer to
     for factory in (*RULES.values(), *map(find_rule, own)):
         told = _help_of(factory)
         for name, (_, scalar) in _arguments_of(factory).items():
