@@ -157,7 +157,7 @@ def test_shipped_configurations_have_names_and_a_file_of_that_name_wins(tmp_path
     [
         ("dmeo", "dmeo: No such file, and no shipped configuration; did you mean demo?"),
         ("replay/dmeo", "did you mean replay/demo?"),
-        ("elsewhere", "there are demo, paper_grid, paper_table, "),
+        ("elsewhere", "there are demo, laws, paper_grid, paper_table, "),
         ("../secret", "no shipped configuration"),
     ],
 )
