@@ -41,7 +41,9 @@ def capped(policy: Policy, cap: Any) -> Policy:
 
 
 def stack(policies: Sequence[Policy]) -> Policy:
-    """Several settings of one rule as one policy, every number with a leading axis [S].
+    """Several settings of one rule as one policy, its numbers with a leading axis [S].
+
+    Numbers that are the same in all of them stay as they are.
 
     Args:
       policies: S >= 1 policies that differ in numbers alone; their caps may differ too. Their
@@ -69,10 +71,19 @@ def stack(policies: Sequence[Policy]) -> Policy:
                 f"numbers: {bare[0]}"
             )
     try:
-        stacked = jax.tree.map(lambda *numbers: np.stack(numbers), *bare)
+        stacked = jax.tree.map(_together, *bare)
     except ValueError as error:
         raise ValueError(f"policies: numbers of different shapes do not stack: {error}") from error
+    if num_settings(stacked) is None:
+        caps = np.stack([policy.max_samples for policy in bare])
+        stacked = dataclasses.replace(stacked, max_samples=caps)
     return dataclasses.replace(stacked, prior=prior)
+
+
+def _together(*numbers: Any) -> Any:
+    """The numbers stacked; one of them if all are equal, so that what hangs on it is done once."""
+    whole = np.stack(numbers)
+    return numbers[0] if (whole == whole[0]).all() else whole
 
 
 def unstack(policy: Policy) -> list[Policy]:
