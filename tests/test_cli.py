@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from eval import replay, solve
-from optscale_jax.cli import command, commands, parse
+from optscale_jax.cli import command, commands, output_file, output_folder, parse
 from optscale_jax.cli.command import EXTRAS
 from optscale_jax.cli.console import main, run_command
+from optscale_jax.cli.outputs import output_place
 from optscale_jax.errors import InputError
 from optscale_jax.shipped import located, shipped_config
+from optscale_jax.study.registry import PolicyConfig
 from optscale_jax.tiny import pool_path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -133,6 +135,77 @@ def test_a_commands_exit_code_is_what_it_returns_and_its_words_may_come_first():
     given = command(Files, run, __name__, positional="files")
     assert [given(["a", "b", "--code", "1"]), given(["a"]), given([])] == [1, 0, 0]
     assert seen == [["a", "b"], ["a"], []]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--policy.max_samples", "9" * 20], "--policy.max_samples: policy.max_samples is 999"),
+        (["--policy.s_min", "[" * 3000 + "]" * 3000], "--policy.s_min: not valid YAML: nested too"),
+        (["--policy", "[" * 3000 + "]" * 3000], "--policy: not valid YAML: nested too deeply"),
+        (["--policy.s_min", "high"], "--policy.s_min: policy.s_min is 'high'; it must be a number"),
+        (["--policy", "{smin: 1}"], "--policy: policy.smin: no such key; did you mean s_min?"),
+        (["--config", "demo", "stray"], "--config: expected a file, found demo, stray"),
+        (["stray"], "stray"),
+        (["--policy.name", "first_hit", "optscale"], "optscale"),
+        (["--policy", "{name: {a: b}}"], "--policy: policy.name is {'a': 'b'}; it must be text"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_one_line(arguments, says, capsys):
+    assert replay.main([*arguments, *REPLAY]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert says in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("policy: " + "[" * 3000 + "]" * 3000, "c.yaml: not valid YAML: nested too deeply"),
+        ("seed: 1\npermutations: 99999999999999999999", "c.yaml:2: permutations is 9999999999"),
+        ("? [a, b]\n: 3", "c.yaml:1: [a, b]: no such key; the keys are"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_one_line(text, says, tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text(text)
+    assert replay.main(["--config", str(tmp_path / "c.yaml")]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+
+
+def test_another_policy_takes_what_it_can_of_the_one_before(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(
+        "policy: {name: optscale, label: A, s_min: 0.9, alpha: 0.8, max_samples: 8, prior: "
+        "{loc: 0.8, scale: 0.1}}\n"
+    )
+    given = ["--config", str(file), "--policy.name"]
+    policy = parse(replay.ReplayConfig, [*given, "first_hit"]).policy
+    assert policy == PolicyConfig("first_hit", s_min=0.9, max_samples=8)
+    policy = parse(replay.ReplayConfig, ["--policy.max_samples=4", *given, "first_hit"]).policy
+    assert (policy.max_samples, policy.s_min) == (4, 0.9)
+    same = parse(replay.ReplayConfig, [*given, "optscale"]).policy
+    assert same == parse(replay.ReplayConfig, given[:2]).policy
+
+
+def test_a_link_to_nothing_is_an_output(tmp_path):
+    for name, folder in (("file", False), ("folder", True)):
+        (tmp_path / f"{name}_link").symlink_to(tmp_path / name)
+        with output_place(tmp_path / f"{name}_link", folder=folder) as out:
+            assert out == tmp_path / name
+    with output_file(tmp_path / "file_link") as file:
+        file.write("text")
+    assert (tmp_path / "file").read_text() == "text"
+    with output_folder(tmp_path / "folder_link", ["a"]) as folder:
+        (folder / "a").write_text("text")
+    assert (tmp_path / "folder" / "a").read_text() == "text"
+    with (
+        pytest.raises(InputError, match=r"--out: .* is a file; give a folder"),
+        output_folder(tmp_path / "file_link", ["a"]),
+    ):
+        pass
 
 
 # Configurations by name ---------------------------------------------------------------------------

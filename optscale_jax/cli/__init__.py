@@ -4,7 +4,6 @@ from optscale_jax.cli.command import command
 from optscale_jax.cli.config import parse, to_yaml
 from optscale_jax.cli.outputs import output_file, output_folder, progress, show
 from optscale_jax.files import package_versions
-from optscale_jax.shipped import shipped_config
 
 __all__ = [
     "command",
@@ -13,7 +12,6 @@ __all__ = [
     "package_versions",
     "parse",
     "progress",
-    "shipped_config",
     "show",
     "to_yaml",
 ]

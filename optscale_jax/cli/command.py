@@ -9,13 +9,13 @@ import contextlib
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn, Protocol, TypeVar, runtime_checkable
+from typing import Any, NoReturn, TypeVar
 
 from optscale_jax.cli import commands
 from optscale_jax.cli.config import parse
 from optscale_jax.errors import InputError, Terminated
 
-__all__ = ["EXTRAS", "Main", "command", "excuse_missing_packages", "exit_code"]
+__all__ = ["EXTRAS", "command", "excuse_missing_packages", "exit_code"]
 
 ConfigT = TypeVar("ConfigT")
 
@@ -30,15 +30,6 @@ EXTRAS = {
 """What is imported only where it is needed, by the extra that installs it."""
 
 
-@runtime_checkable
-class Main(Protocol):
-    """A command's main."""
-
-    def __call__(self, argv: Sequence[str] | None = None) -> int:
-        """Runs the command with its arguments (None: the process's); returns its exit code."""
-        ...
-
-
 def command(
     config_class: type[ConfigT],
     run: Callable[[ConfigT], int | None],
@@ -47,7 +38,7 @@ def command(
     configs: str = "",
     positional: str | None = None,
     interrupted: str = "nothing was written",
-) -> Main:
+) -> Callable[..., int]:
     """Makes a command's main.
 
     Args:
@@ -64,17 +55,13 @@ def command(
     """
 
     def main(argv: Sequence[str] | None = None) -> int:
-        """Runs the command; returns its exit code."""
         given = list(sys.argv[1:] if argv is None else argv)
         if positional and given and not given[0].startswith("-"):
             given.insert(0, f"--{positional}")
 
         def work() -> int | None:
-            doc = (sys.modules[module].__doc__ or "").split("\n\n")[0]
-            asked = parse(
-                config_class, given, prog=_called(module), description=doc, configs=configs
-            )
-            return run(asked)
+            doc, called = (sys.modules[module].__doc__ or "").split("\n\n")[0], _called(module)
+            return run(parse(config_class, given, prog=called, description=doc, configs=configs))
 
         return exit_code(work, interrupted=interrupted)
 
@@ -82,15 +69,7 @@ def command(
 
 
 def exit_code(work: Callable[[], int | None], *, interrupted: str = "nothing was written") -> int:
-    """Does the work of a command, and says in one line on stderr what stopped it.
-
-    Args:
-        work: The work; what it returns, if anything, is the exit code.
-        interrupted: What an interruption has left behind.
-
-    Returns:
-        The exit code, as in `command`.
-    """
+    """Does the work of a command, and says in one line on stderr what stopped it; as `command`."""
     try:
         with _terminations_unwind():
             return work() or 0
@@ -102,12 +81,10 @@ def exit_code(work: Callable[[], int | None], *, interrupted: str = "nothing was
         if not _say_extra(error):
             raise
         return 2
-    except KeyboardInterrupt:
-        print(f"interrupted; {interrupted}", file=sys.stderr)
-        return 130
-    except Terminated:
-        print(f"terminated; {interrupted}", file=sys.stderr)
-        return 143
+    except (KeyboardInterrupt, Terminated) as stop:
+        code, how = (143, "terminated") if isinstance(stop, Terminated) else (130, "interrupted")
+        print(f"{how}; {interrupted}", file=sys.stderr)
+        return code
 
 
 @contextlib.contextmanager
@@ -129,8 +106,12 @@ def _terminations_unwind() -> Iterator[None]:
 def excuse_missing_packages() -> None:
     """Has this process end with exit code 2 and one line where an import lacks a package.
 
-    For `python -m`, which imports what a command needs before its main can be called.
+    For `python -m`, which imports what a command needs before its main can be called. Called as
+    eval/ and train/ are imported, it does nothing where they are not run so.
     """
+    # What Python says there while it looks for the module of `python -m`.
+    if sys.argv[:1] != ["-m"]:
+        return
     usual = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:

@@ -6,12 +6,11 @@ one line with the file, the line and the field; for a name that is nearly right,
 
 import contextlib
 import dataclasses
-import itertools
+import inspect
 import json
-import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -34,9 +33,7 @@ def parse(
     description: str = "",
     configs: str = "",
 ) -> ConfigT:
-    """Reads a configuration from the arguments.
-
-    Overrides win over `--config`, wherever they stand.
+    """Reads a configuration from the arguments; overrides win over `--config`, wherever they stand.
 
     Args:
         config_class: A frozen dataclass.
@@ -52,9 +49,17 @@ def parse(
         InputError: An argument, key or value that cannot be used; the message names the file, the
             line and the field.
     """
-    names, options = _config_names(argv)
-    files = [name if Path(name).is_file() else str(shipped_config(name, configs)) for name in names]
-    if own := _own_rules(options, files):
+    options = _options(argv)
+    given = [values for option, values in options if option == "--config"]
+    for values in given:
+        if len(values) != 1:
+            raise InputError(f"--config: expected a file, found {', '.join(values) or 'nothing'}")
+    options = [(option, values) for option, values in options if option != "--config"]
+    files = [
+        Path(name) if Path(name).is_file() else shipped_config(name, configs) for (name,) in given
+    ]
+    roots = [_composed(file) for file in files]
+    if own := _own_rules(options, roots):
         # Not before it is needed, since it imports JAX.
         from optscale_jax.study.registry import with_own_rules
 
@@ -67,15 +72,17 @@ def parse(
         "the later file wins",
     )
     parser.add_class_arguments(config_class)
-    for file in files:
-        _check_file(Path(file), config_class)
+    for file, root in zip(files, roots, strict=True):
+        _check_node(root, config_class, "", str(file))
     # First, since a later argument replaces an earlier one.
-    arguments = [part for file in files for part in ("--config", file)]
-    arguments += _joined(options, config_class)
+    arguments = [f"--config={file}" for file in files]
+    arguments += _dropped(options, roots, config_class)
+    for option, values in options:
+        arguments += _argument(option, values, config_class)
     try:
         parsed = parser.parse_args(arguments)
-    except jsonargparse.ArgumentError as error:
-        raise InputError(_one_line(str(error), config_class)) from error
+    except (jsonargparse.ArgumentError, RecursionError) as error:
+        raise InputError(" ".join(str(error).split())) from error
     # The dataclasses' own checks.
     with bad_input():
         values = parser.instantiate(parsed)
@@ -86,75 +93,88 @@ def parse(
     return config
 
 
-def _own_rules(options: Sequence[str], files: Sequence[str]) -> list[str]:
-    """Rules of one's own, `module:function`, that the configuration names; they bring arguments.
-
-    What cannot be read is passed over here, and refused where the whole is read.
-    """
-    found, documents = [], []
-    for file in files:
-        with contextlib.suppress(OSError):
-            documents.append(Path(file).read_text(encoding="utf-8", errors="replace"))
-    for option, following in itertools.zip_longest(options, options[1:], fillvalue=""):
-        name, equals, value = option.partition("=")
-        value = value if equals else following
-        if name.endswith(".name"):
-            found.append(value)
-        elif name.startswith("--") and value.startswith(("{", "[")):
-            documents.append(value)
-    for document in documents:
-        with contextlib.suppress(yaml.YAMLError):
-            found += _values_of("name", yaml.compose(document, Loader=yaml.SafeLoader))
-    return list(dict.fromkeys(name for name in found if ":" in name))
+def to_yaml(config: Any) -> str:
+    """A configuration as YAML that `--config` reads back unchanged."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
 
 
-def _values_of(key: str, node: Any) -> list[str]:
-    """The texts that a key has anywhere in a document."""
-    if isinstance(node, yaml.SequenceNode):
-        return [value for child in node.value for value in _values_of(key, child)]
-    if not isinstance(node, yaml.MappingNode):
-        return []
-    found = []
-    for name, value in node.value:
-        if name.value == key and isinstance(value, yaml.ScalarNode):
-            found.append(value.value)
-        found += _values_of(key, value)
+# Options ------------------------------------------------------------------------------------------
+
+Options = list[tuple[str, list[str]]]
+
+
+def _options(argv: Sequence[str]) -> Options:
+    """The options with the values that follow each."""
+    found: Options = []
+    for argument in argv:
+        option, equals, value = argument.partition("=")
+        if argument == "-h" or option.startswith("--"):
+            found.append((option, [value] if equals else []))
+        elif found:
+            found[-1][1].append(argument)
+        else:
+            found.append((argument, []))  # which the parser refuses
     return found
 
 
-def _joined(arguments: Sequence[str], config_class: type) -> list[str]:
-    """`--runs a b c` as one argument, which the parser takes for a list field: a list in JSON."""
-    found: list[str] = []
-    remaining = list(arguments)
-    while remaining:
-        argument = remaining.pop(0)
-        found.append(argument)
-        option, equals, _ = argument.partition("=")
-        if not option.startswith("--") or option in ("--config", "--help", "--print_config"):
+def _own_rules(options: Options, roots: Sequence[yaml.Node]) -> list[str]:
+    """Rules of one's own, `module:function`, that the configuration names; they bring arguments."""
+    found, nodes = [], list(roots)
+    for option, values in options:
+        if option.endswith(".name"):
+            found += values[:1]
+        for value in values:
+            if value.startswith(("{", "[")):
+                with contextlib.suppress(yaml.YAMLError, RecursionError):  # refused as a value
+                    nodes.append(yaml.compose(value, Loader=yaml.SafeLoader))
+    while nodes:
+        node = nodes.pop(0)
+        if isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+        elif isinstance(node, yaml.MappingNode):
+            nodes += [value for _, value in node.value]
+            names = [value for key, value in node.value if key.value == "name"]
+            found += [value.value for value in names if isinstance(value, yaml.ScalarNode)]
+    return [name for name in dict.fromkeys(found) if ":" in name]
+
+
+def _dropped(options: Options, roots: Sequence[yaml.Node], config_class: type) -> Iterator[str]:
+    """Takes back what a file says of a policy and another, which an option names, does not take."""
+    for option, values in options:
+        before = [found for root in roots if (found := _policy_of(root))]
+        if option != "--policy.name" or len(values) != 1 or not before or before[-1] in values:
             continue
-        kind = _option_type(option, config_class)
-        if equals or not (items := _item_types(kind)):
-            continue
-        values: list[str] = []
-        while remaining and not remaining[0].startswith("--"):
-            values.append(remaining.pop(0))
-        # One value for a field that is a number or a list of them is the number.
-        alone = len(values) == 1 and (values[0].startswith("[") or _is_scalar(kind))
-        if alone:
-            found += values
-        elif values:
-            found.append(json.dumps(values) if str in items else f"[{', '.join(values)}]")
-    return found
+        from optscale_jax.study.registry import find_rule
+
+        with contextlib.suppress(InputError):  # there is none, as its user will say
+            taken = inspect.signature(find_rule(values[0])).parameters
+            fields = dataclasses.fields(_option_type("--policy", config_class))
+            others = {f.name: f.default for f in fields if f.name not in ("name", *taken)}
+            yield f"--policy={json.dumps(others, default=dataclasses.asdict)}"
+
+
+def _argument(option: str, values: list[str], config_class: type) -> list[str]:
+    """An option, once checked, as the parser takes it: several values of a list as one, in JSON."""
+    if not option.startswith("--") or option in ("--help", "--print_config"):
+        return [option, *values] if not values else [f"{option}={values[0]}", *values[1:]]
+    kind = _option_type(option, config_class)
+    items = _item_types(kind)
+    # One value for a field that is a number or a list of them is the number.
+    scalar = any(part in _WORDS for part in _parts(kind))
+    single = len(values) == 1 and (scalar or values[0].startswith("["))
+    if items and values and not single:
+        values = [json.dumps(values) if str in items else f"[{', '.join(values)}]"]
+    if len(values) != 1:
+        return [option, *values]
+    if kind is not None and str not in _parts(kind) and not option.endswith("+"):
+        path = option.removeprefix("--")
+        _check_node(_node(values[0], option), kind, path, option)
+    return [f"{option}={values[0]}"]
 
 
 def _option_type(option: str, config_class: type) -> Any:
-    """The type of the field that an option such as --policy.alpha names.
-
-    Raises:
-        InputError: If there is no such field.
-    """
-    expected: Any = config_class
-    path = ""
+    """The type of the field that an option such as --policy.alpha names, which there has to be."""
+    expected, path = config_class, ""
     for name in option.removeprefix("--").removesuffix("+").split("."):
         if not dataclasses.is_dataclass(expected):
             return None  # a key of a mapping, which knows its own
@@ -179,101 +199,87 @@ def _item_types(kind: Any) -> tuple[Any, ...]:
     return () if items and dataclasses.is_dataclass(items[0]) else items
 
 
-def _is_scalar(kind: Any) -> bool:
-    """Whether a type that may be a list may also be something else."""
-    return any(typing.get_origin(p) is not list and p is not type(None) for p in _parts(kind))
+# Values -------------------------------------------------------------------------------------------
 
 
-def to_yaml(config: Any) -> str:
-    """A configuration as YAML that `--config` reads back unchanged."""
-    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
-
-
-def _config_names(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What --config is given, and all other arguments."""
-    names, others = [], []
-    remaining = iter(arguments)
-    for argument in remaining:
-        if argument == "--config":
-            name = next(remaining, None)
-            if name is None:
-                raise InputError("--config: expected a file")
-            names.append(name)
-        elif argument.startswith("--config="):
-            names.append(argument.removeprefix("--config="))
-        else:
-            others.append(argument)
-    return names, others
-
-
-def _check_file(file: Path, config_class: type) -> None:
-    """Refuses a configuration with the line of what is wrong, which the parser cannot give."""
+def _composed(file: Path) -> yaml.Node:
+    """A file's document, whose nodes know their lines, which the parser cannot give."""
     with bad_input():
         try:
-            root = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+            root = _node(file.read_text(encoding="utf-8"), str(file))
         except UnicodeDecodeError as error:
             raise InputError(f"{file}: not a text file in UTF-8") from error
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            line = f"{mark.line + 1}" if mark else "?"
-            raise InputError(f"{file}:{line}: not valid YAML: {error.problem}") from error
-        except yaml.YAMLError as error:
-            raise InputError(f"{file}: not valid YAML: {error}") from error
     if root is None:
         raise InputError(f"{file}: empty; a configuration is a mapping of fields to values")
-    _check_node(root, config_class, "", file)
+    return root
 
 
-def _check_node(node: yaml.Node, expected: Any, path: str, file: Path) -> None:
-    place = f"{file}:{node.start_mark.line + 1}"
-    item = _item_class(expected)
+def _node(text: str, place: str) -> Any:
+    try:
+        return yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f"{mark.line + 1}" if mark else "?"
+        raise InputError(f"{place}:{line}: not valid YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{place}: not valid YAML: {error}") from error
+    except RecursionError as error:
+        raise InputError(f"{place}: not valid YAML: nested too deeply") from error
+
+
+def _policy_of(root: yaml.Node) -> str | None:
+    """The name of a document's policy."""
+    value: Any = root
+    for key in ("policy", "name"):
+        pairs = value.value if isinstance(value, yaml.MappingNode) else []
+        value = next((found for name, found in pairs if name.value == key), None)
+    return value.value if isinstance(value, yaml.ScalarNode) else None
+
+
+def _check_node(node: yaml.Node, expected: Any, path: str, source: str) -> None:
+    """Refuses what a file, or an option's value, says of a field, with the place of the fault."""
+
+    def wrong(says: str, at: yaml.Node = node) -> InputError:
+        line = "" if source.startswith("--") else f":{at.start_mark.line + 1}"
+        return InputError(f"{source}{line}: {says}")
+
+    item = next(iter(typing.get_args(expected)), None)
     if dataclasses.is_dataclass(expected):
         if not isinstance(node, yaml.MappingNode):
             what = path or "the configuration"
-            raise InputError(f"{place}: {what} must be a mapping of fields to values")
+            raise wrong(f"{what} must be a mapping of fields to values")
         fields = typing.get_type_hints(expected)
         seen = set()
         for key, value in node.value:
-            name = str(key.value)
+            name = key.value if isinstance(key, yaml.ScalarNode) else yaml.serialize(key).strip()
             where = f"{path}.{name}" if path else name
-            line = f"{file}:{key.start_mark.line + 1}"
             if name not in fields:
                 near = did_you_mean(name, fields, "the keys are")
-                raise InputError(f"{line}: {where}: no such key{near}")
+                raise wrong(f"{where}: no such key{near}", key)
             if name in seen:
-                raise InputError(f"{line}: {where}: given twice")
+                raise wrong(f"{where}: given twice", key)
             seen.add(name)
-            _check_node(value, fields[name], where, file)
-    elif item is not None and isinstance(node, yaml.SequenceNode):
+            _check_node(value, fields[name], where, source)
+    elif isinstance(node, yaml.SequenceNode) and dataclasses.is_dataclass(item):
         for index, child in enumerate(node.value):
-            _check_node(child, item, f"{path}[{index}]", file)
+            _check_node(child, item, f"{path}[{index}]", source)
     else:
-        value = _constructed(node, place)
+        # The parser's own reading of a scalar (1e-3 is a number to it, and a string to YAML 1.1).
         parser = jsonargparse.ArgumentParser(exit_on_error=False)
         parser.add_argument("--value", type=expected)
         try:
+            value = jsonargparse.get_loader("yaml")(yaml.serialize(node))
             parser.parse_object({"value": value})
         except jsonargparse.ArgumentError as error:
-            raise InputError(f"{place}: {_wrong_type(path, value, expected)}") from error
+            raise wrong(f"{path} is {value!r}; it must be {_in_words(expected)}") from error
+        except (ValueError, yaml.YAMLError, RecursionError) as error:
+            raise wrong(f"not valid YAML: {error}") from error
+        items = value if isinstance(value, list) else [value]
+        if any(isinstance(item, int) and abs(item) >= 2**63 for item in items):
+            raise wrong(f"{path} is {value}; the largest number is 2^63 - 1")
 
 
-def _constructed(node: yaml.Node, place: str) -> Any:
-    # The parser's own reading of a scalar (1e-3 is a number to it, and a string to YAML 1.1).
-    try:
-        return jsonargparse.get_loader("yaml")(yaml.serialize(node))
-    except (ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{place}: not valid YAML: {error}") from error
-
-
-def _item_class(expected: Any) -> Any:
-    """The dataclass that a list type holds, or None."""
-    (item, *_) = typing.get_args(expected) or (None,)
-    is_list = typing.get_origin(expected) is list
-    return item if is_list and dataclasses.is_dataclass(item) else None
-
-
-def _wrong_type(path: str, value: Any, expected: Any) -> str:
-    return f"{path} is {value!r}; it must be {_in_words(expected)}"
+_WORDS = {float: "a number", int: "an integer", bool: "true or false", str: "text"}
 
 
 def _in_words(expected: Any) -> str:
@@ -286,23 +292,4 @@ def _in_words(expected: Any) -> str:
         return f"a list, each {_in_words(parts[0])}" if parts else "a list"
     if dataclasses.is_dataclass(expected):
         return "a mapping of fields to values"
-    names = {
-        float: "a number",
-        int: "an integer",
-        bool: "true or false",
-        str: "text",
-        type(None): "null",
-    }
-    return names.get(expected, str(expected))
-
-
-def _one_line(message: str, config_class: type) -> str:
-    """The parser's message, several lines for a union of types, as one that says the same."""
-    keys = re.findall(r'Parser key "([^"]+)"', message)
-    given = re.search(r"(?:Given value|Got value): (.*)", message)
-    expected = _option_type(keys[0], config_class) if len(keys) == 1 else None
-    if expected is not None and given and not dataclasses.is_dataclass(expected):
-        return f"--{keys[0]}: {_wrong_type(keys[0], given.group(1), expected)}"
-    if keys and given:
-        return f"--{'.'.join(keys)}: {given.group(1)!r} cannot be used here"
-    return message
+    return "null" if expected is type(None) else _WORDS.get(expected, str(expected))

@@ -25,15 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_command(name: str, arguments: Sequence[str]) -> int:
-    """Runs a command in this process.
-
-    Args:
-        name: As in `optscale NAME`.
-        arguments: What follows it.
-
-    Returns:
-        Its exit code.
-    """
+    """Runs a command in this process, as `optscale NAME ARGUMENTS` does; returns its exit code."""
 
     def work() -> int:
         module = commands.COMMANDS.get(name.replace("_", "-"))

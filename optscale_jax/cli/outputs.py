@@ -5,14 +5,37 @@ import os
 import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from optscale_jax.errors import InputError, bad_input
+from optscale_jax.files import atomic_write
 
-__all__ = ["output_file", "output_folder", "progress", "show"]
+__all__ = ["output_file", "output_folder", "output_place", "progress", "show"]
+
+
+@contextlib.contextmanager
+def output_place(out: Path, *, folder: bool) -> Iterator[Path]:
+    """Has what stands in the way of an output said in one line.
+
+    Args:
+        out: Where it goes, possibly a link to what does not exist yet.
+        folder: Whether it is a folder or a file.
+
+    Yields:
+        Its full path, of which the last link is followed.
+
+    Raises:
+        InputError: If it is the other of the two, or writing there fails.
+    """
+    out = out.expanduser().resolve()
+    if out.exists() and out.is_dir() != folder:
+        is_one, give = ("file", "folder") if folder else ("folder", "file")
+        raise InputError(f"--out: {out} is a {is_one}; give a {give}")
+    with bad_input("--out", (OSError,)):
+        yield out
 
 
 @contextlib.contextmanager
@@ -29,75 +52,43 @@ def output_folder(out: Path, owned: Collection[str]) -> Iterator[Path]:
         An empty folder beside `out`. On any error it is removed, and `out` is as it was.
 
     Raises:
-        InputError: If `out` is not a folder, or files cannot be made there.
+        InputError: If `out` is not a folder, or files cannot be written there.
     """
-    out = out.expanduser().resolve()
-    # A sibling, because os.replace is atomic only within one file system.
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    with bad_input("--out", (OSError,)):
-        if out.exists() and not out.is_dir():
-            raise InputError(f"--out: {out} is a file; give a folder")
+    with output_place(out, folder=True) as out:
+        # A sibling, because os.replace is atomic only within one file system.
+        unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
         unfinished.mkdir(parents=True)
-    try:
-        yield unfinished
-        with bad_input("--out", (OSError,)):
-            out.mkdir(exist_ok=True)
+        try:
+            yield unfinished
             written = sorted(file for file in unfinished.rglob("*") if file.is_file())
             names = {file.relative_to(unfinished) for file in written}
-            for file in written:
-                target = out / file.relative_to(unfinished)
-                target.parent.mkdir(exist_ok=True)
-                os.replace(file, target)
-            for pattern in owned:
-                for file in list(out.glob(pattern)):
-                    if file.relative_to(out) not in names and not file.is_dir():
-                        file.unlink()
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+            for name in sorted(names):
+                (out / name).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(unfinished / name, out / name)
+            for file in {file for pattern in owned for file in out.glob(pattern)}:
+                if file.relative_to(out) not in names and not file.is_dir():
+                    file.unlink()
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def output_file(out: Path) -> Iterator[TextIO]:
+def output_file(out: Path) -> Iterator[IO[str]]:
     """A text file to write, which appears as `out` only when it is complete.
 
-    Args:
-        out: The file; its folder is made if it does not exist.
-
-    Yields:
-        A file beside `out`. On any error it is removed, and `out` is as it was.
-
     Raises:
-        InputError: If a file cannot be made there.
+        InputError: If `out` is a folder, or the file cannot be written there.
     """
-    out = out.expanduser().resolve()
-    # A sibling, because os.replace is atomic only within one file system.
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    with bad_input("--out", (OSError,)):
-        if out.is_dir():
-            raise InputError(f"--out: {out} is a folder; give a file")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        file = open(unfinished, "w", encoding="utf-8")  # noqa: SIM115 - closed below
-    try:
-        with file:
-            yield file
-        with bad_input("--out", (OSError,)):
-            os.replace(unfinished, out)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with output_place(out, folder=False) as out, atomic_write(out) as file:
+        yield file
 
 
 def progress() -> Progress:
     """A progress bar on stderr, which vanishes when it is done; nothing where no one is looking."""
     console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    hidden = not console.is_terminal
+    return Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=hidden)
 
 
 def show(*parts: Any, style: str | None = None) -> None:
