@@ -11,7 +11,7 @@ from eval.bench.core import (
     scipy_fit,
     scipy_objective,
 )
-from eval.bench.rows import Report
+from eval.bench.rows import Limit, Report
 from optscale_jax import TruncatedNormal, required_samples
 
 SCORES = np.array([0.62, 0.71, 0.88, 0.54, 0.93, 0.77])
@@ -53,9 +53,12 @@ def test_grid_stepping_stops_at_its_cap():
 
 def test_the_report_says_what_was_missed():
     report = Report()
-    report.add("speed", "3 x", ">= 5 x", False)
+    report.add("speed", "3 x", ratio=Limit(3, ">=", 5000, " x"), other=7)
     assert not report.met
-    assert report.table("a bench").rows == [("speed", "3 x", ">= 5 x", "MISSED")]
+    assert report.rows[0]["ratio"] == 3
+    assert report.table("a bench").rows == [("speed", "3 x", ">= 5,000 x", "MISSED")]
+    report.add("time", "1 s", first=Limit(1, "<", 10, " s"), peak=Limit(2, "<=", 2, " GB"))
+    assert report.table("a bench").rows[1] == ("time", "1 s", "< 10 s and <= 2 GB", "ok")
 
 
 def test_an_output_that_cannot_be_made_is_refused_before_anything_is_measured(tmp_path, capsys):

@@ -4,17 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.special
-import scipy.stats
 
-from eval.bench.reference import TOLERANCES, Reference, relative_error
-from eval.bench.reference_laws import (
-    LOGIT_NORMAL_CASES,
-    law_grid,
-    logit_normal,
-    logit_normal_quantile,
-    reference,
-)
+from eval.bench.reference import TOLERANCES, Reference, columns, errors, reference
+from eval.bench.reference_laws import LAWS
 from optscale_jax.distributions import LogitNormal
 
 
@@ -24,50 +16,19 @@ def dtype(request):
         yield request.param
 
 
-@jax.jit
-def columns(x, u, loc, scale):
-    def values(loc, scale):
-        law = LogitNormal(loc, scale)
-        return law.log_prob(x), law.log_cdf(x), law.log_survival_function(x)
-
-    one, zero = jnp.ones_like(loc), jnp.zeros_like(loc)
-    (log_prob, log_cdf, log_sf), by_loc = jax.jvp(values, (loc, scale), (one, zero))
-    _, by_scale = jax.jvp(values, (loc, scale), (zero, one))
-    law = LogitNormal(loc, scale)
-    return Reference(
-        log_prob=log_prob,
-        log_cdf=log_cdf,
-        log_sf=log_sf,
-        mean=law.mean(),
-        variance=law.variance(),
-        quantile=law.quantile(u),
-        log_prob_dloc=by_loc[0],
-        log_prob_dscale=by_scale[0],
-        log_cdf_dloc=by_loc[1],
-        log_cdf_dscale=by_scale[1],
-    )
-
-
-def quantiles(u, loc, scale):
-    return scipy.special.expit(loc + scale * scipy.stats.norm.ppf(u))
-
-
 @pytest.fixture(scope="module")
 def accuracy(dtype):
-    rng = np.random.default_rng(0)
-    random = np.stack([rng.uniform(-12, 12, 150), 10 ** rng.uniform(-1.5, 2, 150)], axis=1)
-    points = law_grid(LOGIT_NORMAL_CASES, random, quantiles, dtype)
-    found = columns(*map(jnp.asarray, points))
-    exact = reference(logit_normal, logit_normal_quantile, points, found.quantile)
-    return points, found, exact
+    law = LAWS["logit_normal"]
+    points = law.points(150, dtype)
+    found = jax.jit(columns(law))(*map(jnp.asarray, points))
+    return points, found, errors(law, points, found, reference(law, points, found.quantile))
 
 
 @pytest.mark.parametrize("column", Reference._fields)
 def test_every_point_is_within_tolerance(column, accuracy, dtype):
-    points, found, exact = accuracy
-    value = np.asarray(getattr(found, column))
+    points, found, every = accuracy
+    value, error = np.asarray(getattr(found, column)), every[column]
     assert value.dtype == dtype
-    error = relative_error(column, value, getattr(exact, column))
     worst = int(np.argmax(error))
     place = [float(v[worst]) for v in points]
     tolerance = getattr(TOLERANCES[np.dtype(dtype)], column)

@@ -12,16 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from eval.bench.core import library_columns
 from eval.bench.reference import (
     HARD_CASES,
     TOLERANCES,
-    Grid,
+    TRUNCATED_NORMAL,
     Reference,
-    hard_grid,
-    random_grid,
+    columns,
+    errors,
     reference,
-    relative_error,
 )
 from optscale_jax.distributions import TruncatedNormal
 
@@ -42,36 +40,32 @@ def x64():
         yield
 
 
+library_columns = columns(TRUNCATED_NORMAL)
 compiled_columns = jax.jit(library_columns)
 
 
 @pytest.fixture(scope="module")
 def accuracy(dtype):
-    """(names, grid, exact, jitted, plain) over 400 random points and every hard case."""
-    random, (hard, names) = random_grid(400, dtype), hard_grid(dtype)
-    grid = Grid(*(np.concatenate(pair) for pair in zip(random, hard, strict=True)))
-    on_device = Grid(*map(jnp.asarray, grid))
-    names = [f"random {i}" for i in range(400)] + names
-    return (
-        names,
-        grid,
-        reference(grid),
-        compiled_columns(on_device),
-        library_columns(on_device),
-    )
+    """(points, then values and errors, jitted and plain) over 400 random points and hard cases."""
+    points = TRUNCATED_NORMAL.points(400, dtype)
+    on_device = tuple(map(jnp.asarray, points))
+    exact = reference(TRUNCATED_NORMAL, points, points[1])
+    both = [made(*on_device) for made in (compiled_columns, library_columns)]
+    return points, [(found, errors(TRUNCATED_NORMAL, points, found, exact)) for found in both]
 
 
 @pytest.mark.parametrize("column", Reference._fields)
 @pytest.mark.parametrize("compiled", [True, False], ids=["jit", "plain"])
 def test_every_point_is_within_tolerance(column, compiled, accuracy, dtype):
-    names, grid, exact, jitted, plain = accuracy
-    value = np.asarray(getattr(jitted if compiled else plain, column))
+    points, (jitted, plain) = accuracy
+    found, every = jitted if compiled else plain
+    value, error = np.asarray(getattr(found, column)), every[column]
     assert value.dtype == dtype
-    error = relative_error(column, value, getattr(exact, column))
     tolerance = getattr(TOLERANCES[np.dtype(dtype)], column)
     worst = int(np.argmax(error))
-    point = {name: float(v[worst]) for name, v in grid._asdict().items()}
-    assert error[worst] <= tolerance, f"{names[worst]}: {column} at {point} is {value[worst]}"
+    point = [float(v[worst]) for v in points]
+    names = "x, u, loc, scale, low, high"
+    assert error[worst] <= tolerance, f"{column} at {names} = {point} is {value[worst]}"
 
 
 def test_second_derivatives_are_finite(x64):
@@ -93,14 +87,13 @@ def test_second_derivatives_are_finite(x64):
 def test_spike_at_the_floor_of_the_fits(loc, dtype):
     law = TruncatedNormal(dtype(loc), dtype(1e-6))
     x = np.clip(law.loc + np.linspace(-5e-6, 5e-6, 11), 1e-9, 1 - 1e-7).astype(dtype)
-    grid = Grid(
-        x, np.linspace(0.01, 0.99, 11).astype(dtype), *(np.full(11, v) for v in law._params)
-    )
-    out, exact = compiled_columns(Grid(*map(jnp.asarray, grid))), reference(grid)
-    for name, tolerance in TOLERANCES[np.dtype(dtype)]._asdict().items():
-        error = relative_error(name, getattr(out, name), getattr(exact, name))
+    levels = np.linspace(0.01, 0.99, 11).astype(dtype)
+    points = (x, levels, *(np.full(11, v) for v in law._params))
+    out = compiled_columns(*map(jnp.asarray, points))
+    exact = reference(TRUNCATED_NORMAL, points, levels)
+    for name, error in errors(TRUNCATED_NORMAL, points, out, exact).items():
         unit = 1e6 if name in GRADIENTS else 1.0
-        assert np.all(error <= tolerance * unit), name
+        assert np.all(error <= getattr(TOLERANCES[np.dtype(dtype)], name) * unit), name
 
 
 # Exactly at a mode on an end of the support (where branches meet), inside, outside, and wide.

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from eval.bench.reference import TOLERANCES, columns, errors, reference
+from eval.bench.reference_laws import LAWS
 from optscale_jax import (
     BestOfN,
     TruncatedNormal,
@@ -28,6 +30,15 @@ def dtype(request):
 def law_of(dtype, at_zero=0.1, at_one=0.45):
     inner = TruncatedNormal(dtype(0.6), dtype(0.2))
     return WithAtoms(inner, dtype(at_zero), dtype(at_one)), inner
+
+
+def test_every_point_is_within_tolerance(dtype):
+    law = LAWS["with_atoms"]
+    points = law.points(100, dtype)
+    found = jax.jit(columns(law))(*map(jnp.asarray, points))
+    for column, error in errors(law, points, found, reference(law, points, found.quantile)).items():
+        place = [float(v[np.argmax(error)]) for v in points]
+        assert error.max() <= getattr(TOLERANCES[np.dtype(dtype)], column), (column, place)
 
 
 def test_distribution_function_jumps_at_the_ends(dtype):

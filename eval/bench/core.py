@@ -19,9 +19,7 @@ import resource
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -30,7 +28,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
-import scipy.special
 import scipy.stats
 
 from optscale_jax import (
@@ -46,38 +43,16 @@ from optscale_jax import (
     synthetic_pool,
 )
 from optscale_jax.cli import command, parse
-from optscale_jax.estimation import (
-    MIN_SCALE,
-    Params,
-    negative_log_likelihood,
-    negative_log_prior,
-)
-from optscale_jax.policies import (
-    PAPER_ALPHA,
-    PAPER_S_MIN,
-    Observation,
-    optscale,
-    run,
-    stack,
-)
+from optscale_jax.estimation import MIN_SCALE, Params, negative_log_likelihood, negative_log_prior
+from optscale_jax.policies import PAPER_ALPHA, PAPER_S_MIN, Observation, optscale, run, stack
 from optscale_jax.replay import compilations, permutations
 from optscale_jax.study.config import ReplayConfig
 from optscale_jax.study.entries import ORACLE, leave_out
 from optscale_jax.synthetic import synthetic_problems
 
-from .reference import (
-    TOLERANCES,
-    GivenLogCdf,
-    Grid,
-    Reference,
-    hard_bounds,
-    hard_grid,
-    least_count,
-    random_grid,
-    reference,
-    relative_error,
-)
-from .rows import Report, finish, machine
+from .reference import TOLERANCES, GivenLogCdf, columns, errors, hard_bounds, least_count, reference
+from .reference_laws import LAWS
+from .rows import Limit, Report, finish, machine, timed
 
 PROBLEMS, SAMPLES, PERMUTATIONS = 500, 64, 20
 PREFIXES = (3, 5, 10, 20, 64)
@@ -85,8 +60,6 @@ SETTINGS = tuple(itertools.product(PAPER_S_MIN, PAPER_ALPHA))
 CAP = 1024  # of the bound, for both sides; grid stepping without one would never end where F = 1
 COMPARISON = "paper_table"
 PRECISIONS = (np.float32, np.float64)
-OUTPUTS = ("bench.json", "bench.md")
-SUBJECT = "optscale-jax against SciPy and mpmath"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,13 +93,10 @@ def scipy_objective(parameters, scores, prior=None):
 def scipy_fit(scores, prior=None):
     """L-BFGS-B from the scores' mean and standard deviation, or from the prior's mean."""
     start = (np.mean(scores), np.std(scores)) if prior is None else prior[:2]
+    bounds = [(None, None), (MIN_SCALE, None)]
     with np.errstate(all="ignore"):
         return scipy.optimize.minimize(
-            scipy_objective,
-            start,
-            args=(scores, prior),
-            method="L-BFGS-B",
-            bounds=[(None, None), (MIN_SCALE, None)],
+            scipy_objective, start, args=(scores, prior), method="L-BFGS-B", bounds=bounds
         )
 
 
@@ -147,11 +117,10 @@ def grid_stepping(loc, scale, s_min, alpha, cap=CAP):
 def seconds(function: Callable[[], Any], repeats: int) -> float:
     """Median wall-clock time of a call, after one that compiles."""
     jax.block_until_ready(function())
-    times = []
+    times: list[float] = []
     for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(function())
-        times.append(time.perf_counter() - start)
+        with timed(times):
+            jax.block_until_ready(function())
     return float(np.median(times))
 
 
@@ -162,7 +131,7 @@ def per_element(kernel: Callable[..., Any], arguments: tuple, repeats: int) -> f
     so that nothing can be computed once for all passes.
     """
     passes = 50
-    first, *rest = arguments
+    shape = jnp.broadcast_shapes(*(a.shape for a in arguments))
 
     @jax.jit
     def loop(first, *rest):
@@ -170,65 +139,38 @@ def per_element(kernel: Callable[..., Any], arguments: tuple, repeats: int) -> f
             nudge = 1 + i.astype(first.dtype) * jnp.finfo(first.dtype).eps
             return total + kernel(first * nudge, *rest)
 
-        shape = jnp.broadcast_shapes(*(a.shape for a in (first, *rest)))
         out = jax.eval_shape(kernel, first, *rest)
         return jax.lax.fori_loop(0, passes, body, jnp.zeros(shape, out.dtype))
 
-    size = math.prod(jnp.broadcast_shapes(*(a.shape for a in arguments)))
-    return seconds(lambda: loop(first, *rest), repeats) / passes / float(size)
+    return seconds(lambda: loop(*arguments), repeats) / passes / int(math.prod(shape))
 
 
-@contextmanager
-def precision(dtype) -> Iterator[None]:
-    """float64 where it is asked for."""
-    with jax.enable_x64(dtype is np.float64):
-        yield
+def peak_memory(who: int = resource.RUSAGE_SELF) -> float:
+    """Most bytes that this process, or its children, ever held."""
+    return resource.getrusage(who).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def precision(dtype: Any) -> Any:
+    """A context with float64 where it is asked for."""
+    return jax.enable_x64(dtype is np.float64)
 
 
 # The measurements ---------------------------------------------------------------------------------
 
 
-def library_columns(grid: Grid) -> Reference:
-    """What `reference` computes, from the library, at the same points."""
-    x, u, loc, scale, low, high = grid
-
-    def slopes(name):
-        def total(loc, scale):
-            return jnp.sum(getattr(TruncatedNormal(loc, scale, low, high), name)(x))
-
-        return jax.grad(total, (0, 1))(loc, scale)
-
-    law = TruncatedNormal(loc, scale, low, high)
-    return Reference(
-        law.log_prob(x),
-        law.log_cdf(x),
-        law.log_survival_function(x),
-        law.mean(),
-        law.variance(),
-        law.quantile(u),
-        *slopes("log_prob"),
-        *slopes("log_cdf"),
-    )
-
-
 def accuracy(report: Report, quick: bool) -> None:
-    """The truncated normal against mpmath, on a random grid and the named hard cases."""
-    for dtype in PRECISIONS:
-        points = [random_grid(200 if quick else 1200, dtype, seed=1), hard_grid(dtype)[0]]
-        grid = Grid(*(np.concatenate(pair) for pair in zip(*points, strict=True)))
-        exact = reference(grid)
+    """The laws against mpmath, on random points and the named hard cases."""
+    for (name, law), dtype in itertools.product(LAWS.items(), PRECISIONS):
+        points = law.points(law.count // 6 if quick else law.count, dtype, seed=1)
         with precision(dtype):
-            ours = jax.jit(library_columns)(Grid(*map(jnp.asarray, grid)))
-        tolerances = TOLERANCES[np.dtype(dtype)]
-        for name in Reference._fields:
-            error = relative_error(name, getattr(ours, name), getattr(exact, name))
-            tolerance = getattr(tolerances, name)
+            ours = jax.jit(columns(law))(*map(jnp.asarray, points))
+            found = errors(law, points, ours, reference(law, points, ours.quantile))
+        for column, error in found.items():
+            tolerance = getattr(TOLERANCES[np.dtype(dtype)], column)
             report.add(
-                f"{name} against mpmath, {np.dtype(dtype)}, {error.size:,} points",
+                f"{column} of {name} against mpmath, {np.dtype(dtype)}, {error.size:,} points",
                 f"{np.mean(error <= tolerance):.2%} within, worst {error.max():.1e}",
-                f"100% within {tolerance:.0e}",
-                np.all(error <= tolerance),
-                worst=float(error.max()),
+                worst=Limit(error.max(), "<=", tolerance),
             )
 
 
@@ -244,9 +186,8 @@ def fits(report: Report, scores: np.ndarray, beliefs: np.ndarray, quick: bool) -
             sample = scores[checked, :n].astype(np.float64)
             optima = []
             for i, one in enumerate(sample):
-                start = time.perf_counter()
-                optima.append(scipy_fit(one, None if prior is None else prior[i]).x)
-                times.append(time.perf_counter() - start)
+                with timed(times):
+                    optima.append(scipy_fit(one, None if prior is None else prior[i]).x)
             theirs = objective(np.array(optima), sample, prior)
             for dtype in PRECISIONS:
                 ours = objective(library_fit(sample, prior, dtype), sample, prior)
@@ -260,9 +201,7 @@ def fits(report: Report, scores: np.ndarray, beliefs: np.ndarray, quick: bool) -
                 f"{kind} objective above SciPy's, {np.dtype(dtype)}, {len(checked)} problems x "
                 f"{PREFIXES} scores",
                 f"{figure:.1e} relative",
-                "<= 1e-6",
-                figure <= 1e-6,
-                worst=figure,
+                worst=Limit(figure, "<=", 1e-6),
             )
         prefixes = ScoreStats.prefixes(jnp.asarray(scores))
         each = None if given is None else prior_of(given[:, None].astype(scores.dtype))
@@ -272,9 +211,7 @@ def fits(report: Report, scores: np.ndarray, beliefs: np.ndarray, quick: bool) -
             f"{kind} speed, {prefixes.n.size:,} prefixes in one call",
             f"{theirs / ours:,.0f} x SciPy ({ours * 1e9:,.0f} ns against {theirs * 1e3:.1f} ms "
             "a fit)",
-            ">= 5,000 x",
-            theirs / ours >= 5000,
-            ratio=theirs / ours,
+            ratio=Limit(theirs / ours, ">=", 5000, " x"),
         )
 
 
@@ -317,15 +254,14 @@ def bounds(report: Report, loc: np.ndarray, scale: np.ndarray, quick: bool) -> N
     rng = np.random.default_rng(1)
     s_min, alpha = (np.array(v, np.float32) for v in zip(*SETTINGS, strict=True))
     count = 60 if quick else 480
-    sample = list(
-        zip(rng.integers(len(loc), size=count), rng.integers(len(s_min), size=count), strict=True)
-    )
-    start = time.perf_counter()
-    stepped = [
-        grid_stepping(float(loc[p]), float(scale[p]), float(s_min[k]), float(alpha[k]))
-        for p, k in sample
-    ]
-    baseline = (time.perf_counter() - start) / len(sample)
+    sample = rng.integers(len(loc), size=count), rng.integers(len(s_min), size=count)
+    times: list[float] = []
+    with timed(times):
+        stepped = [
+            grid_stepping(float(loc[p]), float(scale[p]), float(s_min[k]), float(alpha[k]))
+            for p, k in zip(*sample, strict=True)
+        ]
+    baseline = times[0] / count
 
     def kernel(loc, scale, s_min, alpha):
         return required_samples(TruncatedNormal(loc, scale), s_min, alpha, CAP)
@@ -334,17 +270,13 @@ def bounds(report: Report, loc: np.ndarray, scale: np.ndarray, quick: bool) -> N
     call = jax.jit(kernel)
     ours = np.asarray(call(*arguments))
     # A grid of 1,000 points moves s_min by up to 0.001, and N* with it.
-    gaps = [abs(int(ours[p, k]) - n) / n for (p, k), n in zip(sample, stepped, strict=True)]
-    agree = np.mean(np.array(gaps) <= 0.1)
+    agree = np.mean(np.abs(ours[sample] - stepped) / stepped <= 0.1)
     one_call = seconds(lambda: call(*arguments), 50) / ours.size
-    inner = per_element(kernel, arguments, 10)
     report.add(
         f"bound, {len(loc)} problems x {len(s_min)} settings in one call",
         f"{baseline / one_call:,.0f} x grid stepping ({one_call * 1e9:.0f} ns against "
         f"{baseline * 1e3:.1f} ms a bound; {agree:.0%} agree to 10%, the grid's resolution)",
-        ">= 100,000 x",
-        baseline / one_call >= 1e5,
-        ratio=baseline / one_call,
+        ratio=Limit(baseline / one_call, ">=", 100_000, " x"),
     )
 
     def transcendentals(loc, scale, s_min, alpha):
@@ -355,13 +287,11 @@ def bounds(report: Report, loc: np.ndarray, scale: np.ndarray, quick: bool) -> N
         densities = sum(jnp.exp(-0.5 * z * z) for z in (a, b, c))
         return jnp.log(tails) + jnp.log1p(densities) + alpha
 
-    alone = per_element(transcendentals, arguments, 10)
+    inner, alone = (per_element(each, arguments, 10) for each in (kernel, transcendentals))
     report.add(
         "the bound's kernel beside the transcendental functions it must evaluate",
         f"{inner * 1e9:.1f} ns against {alone * 1e9:.1f} ns: {inner / alone:.2f} x",
-        "<= 3 x",
-        inner / alone <= 3,
-        ratio=inner / alone,
+        ratio=Limit(inner / alone, "<=", 3, " x"),
     )
 
 
@@ -378,9 +308,7 @@ def exactness(report: Report) -> None:
             f"bound against rational arithmetic, {np.dtype(dtype)}, {ours.size:,} hard cases up to "
             "N = 2^31 - 1",
             f"{wrong} differ",
-            "0",
-            wrong == 0,
-            wrong=wrong,
+            wrong=Limit(wrong, "==", 0),
         )
 
 
@@ -407,60 +335,51 @@ def coverage(report: Report, loc: np.ndarray, scale: np.ndarray) -> None:
         f"coverage, {len(few)} problems and settings, {trials:,} trials of N* draws each",
         f"lowest {min(reached):+.1f} standard errors from alpha with N*, highest "
         f"{max(missed):+.1f} with N* - 1",
-        f">= -{margin:.0f} and < +{margin:.0f}",
-        min(reached) >= -margin and max(missed) < margin,
-        reached=float(min(reached)),
-        missed=float(max(missed)),
+        reached=Limit(min(reached), ">=", -margin),
+        missed=Limit(max(missed), "<", margin),
     )
 
 
-def replays(report: Report, quick: bool) -> None:
+def replays(report: Report, pool: Pool, quick: bool) -> None:
     """OptScale^0 refitted after every sample, all settings and permutations."""
-    pool = synthetic_pool(jax.random.key(0), num_problems=PROBLEMS, num_samples=SAMPLES)
     grid = stack([optscale(s_min, alpha, SAMPLES, min_samples=3) for s_min, alpha in SETTINGS])
 
     def call():
         return replay(pool, grid, key=jax.random.key(1), num_permutations=PERMUTATIONS)
 
-    start = time.perf_counter()
-    call()
-    first = time.perf_counter() - start
+    times: list[float] = []
+    with timed(times):
+        call()
     again = seconds(call, 1 if quick else 3)
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    peak = peak_memory()
     report.add(
         f"replay of OptScale^0, {PROBLEMS} x {SAMPLES} x {len(SETTINGS)} settings "
         f"x {PERMUTATIONS} orders",
-        f"{first:.1f} s with compilation, {again:.2f} s again; peak memory of this whole "
+        f"{times[0]:.1f} s with compilation, {again:.2f} s again; peak memory of this whole "
         f"process {peak / 2**30:.2f} GiB",
-        "< 10 s and < 2 GB",
-        first < 10 and peak < 2e9,
-        first=first,
+        first=Limit(times[0], "<", 10, " s"),
+        peak_gb=Limit(peak / 1e9, "<", 2, " GB"),
         again=again,
-        peak=peak,
     )
 
 
-def fresh_policies(report: Report) -> None:
+def fresh_policies(report: Report, pool: Pool) -> None:
     """A loop over values of s_min, each turn with a policy of its own."""
-    pool = synthetic_pool(jax.random.key(0), num_problems=PROBLEMS, num_samples=SAMPLES)
-    times = []
+    times: list[float] = []
     compiled = compilations()
     for s_min in np.linspace(0.5, 0.97, 20).tolist():
-        start = time.perf_counter()
-        replay(pool, optscale(s_min, 0.9, SAMPLES), key=jax.random.key(1), num_permutations=5)
-        times.append(time.perf_counter() - start)
+        with timed(times):
+            replay(pool, optscale(s_min, 0.9, SAMPLES), key=jax.random.key(1), num_permutations=5)
     compiled = compilations() - compiled
-    later = max(times[1:]) / times[0]
+    first, later = times[0], max(times[1:])
     report.add(
         f"{len(times)} fresh policies in a loop over replay, {PROBLEMS} x {SAMPLES} x 5 orders",
-        f"{compiled} compilation; {times[0]:.1f} s, then {max(times[1:]):.2f} s at most: "
-        f"{later:.3f} of it",
-        "1, and < 0.1",
-        compiled == 1 and later < 0.1,
-        compiled=compiled,
-        first=times[0],
-        later=max(times[1:]),
+        f"{compiled} compilation; {first:.1f} s, then {later:.2f} s at most: {later / first:.3f} "
+        "of it",
+        compiled=Limit(compiled, "==", 1),
+        share=Limit(later / first, "<", 0.1),
+        first=first,
+        later=later,
     )
 
 
@@ -486,9 +405,7 @@ def plain_loop(report: Report, pool: Pool) -> None:
     report.add(
         f"replay against a plain Python loop, {count} runs of OptScale^0",
         f"{different} differ in samples, completion or tokens",
-        "0",
-        different == 0,
-        different=int(different),
+        different=Limit(different, "==", 0),
     )
 
 
@@ -496,21 +413,16 @@ def comparison(report: Report, quick: bool) -> None:
     """The paper's whole comparison over a pool, as a command, beside a plain Python loop."""
     problems, samples = 500, 80
     pool = synthetic_pool(jax.random.key(5), num_problems=problems, num_samples=samples)
+    times: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "pool.npz"
         pool.save(file)
         arguments = ["--config", COMPARISON, "--pool", str(file), "--out", f"{folder}/out"]
-        start = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-m", "optscale_jax.cli", "replay", *arguments],
-            check=True,
-            capture_output=True,
-        )
-        wall = time.perf_counter() - start
-        # Of the children, which were imports and this command.
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
+        with timed(times):
+            python("-m", "optscale_jax.cli", "replay", *arguments)
         config = parse(ReplayConfig, arguments, configs="replay")
+    # Of the children, which were imports and this command.
+    wall, peak = times[0], peak_memory(resource.RUSAGE_CHILDREN)
     entries, _ = leave_out(config.entries(), pool, config.permutations)
     plain = settings = 0
     for entry in entries:
@@ -526,73 +438,58 @@ def comparison(report: Report, quick: bool) -> None:
         f"{samples} x {config.permutations} orders, from the command to its files",
         f"{wall:.0f} s, peak memory {peak / 2**30:.2f} GiB; a plain Python loop over the same "
         f"runs would take {plain / 3600:.1f} h: {plain / wall:,.0f} x",
-        "< 60 s and < 3 GB",
-        wall < 60 and peak < 3e9,
-        seconds=wall,
-        peak=peak,
+        seconds=Limit(wall, "<", 60, " s"),
+        peak_gb=Limit(peak / 1e9, "<", 3, " GB"),
         plain=plain,
     )
 
 
 def seconds_a_run(policy: Policy, pool: Pool, count: int, law: Prior | None) -> float:
     """Mean time in which a plain Python loop runs a policy over one problem, compiled before."""
-    first = slice(count + 1)
     scores, answers, tokens = (
-        jnp.asarray(field)[first] for field in (pool.scores, pool.answers, pool.tokens)
+        jnp.asarray(field)[: count + 1] for field in (pool.scores, pool.answers, pool.tokens)
     )
-    drawn = Observation(
-        scores, answers, tokens, jnp.broadcast_to(jnp.arange(pool.num_samples), scores.shape)
-    )
+    order = jnp.broadcast_to(jnp.arange(pool.num_samples), scores.shape)
+    drawn = Observation(scores, answers, tokens, order)
     planned = policy.plan(drawn) if policy.couples_problems else None
     drawn = jax.tree.map(np.asarray, drawn)
-    start = 0.0
+    times: list[float] = []
     for p in range(count + 1):
-        if p == 1:
-            start = time.perf_counter()
-        observations = zip(*(field[p] for field in drawn), strict=True)
-        run(
-            policy,
-            map(Observation._make, observations),
-            prior=law if planned is None else jax.tree.map(itemgetter(p), planned),
-        )
-    return (time.perf_counter() - start) / count
+        observations = map(Observation._make, zip(*(field[p] for field in drawn), strict=True))
+        prior = law if planned is None else jax.tree.map(itemgetter(p), planned)
+        with timed(times):
+            run(policy, observations, prior=prior)
+    return sum(times[1:]) / count
 
 
 def imports(report: Report) -> None:
     """How long the numerical core takes to import, beside JAX and TFP alone."""
-    tfp = "import jax, tensorflow_probability.substrates.jax"
-    ours, alone = (
-        min(
-            float(
-                subprocess.run(
-                    [
-                        sys.executable,
-                        "-c",
-                        f"import time; t = time.perf_counter(); {what}; "
-                        "print(time.perf_counter() - t)",
-                    ],
-                    check=True,
-                    capture_output=True,
-                    text=True,
-                ).stdout
-            )
-            for _ in range(3)
-        )
-        for what in ("import optscale_jax", tfp)
-    )
+
+    def fastest(what: str) -> float:
+        start, end = "t = time.perf_counter()", "print(time.perf_counter() - t)"
+        script = f"import time; {start}; import {what}; {end}"
+        return min(float(python("-c", script)) for _ in range(3))
+
+    ours = fastest("optscale_jax")
+    alone = fastest("jax, tensorflow_probability.substrates.jax")
     report.add(
         "import of the numerical core",
         f"{ours:.1f} s (JAX and TFP alone {alone:.1f} s)",
-        "< 3 s",
-        ours < 3,
-        seconds=ours,
+        seconds=Limit(ours, "<", 3, " s"),
         alone=alone,
     )
 
 
+def python(*arguments: str) -> str:
+    """What another Python prints."""
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
 def bench(config: BenchConfig) -> int:
     """Measures everything, shows and writes it; returns 1 where a figure is missed."""
-    return finish(lambda: measure(config.quick), config.out, OUTPUTS, SUBJECT)
+    subject = "optscale-jax against SciPy and mpmath"
+    return finish(lambda: measure(config.quick), config.out, "bench", subject)
 
 
 def measure(quick: bool) -> Report:
@@ -608,8 +505,8 @@ def measure(quick: bool) -> Report:
     beliefs = np.concatenate([means, np.full((PROBLEMS, 2), 0.1)], axis=1)
 
     imports(report)
-    replays(report, quick)
-    fresh_policies(report)
+    replays(report, pool, quick)
+    fresh_policies(report, pool)
     plain_loop(report, pool)
     comparison(report, quick)
     bounds(report, truth.loc.astype(np.float32), truth.scale.astype(np.float32), quick)

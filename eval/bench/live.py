@@ -15,7 +15,6 @@ import dataclasses
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from optscale_jax.backends.prm import PrmVerifier, split_steps
 from optscale_jax.backends.vllm_engine import engine_arguments, engine_environment
 from optscale_jax.backends.vllm_sampler import VllmSampler, prompt_token_ids
 from optscale_jax.backends.vllm_verifier import VllmPooler
+from optscale_jax.checks import at_least
 from optscale_jax.cli import command
 from optscale_jax.errors import BackendError, InputError
 from optscale_jax.live.engine import Solution, solve_async
@@ -36,15 +36,7 @@ from optscale_jax.live.runs import Run
 from optscale_jax.records import Completion, Problem
 from optscale_jax.tiny import SYSTEM_PROMPT, draw_chains, reasoner_path, verifier_path
 
-from .rows import Report, finish
-
-SAMPLER_SHARE = 0.9
-ENGINE_SHARE = 0.9
-ADAPTIVE_SHARE = 0.8
-VERIFIER_SPEEDUP = 3.0
-SCORE_TOLERANCE = 1e-4
-
-OUTPUTS = ("bench_live.json", "bench_live.md")
+from .rows import Limit, Report, finish, timed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,14 +70,9 @@ class BenchLiveConfig:
     out: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuses numbers outside their domain.
-
-        Raises:
-            ValueError: Naming the first such field.
-        """
-        for name in ("problems", "samples", "repeats", "scored_alone", "max_tokens", "in_flight"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        """Refuses numbers outside their domain."""
+        at_least(self, 1, "problems", "samples", "repeats")
+        at_least(self, 1, "scored_alone", "max_tokens", "in_flight")
 
 
 class TransformersPrm:
@@ -160,6 +147,27 @@ def sampled_tokens(solutions: Sequence[Solution]) -> int:
     return sum(ledger.completed + ledger.aborted for ledger in ledgers)
 
 
+class Rates:
+    """Tokens per second of several ways to draw them, which take turns."""
+
+    def __init__(self, *ways: str) -> None:
+        self._rates: dict[str, list[float]] = {way: [] for way in ways}
+
+    def add(self, way: str, tokens: int, seconds: float) -> None:
+        """What one turn drew, and how long it took."""
+        self._rates[way].append(tokens / seconds)
+
+    def against(self, report: Report, what: str, ways: tuple[str, str], share: float, more: str):
+        """A row: the median of one way, in which no less than a share of another's is demanded."""
+        ours, base = (float(np.median(self._rates[way])) for way in ways)
+        report.add(
+            what,
+            f"{ours:,.0f} against {base:,.0f}: {ours / base:.2f}{more}",
+            share=Limit(ours / base, ">=", share),
+            **dict(zip(ways, (ours, base), strict=True)),
+        )
+
+
 def bench_adaptive(
     report: Report, config: BenchLiveConfig, sampler: VllmSampler, runner: asyncio.Runner
 ) -> None:
@@ -175,31 +183,22 @@ def bench_adaptive(
         # Of the small verifier's scale, so that some problems stop and others go on to the cap.
         "adaptive": policies.optscale(0.7, 0.95, cap, min(4, cap)),
     }
-    rates: dict[str, list[float]] = {name: [] for name in rules}
-    drawn: dict[str, float] = {}
+    rates, drawn, times = Rates(*rules), dict[str, float](), list[float]()
     # The first turn compiles the rules and warms up the engines.
     for turn in range(max(2, config.repeats // 2) + 1):
         for name, rule in rules.items():
             chosen = problems if turn else problems[: max(1, count // 8)]
-            start = time.perf_counter()
-            solutions = runner.run(
-                solve_in_a_run(chosen, sampler, verifier, rule, max_in_flight=in_flight)
-            )
-            seconds = time.perf_counter() - start
+            with timed(times):
+                solutions = runner.run(
+                    solve_in_a_run(chosen, sampler, verifier, rule, max_in_flight=in_flight)
+                )
             if turn:
-                rates[name].append(sampled_tokens(solutions) / seconds)
+                rates.add(name, sampled_tokens(solutions), times[-1])
                 drawn[name] = float(np.mean([s.decision.num_samples for s in solutions]))
     runner.run(verifier.close())
-    adaptive, fixed = (float(np.median(rates[name])) for name in ("adaptive", "fixed"))
-    report.add(
-        f"adaptive, {count} problems, {in_flight} in flight: tokens/s against a fixed pool",
-        f"{adaptive:,.0f} against {fixed:,.0f}: {adaptive / fixed:.2f} ({drawn['adaptive']:.1f} "
-        f"samples a problem against {drawn['fixed']:.0f})",
-        f">= {ADAPTIVE_SHARE}",
-        adaptive / fixed >= ADAPTIVE_SHARE,
-        adaptive=adaptive,
-        fixed=fixed,
-    )
+    what = f"adaptive, {count} problems, {in_flight} in flight: tokens/s against a fixed pool"
+    more = f" ({drawn['adaptive']:.1f} samples a problem against {drawn['fixed']:.0f})"
+    rates.against(report, what, ("adaptive", "fixed"), 0.8, more)
 
 
 def bench_sampler(
@@ -229,59 +228,36 @@ def bench_sampler(
         ids = prompt_token_ids(tokenizer, sampling.prompt, problem.text)
         for index in range(config.samples):
             prompts.append(TokensPrompt(prompt_token_ids=ids))
-            params.append(
-                SamplingParams(
-                    temperature=1.0,
-                    max_tokens=config.max_tokens,
-                    seed=sample_seed(0, problem.id, index),
-                )
-            )
-    rates: dict[str, list[float]] = {"sampler": [], "blocking": [], "engine": []}
+            seed = sample_seed(0, problem.id, index)
+            params.append(SamplingParams(temperature=1.0, max_tokens=config.max_tokens, seed=seed))
+    rates, times = Rates("sampler", "blocking", "engine"), list[float]()
     # Votes, because no verifier belongs to what is compared here.
     rule = policies.best_of_n(config.samples, selection="majority")
-    completions: list[list[Completion]] = []
+    outputs, completions, together = [], [], len(problems)
     # One turn of each more, the first, which warms them up.
     for turn in range(config.repeats + 1):
-        start = time.perf_counter()
-        outputs = blocking.generate(prompts, params, use_tqdm=False)
-        middle = time.perf_counter()
-        completions = runner.run(sample_all(sampler, problems, config.samples))
-        end = time.perf_counter()
-        pool = runner.run(
-            solve_in_a_run(problems, sampler, None, rule, max_in_flight=len(problems))
-        )
-        last = time.perf_counter()
+        with timed(times):
+            outputs = blocking.generate(prompts, params, use_tqdm=False)
+        with timed(times):
+            completions = runner.run(sample_all(sampler, problems, config.samples))
+        with timed(times):
+            solved = runner.run(
+                solve_in_a_run(problems, sampler, None, rule, max_in_flight=together)
+            )
         if turn:
-            rates["engine"].append(sampled_tokens(pool) / (last - end))
-            tokens = sum(len(one.outputs[0].token_ids) for one in outputs)
-            rates["blocking"].append(tokens / (middle - start))
-            tokens = sum(one.tokens for drawn in completions for one in drawn)
-            rates["sampler"].append(tokens / (end - middle))
+            *_, first, second, third = times
+            rates.add("blocking", sum(len(one.outputs[0].token_ids) for one in outputs), first)
+            rates.add("sampler", sum(one.tokens for drawn in completions for one in drawn), second)
+            rates.add("engine", sampled_tokens(solved), third)
     texts = [one.text for drawn in completions for one in drawn]
     same = np.mean([one.outputs[0].text == text for one, text in zip(outputs, texts, strict=True)])
     del blocking
     bench_adaptive(report, config, sampler, runner)
     runner.run(sampler.close())
-    fast, base, whole = (
-        float(np.median(rates[name])) for name in ("sampler", "blocking", "engine")
-    )
-    report.add(
-        f"sampler, {len(prompts)} requests: tokens/s against one blocking LLM.generate",
-        f"{fast:,.0f} against {base:,.0f}: {fast / base:.2f} ({same:.1%} of the texts the same)",
-        f">= {SAMPLER_SHARE}",
-        fast / base >= SAMPLER_SHARE,
-        sampler=fast,
-        blocking=base,
-        same_texts=float(same),
-    )
-    report.add(
-        f"live loop, {len(prompts)} requests: tokens/s against one blocking LLM.generate",
-        f"{whole:,.0f} against {base:,.0f}: {whole / base:.2f}",
-        f">= {ENGINE_SHARE}",
-        whole / base >= ENGINE_SHARE,
-        engine=whole,
-        blocking=base,
-    )
+    what = f"{len(prompts)} requests: tokens/s against one blocking LLM.generate"
+    more = f" ({same:.1%} of the texts the same)"
+    rates.against(report, f"sampler, {what}", ("sampler", "blocking"), 0.9, more)
+    rates.against(report, f"live loop, {what}", ("engine", "blocking"), 0.9, "")
     return completions
 
 
@@ -304,9 +280,9 @@ def bench_verifier(
     # The engine warms up on other texts: those that it has read it would not read again.
     others = [Problem(f"warm-up {problem.id}", f"{problem.text} ") for problem in problems]
     runner.run(score_all(others, completions))
-    start = time.perf_counter()
-    scores = runner.run(score_all(problems, completions))
-    batched = sum(map(len, completions)) / (time.perf_counter() - start)
+    times: list[float] = []
+    with timed(times):
+        scores = runner.run(score_all(problems, completions))
     distinct = np.mean([len({one.text for one in drawn}) / len(drawn) for drawn in completions])
     reference = TransformersPrm(folder)
     chosen = [
@@ -318,9 +294,9 @@ def bench_verifier(
     if not chosen:
         raise InputError("no completion has a step and an end; raise max_tokens")
     reference.step_scores(chosen[0][0].text, chosen[0][1])
-    start = time.perf_counter()
-    alone = [reference.step_scores(problem.text, steps) for problem, steps, _ in chosen]
-    single = len(chosen) / (time.perf_counter() - start)
+    with timed(times):
+        alone = [reference.step_scores(problem.text, steps) for problem, steps, _ in chosen]
+    batched, single = sum(map(len, completions)) / times[0], len(chosen) / times[1]
     error = max(
         float(np.max(np.abs(np.subtract(theirs, score.steps))))
         for theirs, (_, _, score) in zip(alone, chosen, strict=True)
@@ -330,23 +306,20 @@ def bench_verifier(
         "verifier: completions/s against transformers one at a time",
         f"{batched:,.0f} against {single:,.0f}: {batched / single:.1f} ({distinct:.0%} of the "
         "completions have a text of their own)",
-        f">= {VERIFIER_SPEEDUP:g}",
-        batched / single >= VERIFIER_SPEEDUP,
+        speedup=Limit(batched / single, ">=", 3),
         verifier=batched,
         alone=single,
     )
     report.add(
         f"verifier: step scores against transformers, {len(chosen)} completions",
         f"{error:.1e} apart at most",
-        f"<= {SCORE_TOLERANCE:g}",
-        error <= SCORE_TOLERANCE,
-        error=error,
+        error=Limit(error, "<=", 1e-4),
     )
 
 
 def bench(config: BenchLiveConfig) -> int:
     """Measures everything, shows and writes it; returns 1 where a figure is missed."""
-    return finish(lambda: measure(config), config.out, OUTPUTS, "live backends")
+    return finish(lambda: measure(config), config.out, "bench_live", "live backends")
 
 
 def measure(config: BenchLiveConfig) -> Report:

@@ -11,28 +11,21 @@ demanded is missed.
 import dataclasses
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from optscale_jax.checks import at_least
 from optscale_jax.cli import command
 from optscale_jax.cli.predictors import configured
-from optscale_jax.errors import InputError, bad_input
-from optscale_jax.predictor.errors import PredictorError
+from optscale_jax.errors import InputError
 from optscale_jax.predictor.features import FeatureConfig, extract, model_folder
 from optscale_jax.predictor.training import train
 
-from .rows import Report, finish
+from .rows import Limit, Report, finish, timed
 
 __all__ = ["BenchPredictorConfig", "main"]
-
-FEATURES_RATIO = 1.1
-CACHED_SECONDS = 2.0
-TRAINING_SECONDS = 60.0
-
-OUTPUTS = ("bench_predictor.json", "bench_predictor.md")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,20 +46,15 @@ class BenchPredictorConfig:
     out: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuses what is outside its domain.
-
-        Raises:
-            ValueError: Naming the field.
-        """
+        """Refuses what is outside its domain."""
         if self.predictor is None:
-            raise ValueError("predictor is not given; use --predictor FILE")
-        if self.repeats < 1:
-            raise ValueError(f"repeats is {self.repeats}; it must be at least 1")
+            raise InputError("predictor is not given; use --predictor FILE")
+        at_least(self, 1, "repeats")
 
 
 def bench(config: BenchPredictorConfig) -> int:
     """Measures everything, shows and writes it; returns 1 where a figure is missed."""
-    return finish(lambda: measure(config), config.out, OUTPUTS, "a predictor")
+    return finish(lambda: measure(config), config.out, "bench_predictor", "a predictor")
 
 
 def measure(config: BenchPredictorConfig) -> Report:
@@ -80,49 +68,38 @@ def measure(config: BenchPredictorConfig) -> Report:
     texts = [text for text in labels.texts if text is not None]
     pooling = asked.training.head.features
     report = Report()
-    with tempfile.TemporaryDirectory() as base, bad_input(errors=(PredictorError,)):
-        encode = sentence_transformers(asked.features)
-        seconds: dict[str, list[float]] = {"features": [], "encode": []}
+    ours, theirs, rest = list[float](), list[float](), list[float]()
+    encode = sentence_transformers(asked.features)
+    with tempfile.TemporaryDirectory() as base:
         cache = Path(base)
         for turn in range(config.repeats):
             cache = Path(base) / str(turn)
-            start = time.perf_counter()
-            extract(texts, asked.features, pooling, cache=cache)
-            middle = time.perf_counter()
-            encode(texts)
-            end = time.perf_counter()
-            seconds["features"].append(middle - start)
-            seconds["encode"].append(end - middle)
-        ours, theirs = (float(np.median(seconds[name])) for name in ("features", "encode"))
-        report.add(
-            f"features of {len(texts):,} texts against sentence-transformers",
-            f"{ours:.1f} s against {theirs:.1f} s: {ours / theirs:.2f}",
-            f"<= {FEATURES_RATIO}",
-            ours / theirs <= FEATURES_RATIO,
-            features=ours,
-            encode=theirs,
-        )
-        start = time.perf_counter()
-        features, _ = extract(texts, asked.features, pooling, cache=cache)
-        cached = time.perf_counter() - start
+            with timed(ours):
+                extract(texts, asked.features, pooling, cache=cache)
+            with timed(theirs):
+                encode(texts)
+        with timed(rest):
+            features, _ = extract(texts, asked.features, pooling, cache=cache)
         if features.computed:
             raise AssertionError(f"{features.computed} texts were not in the cache")
-        report.add(
-            "features again, from the cache",
-            f"{cached:.2f} s",
-            f"< {CACHED_SECONDS:g} s",
-            cached < CACHED_SECONDS,
-            cached=cached,
-        )
-        start = time.perf_counter()
-        fitted = train(features, labels, asked.training, checkpoints=Path(base) / "checkpoints")
-        training = time.perf_counter() - start
+        with timed(rest):
+            fitted = train(features, labels, asked.training, checkpoints=Path(base) / "checkpoints")
+    one, other = float(np.median(ours)), float(np.median(theirs))
+    cached, training = rest
+    report.add(
+        f"features of {len(texts):,} texts against sentence-transformers",
+        f"{one:.1f} s against {other:.1f} s: {one / other:.2f}",
+        ratio=Limit(one / other, "<=", 1.1),
+        features=one,
+        encode=other,
+    )
+    report.add(
+        "features again, from the cache", f"{cached:.2f} s", cached=Limit(cached, "<", 2, " s")
+    )
     report.add(
         f"training of the head, {fitted.epochs['trained']} epochs, compilation included",
         f"{training:.1f} s",
-        f"< {TRAINING_SECONDS:g} s",
-        training < TRAINING_SECONDS,
-        training=training,
+        training=Limit(training, "<", 60, " s"),
     )
     return report
 

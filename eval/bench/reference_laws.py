@@ -1,31 +1,23 @@
-"""The beta and the logit-normal law to 50 digits and more, and the points to compare them at.
+"""The beta and the logit-normal law, and laws with atoms, for `.reference` to compare with.
 
-What the tests hold `distributions.Beta` and `distributions.LogitNormal` to, as `.reference`
-does for the truncated normal: textbook formulas in mpmath, sharing nothing with the library. The
-columns are those of `reference.Reference`, its `loc` and `scale` the law's two parameters.
+Textbook formulas in mpmath to 50 digits and more, sharing nothing with the library.
 """
 
+import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import mpmath as mp
 import numpy as np
 import scipy.special
+import scipy.stats
 
-from eval.bench.reference import Reference
+from optscale_jax.distributions import Beta, LogitNormal, TruncatedNormal, WithAtoms
 
-__all__ = [
-    "BETA_CASES",
-    "LOGIT_NORMAL_CASES",
-    "beta",
-    "beta_quantile",
-    "law_grid",
-    "logit_normal",
-    "logit_normal_quantile",
-    "reference",
-]
+from .reference import TRUNCATED_NORMAL, Law, Points, mixed_points
 
-BETA_CASES = {
+_BETA_CASES = {
     "uniform": (1.0, 1.0),
     "typical": (4.9, 1.7),
     "arcsine": (0.5, 0.5),
@@ -39,7 +31,7 @@ BETA_CASES = {
     "spike inside": (1e6, 1e6),
     "narrow, uneven": (1e6, 1e4),
 }
-LOGIT_NORMAL_CASES = {
+_LOGIT_NORMAL_CASES = {
     "typical": (1.2, 1.0),
     "narrow": (4.6, 0.1),
     "narrow in the middle": (0.0, 0.03),
@@ -101,8 +93,7 @@ def _ways(x: float, a: float, b: float):
         yield terms * (bits + 1000), upper, bits
 
 
-def beta(x: float, a: float, b: float) -> dict:
-    """All columns but the quantile, at one point; 0 < x < 1."""
+def _beta(x, a, b) -> dict[str, float]:
     x, a, b = float(x), float(a), float(b)
     upper, bits = min(_ways(x, a, b), key=lambda way: way[0])[1:]
     with mp.workdps(int(bits * 0.30103)):
@@ -133,8 +124,7 @@ def beta(x: float, a: float, b: float) -> dict:
         return {name: float(value) for name, value in values.items()}
 
 
-def logit_normal(x: float, loc: float, scale: float) -> dict:
-    """All columns but the quantile, at one point; 0 < x < 1. Mean and variance by quadrature."""
+def _logit_normal(x, loc, scale) -> dict[str, float]:
     with mp.workdps(50):
         x, loc, scale = (mp.mpf(float(v)) for v in (x, loc, scale))
         z = (mp.log(x) - mp.log(1 - x) - loc) / scale
@@ -169,73 +159,125 @@ def _logit_normal_moments(loc: float, scale: float) -> tuple[float, float]:
     return mean, math.fsum(weight * (x - mean) ** 2)
 
 
-def beta_quantile(u: float, a: float, b: float, guess: float) -> float:
-    """The x with F(x) = u, by one exact Newton step from a guess that is nearly right."""
-    guess = min(max(float(guess), 1e-30), 1 - 2.0**-53)
-    at = beta(guess, a, b)
+def _beta_quantile(u, a, b, guess) -> float:
+    """By one exact Newton step from a guess that is nearly right."""
+    guess, u = min(max(float(guess), 1e-30), 1 - 2.0**-53), float(u)
+    at = _beta(guess, a, b)
     # From the smaller tail, for u next to 1 leaves no digits of F - u.
     excess = math.exp(at["log_cdf"]) - u if u < 0.5 else (1 - u) - math.exp(at["log_sf"])
     return guess - excess / math.exp(at["log_prob"]) if excess else guess
 
 
-def logit_normal_quantile(u: float, loc: float, scale: float, guess: float) -> float:
-    """The x with F(x) = u; the guess is not needed."""
+def _logit_normal_quantile(u, loc, scale, _) -> float:
     with mp.workdps(50):
         z = mp.sqrt(2) * mp.erfinv(2 * mp.mpf(float(u)) - 1)
         return float(1 / (1 + mp.exp(-(mp.mpf(float(loc)) + mp.mpf(float(scale)) * z))))
 
 
-def reference(law: Callable, quantile: Callable, grid: tuple, guesses) -> Reference:
-    """The reference at every point, as float64 arrays.
+def _points_of(
+    cases: dict[str, tuple[float, float]],
+    draw: Callable[[np.random.Generator, int], np.ndarray],
+    quantiles: Callable[..., Any],
+    count: int,
+    dtype: Any,
+    seed: int = 0,
+) -> Points:
+    """Points of random parameters, each tried at one x, and of hard cases, each tried at seven.
 
     Args:
-      law: `beta` or `logit_normal`.
-      quantile: its quantile.
-      grid: (x, u, first parameter, second).
-      guesses: the quantiles under test.
-
-    Returns:
-      The columns.
+        cases: Name to parameters.
+        draw: (generator, count) to random parameters [count, 2].
+        quantiles: (u, first, second) to x, good to a digit or so.
+        count: How many random ones.
+        dtype: What everything is rounded to.
+        seed: Of the parameters and the points.
     """
-    rows = []
-    for x, u, first, second, guess in zip(*grid, guesses, strict=True):
-        row = law(x, first, second)
-        row["quantile"] = quantile(float(u), first, second, guess)
-        rows.append(row)
-    return Reference(*(np.array([row[name] for row in rows]) for name in Reference._fields))
-
-
-def law_grid(cases: dict, random: np.ndarray, quantiles: Callable, dtype, *, seed: int = 0):
-    """(x, u, first, second) of random parameters and of hard cases, rounded to `dtype`.
-
-    x is uniform, or a quantile of the law (half of those far in its tails), or next to an end.
-
-    Args:
-      cases: name to parameters, each tried at seven x.
-      random: [points, 2] parameters, each tried at one x.
-      quantiles: (u, first, second) -> x, good to a digit or so.
-      dtype: of the points.
-      seed: of the points.
-
-    Returns:
-      Four arrays.
-    """
+    random = draw(np.random.default_rng(seed), count)
     rng = np.random.default_rng(seed)
-    levels = (1e-6, 0.01, 0.5, 0.99, 1 - 1e-6)
-    params = np.concatenate([random, np.repeat(list(cases.values()), 7, axis=0)])
+    levels = [1e-6, 0.01, 0.5, 0.99, 1 - 1e-6, 0.3, 0.9]
+    params = np.concatenate([random, np.repeat(list(cases.values()), len(levels), axis=0)])
     first, second = params.astype(dtype).T
-    size = len(random)
-    tail = 10 ** rng.uniform(-7, -3, size)
-    tail = np.where(rng.random(size) < 0.5, tail, 1 - tail)
-    u = np.where(rng.random(size) < 0.5, rng.random(size), tail)
-    edge = 10 ** rng.uniform(-30, -1, size)
-    edge = np.where(rng.random(size) < 0.5, edge, 1 - edge ** (1 / 4))
-    kind = rng.integers(3, size=size)
-    u = np.concatenate([u, np.tile([*levels, 0.3, 0.9], len(cases))])
+    u, kind, edge = mixed_points(rng, count)
+    u = np.concatenate([u, np.tile(levels, len(cases))])
     x = np.array(quantiles(u, np.asarray(first, float), np.asarray(second, float)))
-    x[:size] = np.where(kind == 0, rng.random(size), np.where(kind == 1, edge, x[:size]))
-    x[size:] = np.where(np.tile([0] * 5 + [1, 0], len(cases)), 1e-9, x[size:])
-    x[size:] = np.where(np.tile([0] * 6 + [1], len(cases)), 1 - 1e-5, x[size:])
-    x = np.clip(x.astype(dtype), dtype(1e-30), np.nextafter(dtype(1), dtype(0)))
-    u = np.clip(u.astype(dtype), dtype(1e-30), np.nextafter(dtype(1), dtype(0)))
+    x[:count] = np.choose(kind, [rng.random(count), edge, x[:count]])
+    # The last two of a hard case are next to the ends.
+    x[count + 5 :: len(levels)], x[count + 6 :: len(levels)] = 1e-9, 1 - 1e-5
+    x, u = (
+        np.clip(v.astype(dtype), dtype(1e-30), np.nextafter(dtype(1), dtype(0))) for v in (x, u)
+    )
     return x, u, first, second
+
+
+def _with_atoms(at_zero: float, at_one: float) -> Law:
+    """The truncated normal with masses at 0 and 1; each column from the exact one of the inside."""
+    inside, both = 1 - at_zero - at_one, (at_zero, at_one)
+
+    def exact(x, *params):
+        inner = TRUNCATED_NORMAL.exact(x, *params)
+        below, above = (inside * math.exp(inner[name]) for name in ("log_cdf", "log_sf"))
+        mean = at_one + inside * inner["mean"]
+        between = (
+            at_zero * mean**2 + at_one * (1 - mean) ** 2 + inside * (inner["mean"] - mean) ** 2
+        )
+
+        def log(part, rest):
+            return math.log(part) if part < 0.5 else math.log1p(-rest)
+
+        share = below / (at_zero + below)
+        return inner | {
+            "log_prob": inner["log_prob"] + math.log(inside),
+            "log_cdf": log(at_zero + below, at_one + above),
+            "log_sf": log(at_one + above, at_zero + below),
+            "mean": mean,
+            "variance": inside * inner["variance"] + between,
+            "log_cdf_dloc": share * inner["log_cdf_dloc"],
+            "log_cdf_dscale": share * inner["log_cdf_dscale"],
+        }
+
+    def quantile(u, *rest):
+        if not at_zero < u < 1 - at_one:
+            return float(u >= 1 - at_one)
+        return TRUNCATED_NORMAL.quantile((float(u) - at_zero) / inside, *rest)
+
+    def points(count, dtype, seed=0):
+        x, u, *params = TRUNCATED_NORMAL.points(count, dtype, seed)
+        unit = (params[2] == 0) & (params[3] == 1)  # the support of scores
+        return tuple(v[unit] for v in (x, u, *params))
+
+    def make(*params):
+        return WithAtoms(TruncatedNormal(*params), *(params[0].dtype.type(v) for v in both))
+
+    return Law(make, exact, quantile, points)
+
+
+LAWS = {
+    "truncated_normal": TRUNCATED_NORMAL,
+    "beta": Law(
+        Beta,
+        _beta,
+        _beta_quantile,
+        functools.partial(
+            _points_of,
+            _BETA_CASES,
+            lambda rng, count: 10 ** rng.uniform(-2, 5, (count, 2)),
+            scipy.stats.beta.ppf,
+        ),
+        slack=4.0,
+    ),
+    "logit_normal": Law(
+        LogitNormal,
+        _logit_normal,
+        _logit_normal_quantile,
+        functools.partial(
+            _points_of,
+            _LOGIT_NORMAL_CASES,
+            lambda rng, count: np.stack(
+                [rng.uniform(-12, 12, count), 10 ** rng.uniform(-1.5, 2, count)], axis=1
+            ),
+            lambda u, loc, scale: scipy.special.expit(loc + scale * scipy.stats.norm.ppf(u)),
+        ),
+    ),
+    "with_atoms": _with_atoms(0.125, 0.25),
+}
+"""The laws of scores by name."""

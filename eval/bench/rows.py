@@ -1,19 +1,41 @@
 """What the benches share: rows of figures demanded, and the machine that they were measured on."""
 
 import json
+import operator
 import platform
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import psutil
 
 from optscale_jax.cli import output_folder
 from optscale_jax.report.tables import Table
 
-__all__ = ["Report", "finish", "machine"]
+__all__ = ["Limit", "Report", "finish", "machine", "timed"]
+
+_SIGNS = {"<": operator.lt, "<=": operator.le, "==": operator.eq, ">=": operator.ge}
+
+
+class Limit(NamedTuple):
+    """A figure and what is demanded of it, such as Limit(ratio, ">=", 5000, " x")."""
+
+    value: float
+    sign: str
+    bound: float
+    unit: str = ""
+
+    @property
+    def met(self) -> bool:
+        """Whether the figure is what is demanded."""
+        return bool(_SIGNS[self.sign](self.value, self.bound))
+
+    def __str__(self) -> str:
+        """What is demanded, in words."""
+        return f"{self.sign} {self.bound:,g}{self.unit}"
 
 
 class Report:
@@ -22,9 +44,12 @@ class Report:
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
 
-    def add(self, what: str, figure: str, demanded: str, met: bool | np.bool, **raw: float) -> None:
-        """One row; `raw` are its figures as numbers."""
-        self.rows.append(dict(what=what, figure=figure, demanded=demanded, met=bool(met), **raw))
+    def add(self, what: str, figure: str, **figures: Limit | float) -> None:
+        """One row: what is measured, in words what came of it, and its figures, limited or not."""
+        limits = [found for found in figures.values() if isinstance(found, Limit)]
+        raw = {name: float(v.value if isinstance(v, Limit) else v) for name, v in figures.items()}
+        demanded, met = " and ".join(map(str, limits)), all(limit.met for limit in limits)
+        self.rows.append(dict(what=what, figure=figure, demanded=demanded, met=met, **raw))
         print(f"  {what}: {figure}  [{demanded}] {'ok' if met else 'MISSED'}", flush=True)
 
     @property
@@ -45,6 +70,14 @@ class Report:
         )
 
 
+@contextmanager
+def timed(seconds: list[float]) -> Iterator[None]:
+    """Adds the seconds that a block takes to a list."""
+    start = time.perf_counter()
+    yield
+    seconds.append(time.perf_counter() - start)
+
+
 def machine() -> str:
     """What a speed was measured on."""
     return (
@@ -53,25 +86,24 @@ def machine() -> str:
     )
 
 
-def finish(
-    measure: Callable[[], Report], out: str | None, names: Sequence[str], subject: str
-) -> int:
+def finish(measure: Callable[[], Report], out: str | None, name: str, subject: str) -> int:
     """Measures, and writes the rows if a folder is given, which is tried before.
 
     Args:
         measure: Makes the rows.
         out: The folder; None: nothing is written.
-        names: Of the JSON and the Markdown file.
+        name: Of the files, NAME.json and NAME.md.
         subject: What is measured, for the table's title.
 
     Returns:
         1 where a figure is missed, else 0.
     """
     if out is None:
+        return int(not measure().met)
+    files = f"{name}.json", f"{name}.md"
+    with output_folder(Path(out), files) as folder:
         report = measure()
-    else:
-        with output_folder(Path(out), names) as folder:
-            report = measure()
-            (folder / names[0]).write_text(json.dumps(report.rows, indent=1) + "\n")
-            (folder / names[1]).write_text(report.table(subject).to_markdown())
+        texts = json.dumps(report.rows, indent=1) + "\n", report.table(subject).to_markdown()
+        for file, text in zip(files, texts, strict=True):
+            (folder / file).write_text(text)
     return int(not report.met)
