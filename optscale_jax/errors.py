@@ -27,9 +27,11 @@ from collections.abc import Collection, Iterator
 __all__ = [
     "BackendError",
     "BadRequestError",
+    "CheckpointError",
     "EngineError",
     "InputError",
     "PoolError",
+    "PredictorError",
     "ProblemError",
     "ProblemsError",
     "RecordError",
@@ -57,6 +59,14 @@ class PoolError(InputError):
 
 class ProblemsError(InputError):
     """Problems that cannot be used: one line with the file or dataset and the remedy."""
+
+
+class PredictorError(InputError):
+    """Labels, features or a predictor that cannot be used: one line that says what and why."""
+
+
+class CheckpointError(InputError):
+    """A model's checkpoint that cannot be read: one line that names the file and the fault."""
 
 
 class RunError(InputError):

@@ -13,7 +13,8 @@ import transformers
 from flax import nnx
 from safetensors.torch import load_file, save_file
 
-from optscale_jax.models import CheckpointError, Qwen2, Qwen2Config
+from optscale_jax.errors import CheckpointError
+from optscale_jax.models import Qwen2, Qwen2Config
 
 LENGTH = 19
 SMALL = Qwen2Config(

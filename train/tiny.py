@@ -24,9 +24,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import scipy.stats
 from flax import nnx
 
 from optscale_jax.backends.prm import split_steps
+from optscale_jax.checks import at_least, positive, within
 from optscale_jax.cli import command, output_folder, progress
 from optscale_jax.errors import InputError, bad_input
 from optscale_jax.models import Qwen2, Qwen2Config
@@ -56,7 +58,7 @@ TRAINING, VALIDATION, CORRUPTION = 1, 2, 3
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of the model.
+    """Sizes of the model, as in `Qwen2Config`.
 
     Attributes:
         hidden_size: Width of the residual stream.
@@ -121,23 +123,14 @@ class TinyConfig:
     out: str = "runs/tiny"
 
     def __post_init__(self) -> None:
-        """Refuses numbers outside their domain.
-
-        Raises:
-            ValueError: Naming the first such field.
-        """
-        least = {"steps": 1, "batch_size": 1, "warmup": 0, "solutions": 1, "seed": 0}
-        for name, bound in (least | {"log_every": 1}).items():
-            if getattr(self, name) < bound:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {bound}")
-        if not self.learning_rate > 0 or not self.temperature > 0:
-            raise ValueError("learning_rate and temperature must be above 0")
-        if not 0 <= self.corrupted <= 1:
-            raise ValueError(f"corrupted is {self.corrupted}; it must be in [0, 1]")
-        if not self.early >= 0:
-            raise ValueError(f"early is {self.early}; it must be at least 0")
+        """Refuses what is outside its domain."""
+        at_least(self, 1, "steps", "batch_size", "solutions", "log_every")
+        at_least(self, 0, "warmup", "seed", "early")
+        positive(self, "learning_rate", "temperature")
+        within(self, "(0, 1]", "stop_at")
+        within(self, "[0, 1]", "corrupted")
         if self.task == "verifier" and self.reasoner is None:
-            raise ValueError("reasoner is not given; the verifier learns from its solutions")
+            raise InputError("reasoner is not given; the verifier learns from its solutions")
 
 
 class Batch(NamedTuple):
@@ -164,6 +157,11 @@ class Judged(NamedTuple):
     steps: list[str]
     labels: list[bool]
 
+    @classmethod
+    def of(cls, chain: Chain, steps: list[str]) -> "Judged":
+        """A solution of a problem, judged by exact arithmetic."""
+        return cls(chain, steps, check_steps(chain, steps))
+
 
 class Examples:
     """Turns problems and solutions into batches of a task."""
@@ -182,18 +180,12 @@ class Examples:
     def _encode(self, items: Sequence[Chain | Judged]) -> list[list[int]]:
         conversations = []
         for item in items:
+            chain, steps = (item, item.steps) if isinstance(item, Chain) else item[:2]
+            messages = {"system": SYSTEM_PROMPT, "user": chain.question}
+            messages["assistant"] = "".join(step + STEP for step in steps)
             if self.task == "reasoner":
-                assert isinstance(item, Chain)
-                messages = [("user", item.question), ("assistant", item.solution)]
-            else:
-                chain, steps = (item, item.steps) if isinstance(item, Chain) else item[:2]
-                written = "".join(step + STEP for step in steps)
-                messages = [
-                    ("system", SYSTEM_PROMPT),
-                    ("user", chain.question),
-                    ("assistant", written),
-                ]
-            conversations.append([{"role": r, "content": c} for r, c in messages])
+                messages = {"user": chain.question, "assistant": chain.solution}
+            conversations.append([{"role": r, "content": c} for r, c in messages.items()])
         return self.tokenizer.apply_chat_template(conversations, return_dict=False)
 
     def batch(self, items: Sequence[Any], group: tuple[int, ...]) -> Batch:
@@ -236,29 +228,19 @@ def corrupt(chain: Chain, random: np.random.Generator) -> Judged:
     """The right solution but for one mistake, from which it goes on without another.
 
     The reasoner's mistakes are nearly all of one kind, and a verifier that knows no others is
-    helpless where one of them comes up among many samples.
-
-    Args:
-        chain: The problem.
-        random: Draws the step, what is wrong in it and by how much.
-
-    Returns:
-        The solution, labelled as any other.
+    helpless where one of them comes up among many samples. The generator draws the step, what is
+    wrong in it and by how much.
     """
     index, shift = random.integers(chain.level), random.integers(1, 10)
     wrong = list(chain.steps[index])
     for place in MISTAKES[random.integers(len(MISTAKES))]:
         wrong[place] = str((int(wrong[place]) + shift) % 10)
     rest = Chain(int(wrong[FIRST] + wrong[LAST]), chain.operations[index + 1 :])
-    steps = [*chain.steps[:index], "".join(wrong), *rest.steps]
-    return Judged(chain, steps, check_steps(chain, steps))
+    return Judged.of(chain, [*chain.steps[:index], "".join(wrong), *rest.steps])
 
 
 def run(config: TinyConfig) -> None:
     """Trains and writes the checkpoint.
-
-    Args:
-        config: What to train.
 
     Raises:
         InputError: If a checkpoint cannot be read or the output not be written.
@@ -274,36 +256,29 @@ def run(config: TinyConfig) -> None:
         record = fit(model, draw, validation, config)
         ids = {"eos_token_id": examples.end, "pad_token_id": tokenizer.pad_token_id}
         model.save_pretrained(folder, **ids)
-        if config.task == "reasoner":
-            sampling = ids | {"do_sample": True, "temperature": config.temperature}
-            (folder / "generation_config.json").write_text(json.dumps(sampling, indent=2) + "\n")
         tokenizer.save_pretrained(str(folder))
         settings = dataclasses.asdict(config) | {"out": None}
         written = {"command": "python -m train.tiny", "config": settings, "record": record}
         (folder / "training.json").write_text(json.dumps(written, indent=1) + "\n")
+        if config.task == "reasoner":
+            sampling = ids | {"do_sample": True, "temperature": config.temperature}
+            (folder / "generation_config.json").write_text(json.dumps(sampling, indent=2) + "\n")
     print(json.dumps(record[-1], indent=1))
     print(f"checkpoint: {config.out}")
 
 
 def _model(config: TinyConfig, vocab_size: int) -> Qwen2:
-    head = "process_reward" if config.task == "verifier" else "language_model"
+    ties = config.task == "reasoner"
+    head = "language_model" if ties else "process_reward"
     if config.start is None:
-        with bad_input("model"):
-            sizes = Qwen2Config(
-                vocab_size=vocab_size,
-                max_position_embeddings=512,
-                tie_word_embeddings=config.task == "reasoner",
-                rope_theta=10000.0,
-                head=head,
-                **dataclasses.asdict(config.model),
-            )
-        start = None
+        start, given = None, dataclasses.asdict(config.model)
+        given |= {"vocab_size": vocab_size, "max_position_embeddings": 512, "rope_theta": 10000.0}
+        with bad_input("model", (InputError,)):
+            sizes = Qwen2Config(**given, head=head, tie_word_embeddings=ties)
     else:
-        with bad_input("start"):
+        with bad_input("start", (InputError,)):
             start = Qwen2.from_pretrained(config.start)
-        sizes = dataclasses.replace(
-            start.config, head=head, tie_word_embeddings=config.task == "reasoner"
-        )
+        sizes = dataclasses.replace(start.config, head=head, tie_word_embeddings=ties)
     depth = sizes.num_hidden_layers
     if config.task == "verifier" and config.early and depth + DIGITS_LAYER < 0:
         raise InputError(
@@ -348,11 +323,9 @@ def _data(config: TinyConfig, examples: Examples) -> tuple[Draw, dict[int, Batch
 
         def draw(step: int) -> Batch:
             group = group_at(step)
-            members = by_group[group]
-            chosen = np.random.default_rng([config.seed, TRAINING, step]).integers(
-                len(members), size=config.batch_size
-            )
-            items = [members[i] for i in chosen]
+            random = np.random.default_rng([config.seed, TRAINING, step])
+            chosen = random.integers(len(by_group[group]), size=config.batch_size)
+            items = [by_group[group][i] for i in chosen]
             random = np.random.default_rng([config.seed, CORRUPTION, step])
             for place in np.flatnonzero(random.random(len(items)) < config.corrupted):
                 items[place] = corrupt(items[place].chain, random)
@@ -361,37 +334,24 @@ def _data(config: TinyConfig, examples: Examples) -> tuple[Draw, dict[int, Batch
         count = max(config.solutions // 10 // REPEATS, 50)
         problems = draw_chains([config.seed, VALIDATION], count)
         held_out = sample_solutions(config, [c for c in problems for _ in range(REPEATS)])
-    level_of = (lambda c: c.level) if config.task == "reasoner" else (lambda s: s.chain.level)
+    chains = [item if isinstance(item, Chain) else item.chain for item in held_out]
+    pairs = list(zip(chains, held_out, strict=True))
     validation = {
-        level: examples.batch([h for h in held_out if level_of(h) == level], group_of[level])
+        level: examples.batch([item for c, item in pairs if c.level == level], group_of[level])
         for level in LEVELS
     }
     return draw, validation
 
 
 def sample_solutions(config: TinyConfig, chains: list[Chain]) -> list[Judged]:
-    """A solution of each problem by the reasoner, its steps labelled.
-
-    Args:
-        config: Names the reasoner, the temperature and the seed.
-        chains: The problems.
-
-    Returns:
-        The solutions, in order.
-    """
+    """A solution of each problem by the reasoner, its steps labelled."""
     assert config.reasoner is not None  # the configuration's own check
     # vLLM's own defaults would use every core twice and leave no memory.
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     from vllm import LLM, SamplingParams
 
-    engine = LLM(
-        config.reasoner,
-        dtype="float32",
-        enforce_eager=True,
-        max_model_len=256,
-        max_num_seqs=256,
-        seed=config.seed,
-    )
+    sizes: dict[str, Any] = {"max_model_len": 256, "max_num_seqs": 256}
+    engine = LLM(config.reasoner, dtype="float32", enforce_eager=True, seed=config.seed, **sizes)
     conversations: list[Any] = [[{"role": "user", "content": chain.question}] for chain in chains]
     sampling = [
         SamplingParams(temperature=config.temperature, max_tokens=128, seed=config.seed + index)
@@ -402,11 +362,8 @@ def sample_solutions(config: TinyConfig, chains: list[Chain]) -> list[Judged]:
     finally:
         # Training wants its cores and memory back.
         engine.llm_engine.engine_core.shutdown()
-    judged = []
-    for chain, completion in zip(chains, written, strict=True):
-        steps = split_steps(completion.outputs[0].text)
-        judged.append(Judged(chain, steps, check_steps(chain, steps)))
-    return judged
+    pairs = zip(chains, written, strict=True)
+    return [Judged.of(chain, split_steps(each.outputs[0].text)) for chain, each in pairs]
 
 
 # Training -----------------------------------------------------------------------------------------
@@ -415,17 +372,8 @@ def sample_solutions(config: TinyConfig, chains: list[Chain]) -> list[Judged]:
 def fit(
     model: Qwen2, draw: Draw, validation: dict[int, Batch], config: TinyConfig
 ) -> list[dict[str, Any]]:
-    """Trains a model in place.
-
-    Args:
-        model: The model.
-        draw: From the step to its batch.
-        validation: Level to the batch to measure on.
-        config: Steps, optimiser and seed.
-
-    Returns:
-        One record a measurement.
-    """
+    """Trains a model in place, on the batch drawn at each step; one record a measurement."""
+    reasons = config.task == "reasoner"
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, config.learning_rate, min(config.warmup, config.steps - 1), config.steps
     )
@@ -456,10 +404,10 @@ def fit(
     def predict(params: Any, tokens: jax.Array) -> jax.Array:
         logits = nnx.merge(graph, params).model(tokens)
         # The accuracy of a sample is at the temperature; a verifier has none.
-        scale = config.temperature if config.task == "reasoner" else 1.0
+        scale = config.temperature if reasons else 1.0
         return jax.nn.log_softmax(logits / scale)
 
-    measure = reasoner_accuracy if config.task == "reasoner" else verifier_quality
+    measure = reasoner_accuracy if reasons else verifier_quality
     record, losses, start = [], [], time.perf_counter()
     with progress() as bar:
         task = bar.add_task(f"training the {config.task}", total=config.steps)
@@ -477,7 +425,7 @@ def fit(
                 record.append(entry)
                 losses = []
                 print(json.dumps(entry), file=sys.stderr, flush=True)
-                reached = entry["accuracy" if config.task == "reasoner" else "step_auc"]
+                reached = entry["accuracy" if reasons else "step_auc"]
                 if config.stop_at is not None and reached >= config.stop_at:
                     break
     nnx.update(model, params.model)
@@ -512,9 +460,6 @@ def reasoner_accuracy(predict: Predict, validation: dict[int, Batch]) -> dict[st
     Args:
         predict: From tokens [B, L] to log-probabilities [B, L, V].
         validation: Level to batch.
-
-    Returns:
-        `accuracy`, over all levels alike, and `accuracy_by_level`.
     """
     by_level = {}
     for level, batch in validation.items():
@@ -560,14 +505,8 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> float:
     Args:
         scores: [n] any real numbers.
         labels: [n] 1 for good, 0 for bad; both must occur.
-
-    Returns:
-        The area under the ROC curve.
     """
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    # Ranks from 1, the mean rank within a tie.
-    rank = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    good = labels.sum()
+    rank, good = scipy.stats.rankdata(scores), labels.sum()
     return float((rank[labels == 1].sum() - good * (good + 1) / 2) / (good * (len(labels) - good)))
 
 

@@ -29,9 +29,10 @@ from jaxtyping import Array, Bool, Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from optscale_jax.errors import InputError
+from optscale_jax.checks import at_least
+from optscale_jax.errors import CheckpointError, InputError
 
-__all__ = ["CheckpointError", "Qwen2", "Qwen2Config"]
+__all__ = ["Qwen2", "Qwen2Config"]
 
 Head = Literal["language_model", "process_reward"]
 
@@ -48,10 +49,6 @@ _TYPES: dict[Any, tuple[tuple[type, ...], str]] = {
 }
 # Flax's name of a leaf -> the checkpoint's.
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
-
-
-class CheckpointError(InputError):
-    """A checkpoint cannot be read; the message is one line that names the file and the fault."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,26 +84,21 @@ class Qwen2Config:
     head: Head = "language_model"
 
     def __post_init__(self) -> None:
-        """Refuses sizes that do not fit together.
-
-        Raises:
-            ValueError: Naming the first such field.
-        """
-        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.num_key_value_heads < 1 or self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
-                f"num_key_value_heads is {self.num_key_value_heads}; it must divide the "
-                f"{self.num_attention_heads} num_attention_heads"
+        """Refuses sizes that do not fit together."""
+        at_least(self, 1, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+        heads = self.num_attention_heads
+        if self.num_key_value_heads < 1 or heads % self.num_key_value_heads:
+            raise InputError(
+                f"num_key_value_heads is {self.num_key_value_heads}; it must divide the {heads} "
+                "num_attention_heads"
             )
-        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size is {self.hidden_size}; it must be a multiple of the "
-                f"{self.num_attention_heads} num_attention_heads, or give head_dim"
+        if self.head_dim is None and self.hidden_size % heads:
+            raise InputError(
+                f"hidden_size is {self.hidden_size}; it must be a multiple of the {heads} "
+                "num_attention_heads, or give head_dim"
             )
         if self.head_width % 2:
-            raise ValueError(f"head_dim is {self.head_width}; rotary positions need an even one")
+            raise InputError(f"head_dim is {self.head_width}; rotary positions need an even one")
 
     @property
     def head_width(self) -> int:
@@ -116,12 +108,6 @@ class Qwen2Config:
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike[str]) -> "Qwen2Config":
         """Reads config.json of a Hugging Face checkpoint.
-
-        Args:
-            directory: The checkpoint's folder.
-
-        Returns:
-            The configuration.
 
         Raises:
             CheckpointError: If the file is missing or damaged, is not of a Qwen2 model, or asks for
@@ -161,32 +147,22 @@ class Qwen2Config:
         given = {"rope_theta": 10000.0, **given, **rope, "head": heads[architecture]}
         if "num_attention_heads" in given:
             given.setdefault("num_key_value_heads", given["num_attention_heads"])
-        values = dict(_checked_fields(cls, given, path))
         try:
-            return cls(**values)
-        except ValueError as error:
+            return cls(**dict(_checked_fields(cls, given)))
+        except InputError as error:
             raise CheckpointError(f"{path}: {error}") from error
 
     def to_json(self, **extra: Any) -> str:
-        """The configuration as config.json of a Hugging Face checkpoint.
-
-        Args:
-            **extra: Further entries, such as dtype and eos_token_id.
-
-        Returns:
-            The file's text.
-        """
+        """The text of a Hugging Face checkpoint's config.json, with further entries."""
         values = dataclasses.asdict(self)
-        head = values.pop("head")
-        theta = values.pop("rope_theta")
+        head, theta = values.pop("head"), self.rope_theta
         values |= {
             "architectures": [_ARCHITECTURES[head]],
             "model_type": "qwen2",
             "head_dim": self.head_width,
             "hidden_act": "silu",
             "use_sliding_window": False,
-            # Both spellings: transformers 4 reads the first, 5 the second.
-            "rope_theta": theta,
+            # transformers 5 reads this spelling, 4 the one beside the sizes.
             "rope_parameters": {"rope_type": "default", "rope_theta": theta},
         }
         if head == "process_reward":
@@ -194,25 +170,22 @@ class Qwen2Config:
         return json.dumps(values | extra, indent=2, sort_keys=True) + "\n"
 
 
-def _checked_fields(
-    cls: type[Qwen2Config], given: dict[str, Any], path: Path
-) -> Iterator[tuple[str, Any]]:
+def _checked_fields(cls: type[Qwen2Config], given: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """The entries of config.json that are fields, after a look at their types."""
     for field in dataclasses.fields(cls):
-        if field.name not in given:
-            if field.default is dataclasses.MISSING:
-                raise CheckpointError(f"{path}: {field.name} is missing")
-            continue
-        value = given[field.name]
-        types, words = _TYPES.get(field.type, ((int,), "an integer"))
-        # To Python, true is a number.
-        if type(value) not in types:
-            raise CheckpointError(f"{path}: {field.name} is {value!r}; it must be {words}")
-        yield field.name, value
+        if field.name in given:
+            value = given[field.name]
+            types, words = _TYPES.get(field.type, ((int,), "an integer"))
+            # To Python, true is a number.
+            if type(value) not in types:
+                raise InputError(f"{field.name} is {value!r}; it must be {words}")
+            yield field.name, value
+        elif field.default is dataclasses.MISSING:
+            raise InputError(f"{field.name} is missing")
 
 
 def _linear(
-    inputs: int, outputs: int, *, bias: bool, rngs: nnx.Rngs, residual_depth: int = 1
+    inputs: int, outputs: int, rngs: nnx.Rngs, *, bias: bool = False, residual_depth: int = 1
 ) -> nnx.Linear:
     # Not Hugging Face's 0.02 whatever the width: in a narrow model that leaves attention uniform
     # for hundreds of steps. What is added to the residual stream adds up over the depth.
@@ -238,13 +211,11 @@ class Attention(nnx.Module):
         self.width = config.head_width
         queries = config.num_attention_heads * self.width
         shared = config.num_key_value_heads * self.width
-        self.q_proj = _linear(config.hidden_size, queries, bias=True, rngs=rngs)
-        self.k_proj = _linear(config.hidden_size, shared, bias=True, rngs=rngs)
-        self.v_proj = _linear(config.hidden_size, shared, bias=True, rngs=rngs)
+        self.q_proj = _linear(config.hidden_size, queries, rngs, bias=True)
+        self.k_proj = _linear(config.hidden_size, shared, rngs, bias=True)
+        self.v_proj = _linear(config.hidden_size, shared, rngs, bias=True)
         depth = 2 * config.num_hidden_layers
-        self.o_proj = _linear(
-            queries, config.hidden_size, bias=False, rngs=rngs, residual_depth=depth
-        )
+        self.o_proj = _linear(queries, config.hidden_size, rngs, residual_depth=depth)
 
     def __call__(self, x, rotation, mask):
         """x: [batch, length, width] to the same shape; see `Qwen2.hidden_states`."""
@@ -266,11 +237,10 @@ class FeedForward(nnx.Module):
     """SwiGLU."""
 
     def __init__(self, config: Qwen2Config, *, rngs: nnx.Rngs):
-        sizes = config.hidden_size, config.intermediate_size
-        self.gate_proj = _linear(*sizes, bias=False, rngs=rngs)
-        self.up_proj = _linear(*sizes, bias=False, rngs=rngs)
-        depth = 2 * config.num_hidden_layers
-        self.down_proj = _linear(*reversed(sizes), bias=False, rngs=rngs, residual_depth=depth)
+        narrow, wide, depth = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+        self.gate_proj = _linear(narrow, wide, rngs)
+        self.up_proj = _linear(narrow, wide, rngs)
+        self.down_proj = _linear(wide, narrow, rngs, residual_depth=2 * depth)
 
     def __call__(self, x):
         """x: [batch, length, width] to the same shape."""
@@ -310,10 +280,10 @@ class Decoder(nnx.Module):
 
 
 class Qwen2(nnx.Module):
-    """A Qwen2 model: tokens to next-token logits, or to the two labels of a step.
+    """A Qwen2 model of the sizes in `config`: tokens to next-token logits, or to a step's labels.
 
-    Attributes:
-        config: Its sizes.
+    Tokens [batch, length] are ids, padded on either side; `mask` is True where there is one, None
+    everywhere. What comes out of padding means nothing.
     """
 
     def __init__(self, config: Qwen2Config, *, rngs: nnx.Rngs):
@@ -321,14 +291,11 @@ class Qwen2(nnx.Module):
         self.model = Decoder(config, rngs=rngs)
         if config.head == "process_reward":
             # Named 0 and 2 in checkpoints, where a ReLU without weights is 1.
-            self.score = nnx.Dict(
-                {
-                    "0": _linear(config.hidden_size, config.hidden_size, bias=True, rngs=rngs),
-                    "2": _linear(config.hidden_size, 2, bias=True, rngs=rngs),
-                }
-            )
+            width = config.hidden_size
+            first, second = (_linear(width, out, rngs, bias=True) for out in (width, 2))
+            self.score = nnx.Dict({"0": first, "2": second})
         elif not config.tie_word_embeddings:
-            self.lm_head = _linear(config.hidden_size, config.vocab_size, bias=False, rngs=rngs)
+            self.lm_head = _linear(config.hidden_size, config.vocab_size, rngs)
 
     def hidden_states(
         self,
@@ -340,13 +307,10 @@ class Qwen2(nnx.Module):
         """Hidden states after one of the layers.
 
         Args:
-            tokens: Token ids, padded on either side.
-            mask: True where there is a token; None = everywhere. States of padding mean nothing.
+            tokens: As the class says.
+            mask: Likewise.
             layer: 0 for the embeddings, i for the output of the i-th layer; the last one, and -1,
                 with the last norm applied. Negative ones count from the end, as in transformers.
-
-        Returns:
-            The states.
 
         Raises:
             ValueError: If there is no such layer.
@@ -357,15 +321,9 @@ class Qwen2(nnx.Module):
         return next(itertools.islice(self.states(tokens, mask), layer % (depth + 1), None))
 
     def states(
-        self,
-        tokens: Int[Array, "batch length"],
-        mask: Bool[Array, "batch length"] | None = None,
+        self, tokens: Int[Array, "batch length"], mask: Bool[Array, "batch length"] | None = None
     ) -> Iterator[Float[Array, "batch length width"]]:
         """The hidden states layer by layer, each computed when it is asked for.
-
-        Args:
-            tokens: As in `hidden_states`.
-            mask: Likewise.
 
         Yields:
             The embeddings, then the output of each layer, the last norm applied to the last one.
@@ -389,28 +347,13 @@ class Qwen2(nnx.Module):
     def __call__(
         self, tokens: Int[Array, "batch length"], mask: Bool[Array, "batch length"] | None = None
     ) -> Float[Array, "batch length outputs"]:
-        """Logits of the next token at each position, or of the labels (bad, good).
-
-        Args:
-            tokens: Token ids, padded on either side.
-            mask: True where there is a token; None = everywhere.
-
-        Returns:
-            Logits, vocab_size of them, or two.
-        """
+        """Logits of the next token at each position, vocab_size of them, or of (bad, good)."""
         return self.logits(self.hidden_states(tokens, mask))
 
     def logits(
         self, states: Float[Array, "batch length width"]
     ) -> Float[Array, "batch length outputs"]:
-        """What the head says of the last hidden states.
-
-        Args:
-            states: Of the last layer (`hidden_states`).
-
-        Returns:
-            Logits of the next token, vocab_size of them, or of the labels (bad, good).
-        """
+        """What the head says of the hidden states of the last layer."""
         if self.config.head == "process_reward":
             return self.score["2"](jax.nn.relu(self.score["0"](states)))
         if self.config.tie_word_embeddings:
@@ -426,9 +369,6 @@ class Qwen2(nnx.Module):
         Args:
             directory: The checkpoint's folder.
             dtype: Floating type to hold and compute the model in.
-
-        Returns:
-            The model.
 
         Raises:
             CheckpointError: If a file is missing or damaged, or a tensor is missing or of a wrong

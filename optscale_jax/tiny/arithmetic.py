@@ -21,6 +21,8 @@ them, so that the number of operations is a problem's difficulty.
 """
 
 import dataclasses
+import itertools
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -71,7 +73,7 @@ class Chain:
         """The start and the value after each operation, in [0, 99]."""
         values = [self.start]
         for sign, operand in self.operations:
-            values.append(_apply(values[-1], sign, operand))
+            values.append(_SIGNS[sign](values[-1], operand) % MODULUS)
         return values
 
     @property
@@ -92,14 +94,13 @@ class Chain:
     @property
     def steps(self) -> list[str]:
         """The paragraphs of the right solution."""
-        values = self.values
         lines = [
             f"{before:02}{sign}{operand}={_carry(before, sign, operand)}{after % 10}:{after:02}"
-            for before, (sign, operand), after in zip(
-                values, self.operations, values[1:], strict=False
+            for (before, after), (sign, operand) in zip(
+                itertools.pairwise(self.values), self.operations, strict=True
             )
         ]
-        return [*lines, f"\\boxed{{{values[-1]}}}"]
+        return [*lines, f"\\boxed{{{self.answer}}}"]
 
     @property
     def solution(self) -> str:
@@ -107,22 +108,12 @@ class Chain:
         return "\n\n".join(self.steps)
 
 
-def _apply(value: int, sign: str, operand: int) -> int:
-    if sign == "+":
-        return (value + operand) % MODULUS
-    if sign == "-":
-        return (value - operand) % MODULUS
-    return value * operand % MODULUS
+_SIGNS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 
 
 def _carry(value: int, sign: str, operand: int) -> int:
     """What the last digits carry to the first ones, or borrow from them."""
-    last, other = value % 10, operand % 10
-    if sign == "+":
-        return (last + other) // 10
-    if sign == "-":
-        return int(last < other)
-    return last * other // 10
+    return abs(_SIGNS[sign](value % 10, operand % 10) // 10)
 
 
 def share_of_products(level: int) -> float:
@@ -163,33 +154,14 @@ def check_steps(chain: Chain, steps: Sequence[str]) -> list[bool]:
     A step is good if it and all before it are right: it applies the next operation to the value
     before and gets the right result, or boxes the last value after all operations. From the first
     wrong step on all are bad, as the labels of process reward models are.
-
-    Args:
-        chain: The problem.
-        steps: The paragraphs of a solution.
-
-    Returns:
-        One label a step.
     """
-    right = chain.steps
-    labels = []
-    good = True
-    for index, step in enumerate(steps):
-        good = good and index < len(right) and step.strip() == right[index]
-        labels.append(good)
-    return labels
+    right = [*chain.steps, *[None] * len(steps)]  # what goes on after the end is wrong
+    same = (step.strip() == expected for step, expected in zip(steps, right, strict=False))
+    return list(itertools.accumulate(same, operator.and_))
 
 
 def draw_problems(seed: int, count: int) -> list[Problem]:
-    """Draws problems for a sampler.
-
-    Args:
-        seed: Of the draw, at least 0.
-        count: How many.
-
-    Returns:
-        The problems, named arithmetic-SEED/INDEX, with their answers.
-    """
+    """Draws problems for a sampler, named arithmetic-SEED/INDEX, with their answers."""
     return [
         Problem(f"arithmetic-{seed}/{index}", chain.question, chain.answer)
         for index, chain in enumerate(draw_chains(seed, count))
