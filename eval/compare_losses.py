@@ -23,18 +23,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from optscale_jax.checks import at_least, within
 from optscale_jax.cli import command, output_folder, progress, show
-from optscale_jax.cli.predictors import configured
-from optscale_jax.errors import bad_input
-from optscale_jax.predictor.calibration import COVERAGE
-from optscale_jax.predictor.config import TrainingConfig
+from optscale_jax.cli.predictors import configured, quality_table, read_features
+from optscale_jax.errors import InputError
+from optscale_jax.predictor.calibration import Quality, rank_correlation
 from optscale_jax.predictor.data import Splits, split
-from optscale_jax.predictor.errors import PredictorError
-from optscale_jax.predictor.features import Features, extract
+from optscale_jax.predictor.features import Features
 from optscale_jax.predictor.labels import Labels
 from optscale_jax.predictor.losses import LossConfig
-from optscale_jax.predictor.quality import Quality, rank_correlation
-from optscale_jax.predictor.training import train
+from optscale_jax.predictor.training import TrainingConfig, train
 from optscale_jax.report.tables import Table, write_csv
 
 __all__ = ["LOSSES", "CompareLossesConfig", "main", "ridge"]
@@ -71,20 +69,14 @@ class CompareLossesConfig:
     out: str = "runs/losses"
 
     def __post_init__(self) -> None:
-        """Refuses what is outside its domain.
-
-        Raises:
-            ValueError: Naming the field.
-        """
+        """Refuses what is outside its domain."""
         if self.predictor is None:
-            raise ValueError("predictor is not given; use --predictor FILE")
+            raise InputError("predictor is not given; use --predictor FILE")
         for name in self.losses:
             if name not in LOSSES:
-                raise ValueError(f"losses: {name!r} is none of {', '.join(LOSSES)}")
-        if self.splits < 1:
-            raise ValueError(f"splits is {self.splits}; it must be at least 1")
-        if not 0 < self.test < 1:
-            raise ValueError(f"test is {self.test}; it must be in (0, 1)")
+                raise InputError(f"losses: {name!r} is none of {', '.join(LOSSES)}")
+        at_least(self, 1, "splits")
+        within(self, "(0, 1)", "test")
 
 
 class Found(NamedTuple):
@@ -113,15 +105,8 @@ def run(config: CompareLossesConfig) -> None:
     assert config.predictor is not None  # __post_init__
     asked, labels = configured(config.predictor, config.labels)
     with output_folder(Path(config.out), OUTPUTS) as folder:
-        with progress() as bar, bad_input(errors=(PredictorError,)):
-            task = bar.add_task("features", total=len(labels))
-            features, _ = extract(
-                [text for text in labels.texts if text is not None],
-                asked.features,
-                asked.training.head.features,
-                cache=asked.cache,
-                advance=lambda count: bar.advance(task, count),
-            )
+        with progress() as bar:
+            features, _ = read_features(asked, labels, bar)
             task = bar.add_task("training", total=config.splits * len(config.losses))
             found: list[Found] = []
             for seed in range(config.splits):
@@ -208,8 +193,6 @@ def _quality(predicted: np.ndarray, targets: np.ndarray, splits: Splits) -> Qual
         mean_rank=ranks[0],
         sd_error=float(errors[1]),
         sd_rank=ranks[1],
-        coverage=np.nan,
-        nll=np.nan,
     )
 
 
@@ -217,37 +200,15 @@ def _quality(predicted: np.ndarray, targets: np.ndarray, splits: Splits) -> Qual
 
 
 def _table(found: Sequence[Found], config: CompareLossesConfig) -> Table:
-    names = list(dict.fromkeys(one.name for one in found))
-    by_name = {name: [one.quality for one in found if one.name == name] for name in names}
-
-    def mean(name: str, field: str, form: str) -> str:
-        value = float(np.mean([getattr(quality, field) for quality in by_name[name]]))
-        return "" if np.isnan(value) else format(value, form)
-
-    head = ["mean: error", "rank", "sd: error", "rank"]
-    return Table(
-        title="Losses, on problems kept from training",
-        columns=["", *head, f"{COVERAGE:.0%} interval", "nats"],
-        rows=[
-            [
-                name,
-                mean(name, "mean_error", ".5f"),
-                mean(name, "mean_rank", ".3f"),
-                mean(name, "sd_error", ".5f"),
-                mean(name, "sd_rank", ".3f"),
-                mean(name, "coverage", ".1%"),
-                mean(name, "nll", ".3f"),
-            ]
-            for name in names
-        ],
-        notes=[
-            f"averages of {config.splits} splits that keep {config.test:.0%} of the problems from "
-            "training",
-            "error: squared, of the mean (sd) of a problem's scores; rank: Spearman's correlation",
-            "interval: share of the problems whose mean is inside their central interval",
-            "nats: negative log marginal likelihood of a problem's scores",
-        ],
-    )
+    rows = []
+    for name in dict.fromkeys(one.name for one in found):
+        splits = [one.quality for one in found if one.name == name]
+        rows.append(([name], Quality(*np.mean(splits, axis=0).tolist())))
+    notes = [
+        f"averages of {config.splits} splits that keep {config.test:.0%} of the problems from "
+        "training"
+    ]
+    return quality_table("Losses, on problems kept from training", [""], rows, notes)
 
 
 main = command(CompareLossesConfig, run, __name__)

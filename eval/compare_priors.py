@@ -139,7 +139,7 @@ def run(config: ComparePriorsConfig) -> None:
         Aim(max_loss=config.max_loss), config.folds, config.seed, config.level, config.resamples
     )
     with output_folder(Path(config.out), OUTPUTS) as folder:
-        problem_ids, learned = _predict(config, folder)
+        problem_ids, learned, seen = _predict(config, folder)
         places = {name: index for index, name in enumerate(problem_ids)}
         files = {PLAIN: None, **{LABELS[kind]: str(folder / f"{kind}.jsonl") for kind in LABELS}}
         grid = Grid(config.n, config.s_min, config.alpha, config.min_samples)
@@ -166,7 +166,7 @@ def run(config: ComparePriorsConfig) -> None:
             pairs,
             options,
             plain=PLAIN,
-            notes=[worth_in_words(worth), *map(str, left_out)],
+            notes=[worth_in_words(worth), *seen, *map(str, left_out)],
         )
         (folder / "summary.md").write_text(table.to_markdown(), encoding="utf-8")
         write_csv(folder / "comparison.csv", prior_columns(rows, pairs))
@@ -180,22 +180,26 @@ def run(config: ComparePriorsConfig) -> None:
     print(f"results: {config.out}")
 
 
-def _predict(config: ComparePriorsConfig, folder: Path) -> tuple[list[str], Prediction]:
-    """Writes the priors of each kind; returns the problems' ids and what the head learned."""
+def _predict(config: ComparePriorsConfig, folder: Path) -> tuple[list[str], Prediction, list[str]]:
+    """Writes the priors of each kind; returns the problems' ids, what the head learned, notes."""
     assert config.checkpoint is not None  # __post_init__
     assert config.problems is not None
-    with bad_input("checkpoint"):
-        predictor = Predictor.load(config.checkpoint)
-    with bad_input("problems"):
-        problems = load_problems(config.problems)
+    predictor = Predictor.load(config.checkpoint)
+    problems = load_problems(config.problems)
     ids = [problem.id for problem in problems]
+    texts = [problem.text for problem in problems]
+    seen = predictor.has_seen(texts)
+    note = (
+        f"the predictor was trained on {seen} of the {len(texts)} problems: on others its priors "
+        "are worth less than they seem to be here"
+    )
     found: dict[Kind, Prediction] = {}
     with progress() as bar:
         task = bar.add_task("reading problems", total=len(LABELS) * len(problems))
         for kind in LABELS:
             with bad_input(config.checkpoint):
                 found[kind] = predictor.predict(
-                    [problem.text for problem in problems],
+                    texts,
                     kind=kind,
                     model=config.model,
                     cache=config.cache,
@@ -203,7 +207,7 @@ def _predict(config: ComparePriorsConfig, folder: Path) -> tuple[list[str], Pred
                 )
             with open(folder / f"{kind}.jsonl", "w", encoding="utf-8") as file:
                 file.writelines(prior_lines(ids, found[kind]))
-    return ids, found["learned"]
+    return ids, found["learned"], [note] if seen else []
 
 
 main = command(ComparePriorsConfig, run, __name__, configs="priors")

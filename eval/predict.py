@@ -19,8 +19,7 @@ import sys
 from pathlib import Path
 
 from optscale_jax.cli import command, output_file, progress
-from optscale_jax.errors import InputError, bad_input
-from optscale_jax.predictor.errors import PredictorError
+from optscale_jax.errors import InputError, PredictorError, bad_input
 from optscale_jax.predictor.predictor import Kind, Prediction, Predictor, prior_lines
 from optscale_jax.problems import load_problems
 
@@ -79,8 +78,7 @@ def write_priors(config: PredictConfig) -> Prediction:
         raise InputError("checkpoint is not given; use --checkpoint DIR")
     if config.problems is None:
         raise InputError("problems is not given; use --problems FILE.jsonl")
-    with bad_input("checkpoint", (PredictorError,)):
-        predictor = Predictor.load(config.checkpoint)
+    predictor = Predictor.load(config.checkpoint)
     problems = load_problems(config.problems, limit=config.limit)
     with (
         output_file(Path(config.out)) as file,

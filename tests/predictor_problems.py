@@ -16,12 +16,12 @@ import jax
 import numpy as np
 
 from optscale_jax import synthetic_pool
-from optscale_jax.predictor.config import SplitConfig, TrainingConfig
+from optscale_jax.predictor.data import SplitConfig
 from optscale_jax.predictor.features import Features
 from optscale_jax.predictor.head import HeadConfig
 from optscale_jax.predictor.labels import Labels, labels_of_pool
-from optscale_jax.predictor.optimizers import OptimizerConfig
-from optscale_jax.predictor.training import train
+from optscale_jax.predictor.parts import OptimizerConfig
+from optscale_jax.predictor.training import TrainingConfig, train
 from optscale_jax.synthetic import SyntheticConfig, synthetic_problems
 
 COUNT = 320

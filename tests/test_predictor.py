@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from optscale_jax import Prior, ScoreStats, TruncatedNormal, synthetic_pool
 from optscale_jax.empirical_bayes import log_marginal, posterior_nodes
+from optscale_jax.errors import InputError
 from optscale_jax.predictor.cache import FeatureCache, Item, text_key
-from optscale_jax.predictor.errors import PredictorError
 from optscale_jax.predictor.features import FeatureConfig, extract, make_recipe
 from optscale_jax.predictor.head import Head, loc_of_mean, to_prior, with_widths
 from optscale_jax.predictor.labels import labels_of_pool, lines, read_labels
@@ -66,7 +66,7 @@ def test_labels_with_mean_and_sd_need_a_count(tmp_path):
     path = write(tmp_path / "l.jsonl", {"id": 3, "score_mean": 0.9, "score_std": 0.1})
     labels = read_labels(path, num_samples=64)
     np.testing.assert_allclose(labels.stats.m2, 64 * 0.1**2)
-    with pytest.raises(PredictorError, match=r"line 1: no field 'n'.*--num_samples"):
+    with pytest.raises(InputError, match=r"line 1: no field 'n'.*--num_samples"):
         read_labels(path)
 
 
@@ -87,7 +87,7 @@ def test_labels_with_mean_and_sd_need_a_count(tmp_path):
     ],
 )
 def test_labels_say_what_is_wrong(tmp_path, record, says):
-    with pytest.raises(PredictorError, match=says):
+    with pytest.raises(InputError, match=says):
         read_labels(write(tmp_path / "l.jsonl", record))
 
 
@@ -97,10 +97,10 @@ def test_labels_without_spread_are_refused_or_left_out(tmp_path, n, m2, what):
     labels = read_labels(
         write(tmp_path / "l.jsonl", good, {"id": "flat", "n": n, "mean": 0.5, "m2": m2})
     )
-    with pytest.raises(PredictorError, match=f"problem 'flat': {what}"):
+    with pytest.raises(InputError, match=f"problem 'flat': {what}"):
         labels.with_spread(leave_out=False)
     assert labels.with_spread(leave_out=True).problem_ids == ("good",)
-    with pytest.raises(PredictorError, match="no problem whose scores spread is left"):
+    with pytest.raises(InputError, match="no problem whose scores spread is left"):
         labels.take([1]).with_spread(leave_out=True)
 
 
@@ -110,19 +110,19 @@ def test_equal_scores_are_kept_with_a_least_spread(tmp_path):
         tmp_path / "l.jsonl", *({"id": i, "n": n, "mean": 0.5, "m2": m2} for i, n, m2 in records)
     )
     labels = read_labels(path)
-    with pytest.raises(PredictorError, match=r"'flat': sd = 0, 5 equal.*--min_sd 0.02"):
+    with pytest.raises(InputError, match=r"'flat': sd = 0, 5 equal.*--min_sd 0.02"):
         labels.with_spread(leave_out=False)
     kept = labels.with_spread(leave_out=True, min_sd=0.02)
     assert kept.problem_ids == ("flat", "narrow", "wide")
     np.testing.assert_allclose(kept.sd, [0.02, 0.02, 0.1])
     # One score has no spread, whatever is taken for the least.
-    with pytest.raises(PredictorError, match=r"'one': n = 1.*; leave them out"):
+    with pytest.raises(InputError, match=r"'one': n = 1.*; leave them out"):
         labels.with_spread(leave_out=False, min_sd=0.02)
 
 
 def test_a_missing_text_is_named(tmp_path):
     path = write(tmp_path / "l.jsonl", *({"id": i, "n": 4, "mean": 0.5, "m2": 0.1} for i in "abc"))
-    with pytest.raises(PredictorError, match=r"no text for problem 'b'.* and 1 more"):
+    with pytest.raises(InputError, match=r"no text for problem 'b'.* and 1 more"):
         read_labels(path).with_texts({"a": "text"}, "problems.jsonl")
 
 
@@ -180,7 +180,7 @@ def test_cache_of_another_model_is_refused(tmp_path):
     assert cache.folder is not None
     record = cache.folder / "recipe.json"
     record.write_text(record.read_text().replace("some/model", "another"))
-    with pytest.raises(PredictorError, match="of another model or recipe"):
+    with pytest.raises(InputError, match="of another model or recipe"):
         FeatureCache(tmp_path, RECIPE)
 
 
@@ -251,18 +251,18 @@ def test_only_new_texts_are_read(model, tmp_path):
 )
 def test_features_say_what_is_wrong(model, change, says):
     config = FeatureConfig(**{"model": str(model), **change})
-    with pytest.raises(PredictorError, match=says):
+    with pytest.raises(InputError, match=says):
         extract(TEXTS, config, "mean")
-    with pytest.raises(PredictorError, match="text 2 of 2 is blank"):
+    with pytest.raises(InputError, match="text 2 of 2 is blank"):
         extract(["a", " "], FeatureConfig(model=str(model)), "mean")
 
 
 def test_a_checkpoint_of_other_features_is_refused(model, tmp_path):
     recipe = make_recipe(FeatureConfig(model=str(model)), "mean")
     other = save_model(tmp_path / "other", seed=1)
-    with pytest.raises(PredictorError, match="trained on other features: fingerprint"):
+    with pytest.raises(InputError, match="trained on other features: fingerprint"):
         extract(TEXTS, FeatureConfig(model=str(other)), "mean", expected=recipe)
-    with pytest.raises(PredictorError, match="layers is"):
+    with pytest.raises(InputError, match="layers is"):
         extract(TEXTS, FeatureConfig(model=str(model), layers=[1]), "mean", expected=recipe)
 
 

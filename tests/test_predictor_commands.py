@@ -3,7 +3,6 @@
 All of them train on as many problems, with the same loss: one compilation serves every test.
 """
 
-import contextlib
 import csv
 import dataclasses
 import json
@@ -23,6 +22,7 @@ from optscale_jax.predictor.features import FeatureConfig, extract
 from optscale_jax.predictor.head import to_prior
 from optscale_jax.predictor.losses import LossConfig
 from optscale_jax.predictor.predictor import FILES
+from optscale_jax.tiny import labels_path
 from tests.checkpoints import save_model
 from tests.predictor_problems import CONFIG, COUNT, labelled
 from train import labels as train_labels
@@ -96,6 +96,13 @@ def test_a_finished_training_is_not_done_again(command, capsys):
     assert len(lines_of(folder / "out" / "metrics.jsonl")) == 4
 
 
+def test_a_pooled_prior_that_says_little_is_called_so(command, tmp_path, capsys):
+    folder, _ = command
+    for path, degenerate in ((labels_path(), True), (folder / "labels.jsonl", False)):
+        assert not train_labels.main(["--pool", str(path), "--out", str(tmp_path / "out.jsonl")])
+        assert ("it is degenerate" in capsys.readouterr().out) == degenerate
+
+
 def test_replay_reads_priors_and_counts_their_tokens(command, tmp_path):
     folder, _ = command
     names = [record["id"] for record in lines_of(folder / "problems.jsonl")]
@@ -141,6 +148,9 @@ def test_kinds_of_prior_are_compared_on_what_replay_finds(command, tmp_path):
     others = ["law known", "best-of-N"]
     assert rows.keys() == {(n, prior) for n in "48" for prior in [*kinds, *others]}
     assert (tmp_path / "out" / "saving.png").stat().st_size > 0
+    # Half of them are the test's, and the predictor has not seen those.
+    note = f"the predictor was trained on {COUNT // 2} of the {COUNT} problems: on others"
+    assert note in (tmp_path / "out" / "summary.md").read_text()
 
     # With one setting there is nothing to choose, and the orders are the same.
     policies = []
@@ -431,9 +441,9 @@ def test_the_bench_compares_equals():
 def test_the_bench_measures_features_cache_and_training(config, tmp_path):
     arguments = ["--predictor", str(config), "--repeats", "1", "--out", str(tmp_path / "out")]
     # Short texts tell nothing of a ratio: one that is missed is no failure here.
-    with contextlib.suppress(SystemExit):
-        assert bench_predictor.main(arguments) == 0
+    missed = bench_predictor.main(arguments)
     rows = json.loads((tmp_path / "out" / "bench_predictor.json").read_text())
+    assert missed == (not all(row["met"] for row in rows))
     features, cached, training = rows
     assert features["features"] > cached["cached"] > 0
     assert features["met"] == (features["features"] / features["encode"] <= 1.1)

@@ -9,15 +9,13 @@ import optax
 import pytest
 from flax import nnx
 
-from optscale_jax.predictor.config import TrainingConfig
-from optscale_jax.predictor.errors import PredictorError
+from optscale_jax.errors import InputError
 from optscale_jax.predictor.features import FeatureConfig, Recipe
 from optscale_jax.predictor.head import HeadConfig
 from optscale_jax.predictor.losses import LOSSES, LossConfig
-from optscale_jax.predictor.optimizers import OptimizerConfig
-from optscale_jax.predictor.parts import Parts
+from optscale_jax.predictor.parts import OptimizerConfig, Parts
 from optscale_jax.predictor.predictor import Predictor
-from optscale_jax.predictor.training import train
+from optscale_jax.predictor.training import TrainingConfig, train
 from tests.predictor_problems import CONFIG, WIDTH, problems
 
 RECIPE = Recipe("model", "fingerprint", (1,), "mean", WIDTH, "float32")
@@ -111,7 +109,7 @@ def test_a_head_a_loss_and_an_optimizer_are_trained_as_they_are(tmp_path, monkey
     unnamed = made.__class__(
         **{**vars(made), "head": lambda width, *, rngs: Line(width, rngs=rngs)}
     )
-    with pytest.raises(PredictorError, match=r"no name finds it again; put it into a file"):
+    with pytest.raises(InputError, match=r"no name finds it again; put it into a file"):
         unnamed.save(tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
@@ -150,7 +148,7 @@ def test_a_part_gets_those_fields_that_its_signature_names():
 )
 def test_a_head_that_training_cannot_use_is_said_before_any_work(head, says):
     features, labels = problems(6)
-    with pytest.raises(PredictorError, match="^.*" + re.escape(says)) as caught:
+    with pytest.raises(InputError, match="^.*" + re.escape(says)) as caught:
         train(features, labels, head=head)
     assert "\n" not in str(caught.value)
 
@@ -167,7 +165,7 @@ def test_a_head_that_training_cannot_use_is_said_before_any_work(head, says):
 )
 def test_a_loss_that_training_cannot_use_is_said_before_any_work(loss, says):
     features, labels = problems(6)
-    with pytest.raises(PredictorError, match="^loss .*" + re.escape(says)) as caught:
+    with pytest.raises(InputError, match="^loss .*" + re.escape(says)) as caught:
         train(features, labels, loss=loss)
     assert "\n" not in str(caught.value)
 
@@ -184,6 +182,6 @@ def test_a_loss_that_training_cannot_use_is_said_before_any_work(loss, says):
 def test_an_optimizer_that_training_cannot_use_is_said_before_any_work(optimizer, says):
     features, labels = problems(60)
     config = TrainingConfig(members=1)
-    with pytest.raises(PredictorError, match="^optimizer .*" + re.escape(says)) as caught:
+    with pytest.raises(InputError, match="^optimizer .*" + re.escape(says)) as caught:
         train(features, labels, config, optimizer=optimizer)
     assert "\n" not in str(caught.value)

@@ -14,10 +14,9 @@ import pytest
 
 from optscale_jax import Prior, ScoreStats
 from optscale_jax.empirical_bayes import predictive, predictive_spread
+from optscale_jax.errors import PredictorError
 from optscale_jax.predictor.calibration import Offsets, Points
-from optscale_jax.predictor.config import SplitConfig
-from optscale_jax.predictor.data import split
-from optscale_jax.predictor.errors import PredictorError
+from optscale_jax.predictor.data import SplitConfig, split
 from optscale_jax.predictor.features import FeatureConfig, Recipe
 from optscale_jax.predictor.head import HeadConfig
 from optscale_jax.predictor.losses import LossConfig

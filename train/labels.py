@@ -16,8 +16,7 @@ import numpy as np
 
 from optscale_jax.cli import command, output_file
 from optscale_jax.empirical_bayes import fit_pooled_prior
-from optscale_jax.errors import InputError, PoolError, bad_input
-from optscale_jax.estimation import ScoreStats
+from optscale_jax.errors import InputError
 from optscale_jax.predictor.labels import Labels, labels_of_pool, lines, read_labels
 from optscale_jax.problems import load_problems
 from optscale_jax.readers import read_pool
@@ -56,12 +55,10 @@ def run(config: LabelsConfig) -> None:
     """
     if config.pool is None:
         raise InputError("pool is not given; use --pool PATH")
-    with bad_input():
-        labels = _labels(config)
+    labels = _labels(config, config.pool)
     if config.problems is not None:
-        problems = load_problems(config.problems)
-        with bad_input():
-            labels = labels.with_texts({p.id: p.text for p in problems}, config.problems)
+        texts = {problem.id: problem.text for problem in load_problems(config.problems)}
+        labels = labels.with_texts(texts, config.problems)
     with output_file(Path(config.out)) as file:
         file.writelines(lines(labels))
     spread = (labels.stats.n >= 2) & (labels.stats.m2 > 0)
@@ -74,30 +71,30 @@ def run(config: LabelsConfig) -> None:
     if not spread.all():
         print(f"{int((~spread).sum())} problems have one score, or equal ones: no spread to learn")
     if spread.sum() >= 2:
-        kept = labels.take(spread).stats
-        stats = ScoreStats(*(np.float32(v) for v in (kept.n, kept.mean, kept.m2)))
-        prior = fit_pooled_prior(stats)
+        prior = fit_pooled_prior(labels.take(spread).rounded())
         print(
             f"pooled prior: loc {prior.loc:.4g}, scale {prior.scale:.4g}, loc_sd "
             f"{prior.loc_sd:.4g}, scale_sd {prior.scale_sd:.4g}"
         )
+        if prior.scale < prior.scale_sd:
+            print(
+                "it is degenerate, half a normal at scale 0: the scores of some problems spread a "
+                "lot, of others hardly at all, and no scale is typical; it says little of a law, "
+                "so compare it on a pool before you put it into policy.prior"
+            )
 
 
-def _labels(config: LabelsConfig) -> Labels:
-    assert config.pool is not None
-    path = Path(located(config.pool))
+def _labels(config: LabelsConfig, pool: str) -> Labels:
+    path = Path(located(pool))
     if path.suffix in (".jsonl", ".json") and _has_statistics(path):
         return read_labels(path, num_samples=config.num_samples)
     options: dict[str, Any] = {"clip": True} if config.clip else {}
-    return labels_of_pool(read_pool(path, **options), config.pool)
+    return labels_of_pool(read_pool(path, **options), pool)
 
 
 def _has_statistics(path: Path) -> bool:
     """Whether the first record of a file has statistics, not scores."""
-    try:
-        first = next(read_records(path), None)
-    except PoolError:
-        return False  # the pool's readers say what is wrong
+    first = next(read_records(path), None)
     return first is not None and bool({"score_mean", "mean"} & first.value.keys())
 
 

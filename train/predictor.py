@@ -20,24 +20,24 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import Progress
 
 from optscale_jax.cli import command, package_versions, progress, show, to_yaml
-from optscale_jax.cli.predictors import DistributedConfig, PredictorConfig, load_labels
+from optscale_jax.cli.outputs import output_place
+from optscale_jax.cli.predictors import (
+    DistributedConfig,
+    PredictorConfig,
+    load_labels,
+    quality_table,
+    read_features,
+)
 from optscale_jax.errors import InputError, bad_input
-from optscale_jax.predictor.calibration import COVERAGE
-from optscale_jax.predictor.errors import PredictorError
-from optscale_jax.predictor.features import Features, Recipe
+from optscale_jax.files import atomic_write
 from optscale_jax.predictor.labels import Labels
-from optscale_jax.predictor.quality import Quality
-from optscale_jax.report.tables import Table
 
 __all__ = ["main"]
 
@@ -50,9 +50,7 @@ def run(config: PredictorConfig) -> None:
     Raises:
         InputError: If the labels, the features or the output folder cannot be used.
     """
-    if config.labels is None:
-        raise InputError("labels is not given; use --labels FILE")
-    labels = load_labels(config, config.labels)
+    labels = load_labels(config)
     _join(config.distributed)
     import jax  # after the processes have found each other
 
@@ -62,61 +60,49 @@ def run(config: PredictorConfig) -> None:
     from optscale_jax.predictor.training import train
 
     leads = jax.process_index() == 0
-    out = Path(config.out).expanduser()
     training = config.training
-    with progress() as bar, bad_input(errors=(PredictorError,)):
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(progress())
         # What can be wrong is found before the features' minutes, or at least before the folder.
         parts = Parts.find(training.head, training.loss, training.optimizer)
         split(labels, training.split, training.seed)
-        features, recipe = _extract(config, labels, bar)
+        features, recipe = read_features(config, labels, bar)
         parts.check(features.width, tokens=training.head.features == "tokens")
 
         identity = _identity(config, labels, recipe._asdict())
-        with _folder(out, config, identity, leads), _Log(out, leads) as log:
-            task = bar.add_task("training", total=training.epochs)
+        out = stack.enter_context(output_place(Path(config.out), folder=True))
+        _claim(out, config, identity, leads)
+        log = stack.enter_context(_Log(out, leads))
+        task = bar.add_task("training", total=training.epochs)
 
-            def advance(numbers: dict[str, int | float]) -> None:
-                log(numbers)
-                bar.update(
-                    task,
-                    completed=numbers["epoch"],
-                    description=f"training: {numbers['validation_gain']:+.3f} nats over pooled",
-                )
+        def advance(numbers: dict[str, int | float]) -> None:
+            log(numbers)
+            words = f"training: {numbers['validation_gain']:+.3f} nats over pooled"
+            bar.update(task, completed=numbers["epoch"], description=words)
 
-            checkpoints = out / "checkpoints"
-            fitted = train(
-                features, labels, training, checkpoints=checkpoints, log=advance, resumed=log.resume
-            )
-            record = {
-                "labels": {
-                    "problems": len(labels),
-                    "scores": float(np.mean(labels.stats.n)),
-                    "sha256": identity["labels"],
-                },
-                "training": dataclasses.asdict(training),
-                "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-                "packages": package_versions(*PACKAGES),
-            }
-            if leads:
-                Predictor.of(fitted, config.features, recipe, record).save(out)
+        folder = out / "checkpoints"
+        fitted = train(
+            features, labels, training, checkpoints=folder, log=advance, resumed=log.resume
+        )
+        scores = float(np.mean(labels.stats.n))
+        told = {"problems": len(labels), "scores": scores, "sha256": identity["labels"]}
+        record = {
+            "labels": told,
+            "training": dataclasses.asdict(training),
+            "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+            "packages": package_versions(*PACKAGES),
+        }
+        if leads:
+            Predictor.of(fitted, config.features, recipe, record).save(out)
     if leads:
-        show(_table(fitted.quality).to_rich())
-        print(f"predictor: {out / FILES[1]}")
-
-
-def _extract(config: PredictorConfig, labels: Labels, bar: Progress) -> tuple[Features, Recipe]:
-    from optscale_jax.predictor.features import extract
-
-    task = bar.add_task("features", total=len(labels))
-    found = extract(
-        [text for text in labels.texts if text is not None],
-        config.features,
-        config.training.head.features,
-        cache=config.cache,
-        advance=lambda count: bar.advance(task, count),
-    )
-    bar.remove_task(task)
-    return found
+        rows = [
+            ((split, name, str(found.problems)), found)
+            for split, each in fitted.quality.items()
+            for name, found in each.items()
+        ]
+        labels_of = ("split", "prior", "problems")
+        show(quality_table("How good the predicted priors are", labels_of, rows).to_rich())
+        print(f"predictor: {Path(config.out) / FILES[1]}")
 
 
 def _join(config: DistributedConfig) -> None:
@@ -131,34 +117,6 @@ def _join(config: DistributedConfig) -> None:
             jax.distributed.initialize(config.coordinator, config.processes, config.process)
 
 
-def _table(quality: dict[str, dict[str, Quality]]) -> Table:
-    head = ["split", "prior", "problems", "mean: error", "rank", "sd: error", "rank"]
-    return Table(
-        title="How good the predicted priors are",
-        columns=[*head, f"{COVERAGE:.0%} interval", "nats"],
-        rows=[
-            [
-                split,
-                name,
-                str(q.problems),
-                f"{q.mean_error:.5f}",
-                "" if np.isnan(q.mean_rank) else f"{q.mean_rank:.3f}",
-                f"{q.sd_error:.6f}",
-                "" if np.isnan(q.sd_rank) else f"{q.sd_rank:.3f}",
-                f"{q.coverage:.1%}",
-                f"{q.nll:.3f}",
-            ]
-            for split, each in quality.items()
-            for name, q in each.items()
-        ],
-        notes=[
-            "error: squared, of the mean (sd) of a problem's scores; rank: Spearman's correlation",
-            "interval: share of the problems whose mean is inside their central interval",
-            "nats: negative log marginal likelihood of a problem's scores",
-        ],
-    )
-
-
 # The output folder --------------------------------------------------------------------------------
 
 
@@ -168,26 +126,15 @@ def _identity(config: PredictorConfig, labels: Labels, recipe: dict[str, Any]) -
     for values in (labels.stats.n, labels.stats.mean, labels.stats.m2):
         digest.update(np.ascontiguousarray(values).tobytes())
     digest.update("\0".join(map(str, labels.texts)).encode())
-    recipe = {name: value for name, value in recipe.items() if name != "model"}
-    return json.loads(
-        json.dumps(
-            {
-                "labels": digest.hexdigest(),
-                "features": recipe,
-                "training": dataclasses.asdict(config.training),
-            }
-        )
-    )
+    features = {name: value for name, value in recipe.items() if name != "model"}
+    training = dataclasses.asdict(config.training)
+    identity = {"labels": digest.hexdigest(), "features": features, "training": training}
+    return json.loads(json.dumps(identity))  # as the file will have it
 
 
-@contextlib.contextmanager
-def _folder(
-    out: Path, config: PredictorConfig, identity: dict[str, Any], leads: bool
-) -> Iterator[None]:
+def _claim(out: Path, config: PredictorConfig, identity: dict[str, Any], leads: bool) -> None:
     """Makes the output folder, or checks that what is in it is this run's beginning."""
     record = out / "run.json"
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out: {out} is a file; give a folder")
     if record.is_file():
         try:
             before = json.loads(record.read_text(encoding="utf-8"))
@@ -202,14 +149,12 @@ def _folder(
     elif (out / "checkpoints").exists():
         raise InputError(f"--out: {out} has checkpoints of something else; give another folder")
     elif leads:
-        with bad_input("--out", (OSError,)):
-            out.mkdir(parents=True, exist_ok=True)
-            header = "# The configuration as it ran: python -m train.predictor --config THIS_FILE\n"
-            (out / "config.yaml").write_text(header + to_yaml(config), encoding="utf-8")
-            temporary = out / f".run.json.{os.getpid()}.tmp"
-            temporary.write_text(json.dumps(identity, indent=1) + "\n", encoding="utf-8")
-            os.replace(temporary, record)
-    yield
+        header = "# The configuration as it ran: python -m train.predictor --config THIS_FILE\n"
+        texts = {"config.yaml": header + to_yaml(config)}
+        texts["run.json"] = json.dumps(identity, indent=1) + "\n"
+        for name, text in texts.items():
+            with atomic_write(out / name) as file:
+                file.write(text)
 
 
 def _difference(before: dict[str, Any], name: str, value: Any) -> str:

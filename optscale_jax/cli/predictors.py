@@ -1,16 +1,30 @@
-"""What a predictor is trained on, for the commands that train one."""
+"""What a predictor is trained on and how good it is, for the commands that train one."""
 
 import dataclasses
+import math
+from collections.abc import Sequence
 
+from rich.progress import Progress
+
+from optscale_jax.checks import at_least
 from optscale_jax.cli.config import parse
-from optscale_jax.errors import InputError, bad_input
-from optscale_jax.predictor.config import TrainingConfig
-from optscale_jax.predictor.features import FeatureConfig
+from optscale_jax.errors import InputError
+from optscale_jax.predictor.calibration import COVERAGE, Quality
+from optscale_jax.predictor.features import FeatureConfig, Features, Recipe, extract
 from optscale_jax.predictor.labels import Labels, read_labels
+from optscale_jax.predictor.training import TrainingConfig
 from optscale_jax.problems import load_problems
+from optscale_jax.report.tables import Table
 from optscale_jax.shipped import located
 
-__all__ = ["DistributedConfig", "PredictorConfig", "configured", "load_labels"]
+__all__ = [
+    "DistributedConfig",
+    "PredictorConfig",
+    "configured",
+    "load_labels",
+    "quality_table",
+    "read_features",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,15 +45,11 @@ class DistributedConfig:
     auto: bool = False
 
     def __post_init__(self) -> None:
-        """Refuses numbers outside their domain.
-
-        Raises:
-            ValueError: Naming the field.
-        """
+        """Refuses numbers outside their domain."""
         if not 0 <= self.process < self.processes:
-            raise ValueError(f"distributed.process is {self.process} of {self.processes} (from 0)")
+            raise InputError(f"distributed.process is {self.process} of {self.processes} (from 0)")
         if self.processes > 1 and self.coordinator is None:
-            raise ValueError("distributed.coordinator is not given; it is HOST:PORT of process 0")
+            raise InputError("distributed.coordinator is not given; it is HOST:PORT of process 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,15 +84,10 @@ class PredictorConfig:
     distributed: DistributedConfig = DistributedConfig()
 
     def __post_init__(self) -> None:
-        """Refuses numbers outside their domain.
-
-        Raises:
-            ValueError: Naming the field.
-        """
-        if self.num_samples is not None and self.num_samples < 1:
-            raise ValueError(f"num_samples is {self.num_samples}; it must be at least 1")
+        """Refuses numbers outside their domain."""
+        at_least(self, 1, "num_samples")
         if not 0 <= self.min_sd <= 0.5:
-            raise ValueError(f"min_sd is {self.min_sd}; it must be in [0, 1/2]")
+            raise InputError(f"min_sd is {self.min_sd}; it must be in [0, 1/2]")
 
 
 def configured(path: str, labels: str | None) -> tuple[PredictorConfig, Labels]:
@@ -97,22 +102,75 @@ def configured(path: str, labels: str | None) -> tuple[PredictorConfig, Labels]:
     """
     given = [] if labels is None else ["--labels", labels]
     config = parse(PredictorConfig, ["--config", path, *given], configs="predictor")
-    if config.labels is None:
-        raise InputError("labels is not given; use --labels FILE")
-    return config, load_labels(config, config.labels)
+    return config, load_labels(config)
 
 
-def load_labels(config: PredictorConfig, path: str) -> Labels:
+def load_labels(config: PredictorConfig) -> Labels:
     """The labels that a configuration trains on, every one with its problem's text.
 
     Raises:
-        InputError: If they cannot be used.
+        InputError: If there are none, or they cannot be used.
     """
-    with bad_input("labels"):
-        labels = read_labels(located(path), num_samples=config.num_samples)
-        labels = labels.with_spread(leave_out=config.leave_out_constant, min_sd=config.min_sd)
+    if config.labels is None:
+        raise InputError("labels is not given; use --labels FILE")
+    labels = read_labels(located(config.labels), num_samples=config.num_samples)
+    labels = labels.with_spread(leave_out=config.leave_out_constant, min_sd=config.min_sd)
     texts: dict[str, str] = {}
     if config.problems is not None:
         texts = {p.id: p.text for p in load_problems(config.problems)}
-    with bad_input():
-        return labels.with_texts(texts, config.problems or "--problems FILE is not given")
+    return labels.with_texts(texts, config.problems or "--problems FILE is not given")
+
+
+def read_features(
+    config: PredictorConfig, labels: Labels, bar: Progress
+) -> tuple[Features, Recipe]:
+    """The features of the labels' texts, with a bar while the model reads them.
+
+    Raises:
+        InputError: If there is no such model.
+    """
+    task = bar.add_task("features", total=len(labels))
+    found = extract(
+        [text for text in labels.texts if text is not None],
+        config.features,
+        config.training.head.features,
+        cache=config.cache,
+        advance=lambda count: bar.advance(task, count),
+    )
+    bar.remove_task(task)
+    return found
+
+
+def quality_table(
+    title: str,
+    labels: Sequence[str],
+    rows: Sequence[tuple[Sequence[str], Quality]],
+    notes: Sequence[str] = (),
+) -> Table:
+    """How good priors are, a row for each.
+
+    Args:
+        title: The table's.
+        labels: Headings of the rows' labels.
+        rows: Labels and quality of each; what is not known is left empty.
+        notes: What stands below, before what the columns are.
+    """
+    forms = {"mean_error": ".5f", "mean_rank": ".3f", "sd_error": ".6f", "sd_rank": ".3f"}
+    forms |= {"coverage": ".1%", "nll": ".3f"}
+
+    def cells(quality: Quality) -> list[str]:
+        found = ((getattr(quality, name), form) for name, form in forms.items())
+        return ["" if math.isnan(value) else format(value, form) for value, form in found]
+
+    head = ["mean: error", "rank", "sd: error", "rank", f"{COVERAGE:.0%} interval", "nats"]
+    return Table(
+        title=title,
+        columns=[*labels, *head],
+        rows=[[*names, *cells(quality)] for names, quality in rows],
+        notes=[
+            *notes,
+            "error: squared, of the mean (sd) of a problem's scores; rank: Spearman's correlation",
+            "interval: share of the problems whose mean is inside their central interval",
+            "nats: negative log marginal likelihood of a problem's scores",
+        ],
+    )

@@ -7,58 +7,23 @@ of (`parts`). docs/predictor.md is the guide.
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from optscale_jax.predictor.config import TrainingConfig
-    from optscale_jax.predictor.errors import PredictorError
-    from optscale_jax.predictor.features import FeatureConfig, Features, Recipe, extract
-    from optscale_jax.predictor.head import Head, HeadConfig, to_prior
-    from optscale_jax.predictor.labels import Labels, labels_of_pool, read_labels
-    from optscale_jax.predictor.losses import LossConfig, Targets
-    from optscale_jax.predictor.optimizers import OptimizerConfig
-    from optscale_jax.predictor.predictor import Prediction, Predictor
-    from optscale_jax.predictor.training import Fitted, train
-
-__all__ = [
-    "FeatureConfig",
-    "Features",
-    "Fitted",
-    "Head",
-    "HeadConfig",
-    "Labels",
-    "LossConfig",
-    "OptimizerConfig",
-    "Prediction",
-    "Predictor",
-    "PredictorError",
-    "Recipe",
-    "Targets",
-    "TrainingConfig",
-    "extract",
-    "labels_of_pool",
-    "read_labels",
-    "to_prior",
-    "train",
-]
-
-
-_MODULES = {
-    "config": ("TrainingConfig",),
-    "errors": ("PredictorError",),
+_NAMES = {
+    "data": ("SplitConfig",),
     "features": ("FeatureConfig", "Features", "Recipe", "extract"),
     "head": ("Head", "HeadConfig", "to_prior"),
     "labels": ("Labels", "labels_of_pool", "read_labels"),
     "losses": ("LossConfig", "Targets"),
-    "optimizers": ("OptimizerConfig",),
+    "parts": ("OptimizerConfig",),
     "predictor": ("Prediction", "Predictor"),
-    "training": ("Fitted", "train"),
+    "training": ("Fitted", "TrainingConfig", "train"),
 }
 
 
 def __getattr__(name: str) -> Any:
     # Only when it is asked for: labels are made where no package of a model is installed.
-    for module, names in _MODULES.items():
+    for module, names in _NAMES.items():
         if name in names:
             return getattr(importlib.import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,9 +1,10 @@
-"""What is fitted to problems that a head was not trained on, and added to what it says.
+"""What is fitted to problems that a head was not trained on, and how good its priors are on them.
 
 `Offsets` are added to a head's outputs, whatever the head; `Points` makes point predictions of the
-priors. Neither knows the head's weights.
+priors; `quality` holds both against what came of the problems. None knows the head's weights.
 """
 
+import warnings
 from typing import NamedTuple
 
 import jax
@@ -21,7 +22,15 @@ from optscale_jax.empirical_bayes import (
 from optscale_jax.estimation import Prior, ScoreStats
 from optscale_jax.predictor.head import with_widths
 
-__all__ = ["COVERAGE", "Offsets", "Points"]
+__all__ = [
+    "COVERAGE",
+    "Offsets",
+    "Points",
+    "Quality",
+    "central_interval",
+    "quality",
+    "rank_correlation",
+]
 
 COVERAGE = 0.8
 """Coverage of the interval whose honesty is reported."""
@@ -33,6 +42,12 @@ _FITTING_STEPS = 8
 _HALVINGS = 12
 _REACH = 1.5
 # Largest change of the outputs of the widths for the coverage's sake.
+_with_widths = jax.jit(with_widths)
+
+
+def central_interval(prior: Prior, n: ArrayLike = np.inf) -> np.ndarray:
+    """Ends [2, P] of the central interval of `COVERAGE` for the mean of n scores of a problem."""
+    return np.moveaxis(np.asarray(predictive_interval(prior, COVERAGE, n)), -1, 0)
 
 
 class Offsets(NamedTuple):
@@ -76,9 +91,7 @@ class Offsets(NamedTuple):
         for _ in range(_HALVINGS):
             middle = np.float32((least + most) / 2)
             added = np.array([0, 0, *(widths + middle)], np.float32)
-            interval = predictive_interval(_with_widths(prior, outputs, added), COVERAGE, stats.n)
-            low, high = np.moveaxis(np.asarray(interval), -1, 0)
-            if np.mean((low <= stats.mean) & (stats.mean <= high)) >= COVERAGE:
+            if _covered(_with_widths(prior, outputs, added), stats) >= COVERAGE:
                 most = middle
             else:
                 least = middle
@@ -87,9 +100,6 @@ class Offsets(NamedTuple):
     def __call__(self, outputs: ArrayLike) -> Float[Array, "... outputs"]:
         """The outputs [..., 4] with the offsets added."""
         return jnp.asarray(outputs) + jnp.asarray(self, jnp.float32)
-
-
-_with_widths = jax.jit(with_widths)
 
 
 @jax.jit
@@ -110,6 +120,13 @@ def _likeliest(prior: Prior, outputs: Array, relative: Posterior) -> Array:
     return jax.lax.fori_loop(0, _FITTING_STEPS, newton, jnp.zeros(2))
 
 
+def _covered(prior: Prior, stats: ScoreStats) -> float:
+    """Share of the problems whose mean is inside its central interval."""
+    low, high = central_interval(prior, stats.n)
+    mean = np.asarray(stats.mean)
+    return float(np.mean((low <= mean) & (mean <= high)))
+
+
 class Points(NamedTuple):
     """Linear regressions from what a prior expects, and how sure it is, to point predictions.
 
@@ -128,15 +145,9 @@ class Points(NamedTuple):
 
     @classmethod
     def fit(cls, prior: Prior, stats: ScoreStats) -> "Points":
-        """Least squares over problems.
-
-        Args:
-            prior: Fields [P], of problems that these priors were not trained on.
-            stats: Statistics of their scores [P].
-        """
-        own_sd = np.sqrt(np.asarray(stats.m2) / np.asarray(stats.n))
+        """Least squares over problems that these priors [P] were not trained on."""
         columns = _columns(prior)
-        return cls(_regression(columns[:, :1], stats.mean), _regression(columns, own_sd))
+        return cls(_regression(columns[:, :1], stats.mean), _regression(columns, _sd(stats)))
 
     def __call__(self, prior: Prior) -> tuple[np.ndarray, np.ndarray]:
         """The point predictions of mean and sd [P], in [0, 1] and [0, 1/2]."""
@@ -149,8 +160,15 @@ class Points(NamedTuple):
         return line(self.mean, 1.0), line(self.sd, 0.5)
 
 
+_AS_EXPECTED = Points()
+
+
 def _columns(prior: Prior) -> np.ndarray:
     return np.stack([*predictive(prior), *predictive_spread(prior)], axis=-1).astype(np.float64)
+
+
+def _sd(stats: ScoreStats) -> np.ndarray:
+    return np.sqrt(np.asarray(stats.m2) / np.asarray(stats.n))
 
 
 def _regression(x: np.ndarray, y: ArrayLike) -> tuple[float, ...]:
@@ -161,3 +179,59 @@ def _regression(x: np.ndarray, y: ArrayLike) -> tuple[float, ...]:
     gram = z.T @ z + _RIDGE * np.eye(x.shape[1])
     slopes = np.linalg.solve(gram, z.T @ (y - y.mean())) / scale
     return float(y.mean() - slopes @ centre), *map(float, slopes)
+
+
+class Quality(NamedTuple):
+    """How good priors, or point predictions alone, are on problems; NaN: not known.
+
+    Attributes:
+        problems: How many problems.
+        mean_error: Mean squared error of the predicted mean of the scores (`Points`).
+        mean_rank: Its rank correlation with the truth (Spearman); NaN for a constant.
+        sd_error: The same of the predicted standard deviation.
+        sd_rank: Likewise.
+        coverage: Share of means inside the central interval of `COVERAGE`.
+        nll: Minus the mean log marginal likelihood of a problem's scores, in nats a problem.
+    """
+
+    problems: int
+    mean_error: float
+    mean_rank: float
+    sd_error: float
+    sd_rank: float
+    coverage: float = np.nan
+    nll: float = np.nan
+
+
+def quality(
+    prior: Prior, stats: ScoreStats, posterior: Posterior, points: Points = _AS_EXPECTED
+) -> Quality:
+    """Measures priors against what came of the problems.
+
+    Args:
+        prior: Fields [P], or scalar for one prior for all.
+        stats: Statistics of the scores [P].
+        posterior: Nodes of the same problems.
+        points: What makes point predictions of the priors.
+    """
+    prior = jax.tree.map(lambda v: jnp.broadcast_to(jnp.asarray(v), stats.mean.shape), prior)
+    mean, sd = points(prior)
+    own_mean, own_sd = np.asarray(stats.mean), _sd(stats)
+    return Quality(
+        problems=len(own_mean),
+        mean_error=float(np.mean((mean - own_mean) ** 2)),
+        mean_rank=rank_correlation(mean, own_mean),
+        sd_error=float(np.mean((sd - own_sd) ** 2)),
+        sd_rank=rank_correlation(sd, own_sd),
+        coverage=_covered(prior, stats),
+        nll=-float(np.mean(log_marginal(posterior, prior))),
+    )
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's, ties sharing their ranks; NaN if one of the two is constant."""
+    from scipy import stats  # a second to import
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.ConstantInputWarning)
+        return float(stats.spearmanr(a, b)[0])  # pyright: ignore[reportArgumentType]

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
+from optscale_jax.errors import PredictorError
 from optscale_jax.predictor.ensemble import flatten, unflatten
-from optscale_jax.predictor.errors import PredictorError
 
 __all__ = ["Checkpoints", "Progress", "State"]
 
@@ -42,9 +42,8 @@ class Checkpoints:
             return
         import orbax.checkpoint as ocp
 
+        self._ocp, self._folder = ocp, folder
         process = jax.process_index()
-        self._ocp = ocp
-        self._folder = folder
         options = ocp.CheckpointManagerOptions(
             max_to_keep=2,
             enable_async_checkpointing=False,
@@ -53,7 +52,6 @@ class Checkpoints:
                 primary_host=process, active_processes={process}, barrier_sync_key_prefix="optscale"
             ),
         )
-        self._writes = process == 0
         folder.mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
 
@@ -66,16 +64,12 @@ class Checkpoints:
 
     def save(self, state: State, progress: Progress) -> None:
         """Writes a checkpoint of an epoch."""
-        if self._manager is not None and self._writes:
+        if self._manager is not None and jax.process_index() == 0:
             tree = _tree(state, progress)
             self._manager.save(progress.epoch, args=self._ocp.args.StandardSave(tree))
 
     def latest(self, state: State, progress: Progress) -> tuple[State, Progress]:
-        """The last checkpoint; what is given, if there is none.
-
-        Args:
-            state: Of the structure and shapes that are expected.
-            progress: Likewise.
+        """The last checkpoint, of the structure and shapes given; what is given without one.
 
         Raises:
             PredictorError: If it is the checkpoint of another head or optimizer.
@@ -92,14 +86,11 @@ class Checkpoints:
             ) from error
         leaves, structure = jax.tree.flatten(state.optimizer)
         leaves = [np.asarray(found["optimizer"][str(i)]) for i in range(len(leaves))]
-        epoch, stale, best = np.asarray(found["progress"]).tolist()
+        params, best = (unflatten(state.params, found[name]) for name in ("params", "best"))
+        epoch, stale, least = found["progress"].tolist()
         return (
-            State(
-                np.asarray(found["step"]),
-                unflatten(state.params, found["params"]),
-                jax.tree.unflatten(structure, leaves),
-            ),
-            Progress(int(epoch), int(stale), best, unflatten(progress.params, found["best"])),
+            State(np.asarray(found["step"]), params, jax.tree.unflatten(structure, leaves)),
+            Progress(int(epoch), int(stale), least, best),
         )
 
 

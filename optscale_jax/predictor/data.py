@@ -12,15 +12,34 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Bool, Float, Int
 
+from optscale_jax.checks import at_least, within
 from optscale_jax.empirical_bayes import Posterior, fit_pooled_prior, log_marginal, posterior_nodes
+from optscale_jax.errors import PredictorError
 from optscale_jax.estimation import Prior, ScoreStats
-from optscale_jax.predictor.config import SplitConfig
-from optscale_jax.predictor.errors import PredictorError
-from optscale_jax.predictor.features import Features
+from optscale_jax.predictor.features import Features, padded
 from optscale_jax.predictor.labels import Labels
 from optscale_jax.predictor.losses import Spread
 
-__all__ = ["Batch", "Normalisation", "Problems", "Splits", "replicate", "split"]
+__all__ = ["Batch", "Normalisation", "Problems", "SplitConfig", "Splits", "replicate", "split"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitConfig:
+    """How problems are kept from training, at random; those with the same text stay together.
+
+    Attributes:
+        folds: Parts of equal size, at least 2. Member m of the ensemble is not trained on part m,
+            which serves its early stopping and the calibration of the widths.
+        test: Share that only the report at the end sees, in [0, 1).
+    """
+
+    folds: int = 5
+    test: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuses numbers outside their domain."""
+        at_least(self, 2, "folds", of="split.")
+        within(self, "[0, 1)", "test", of="split.")
 
 
 class Splits(NamedTuple):
@@ -130,12 +149,6 @@ class Problems:
     def of(cls, features: Features, labels: Labels, splits: Splits, members: int) -> "Problems":
         """Computes what does not change in training; every process computes the same.
 
-        Args:
-            features: Of the labels' texts.
-            labels: Problems whose scores spread.
-            splits: Who is trained on.
-            members: Heads.
-
         Raises:
             PredictorError: If there are fewer training problems than devices, or features are not
                 finite.
@@ -148,13 +161,11 @@ class Problems:
             )
         for row, rows in enumerate(features.rows):
             if not np.all(np.isfinite(np.asarray(rows, np.float32))):
+                name = labels.problem_ids[row]
                 raise PredictorError(
-                    f"{labels.source}: features of problem {labels.problem_ids[row]!r} are not "
-                    "finite"
+                    f"{labels.source}: features of problem {name!r} are not finite"
                 )
-        stats = ScoreStats(
-            *(np.float32(v) for v in (labels.stats.n, labels.stats.mean, labels.stats.m2))
-        )
+        stats = labels.rounded()
         of_train = jax.tree.map(lambda v: v[splits.train], stats)
         reference = jax.tree.map(np.asarray, fit_pooled_prior(of_train))
         posterior = jax.tree.map(np.asarray, posterior_nodes(stats, reference))
@@ -194,19 +205,13 @@ class Problems:
             features = self.pooled[rows][:, None]
             mask = np.ones((size, 1), bool)
         else:
+            tokens = [self.normalisation(self.rows[row]) for row in rows]
             # Padded to powers of two: few compilations.
-            lengths = np.array([len(self.rows[row]) for row in rows])
-            length = max(16, 1 << (int(lengths.max()) - 1).bit_length())
-            mask = np.arange(length) < lengths[:, None]
-            features = np.zeros((size, length, self.rows[0].shape[1]), np.float32)
-            for index, row in enumerate(rows):
-                features[index, : lengths[index]] = self.normalisation(self.rows[row])
+            length = max(16, 1 << (max(map(len, tokens)) - 1).bit_length())
+            features, mask = padded(tokens, size, length)
         stats, posterior = jax.tree.map(lambda v: v[rows], (self.stats, self.relative))
         batch = Batch(features, mask, stats, posterior, weight)
-        sharding = NamedSharding(self.mesh, PartitionSpec("data"))
-        return jax.tree.map(
-            lambda v: jax.make_array_from_callback(v.shape, sharding, lambda index: v[index]), batch
-        )
+        return _placed(batch, NamedSharding(self.mesh, PartitionSpec("data")))
 
     def order(self, size: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
         """The batches of an epoch; token-level features in groups of similar length."""
@@ -223,8 +228,10 @@ class Problems:
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Arrays of which every device has the whole."""
-    sharding = NamedSharding(mesh, PartitionSpec())
+    return _placed(tree, NamedSharding(mesh, PartitionSpec()))
 
+
+def _placed(tree: Any, sharding: NamedSharding) -> Any:
     def place(leaf):
         value = np.asarray(leaf)
         return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])

@@ -20,24 +20,12 @@ BuildT = TypeVar("BuildT", bound=Callable[..., Any])
 
 
 def abstract(head: HeadMaker, width: int) -> tuple[Any, Any]:
-    """(graph, parameters' shapes) of one member.
-
-    Args:
-        head: What makes it.
-        width: Of the features.
-    """
+    """(graph, parameters' shapes) of one member, for features of a width."""
     return nnx.split(nnx.eval_shape(lambda: head(width, rngs=nnx.Rngs(0))), nnx.Param)
 
 
 def initial(head: HeadMaker, width: int, members: int, seed: int) -> Any:
-    """The stacked parameters that training starts from.
-
-    Args:
-        head: What makes a member.
-        width: Of the features.
-        members: How many.
-        seed: Of the weights.
-    """
+    """The stacked parameters that training starts from."""
 
     def one(key):
         return nnx.split(head(width, rngs=nnx.Rngs(key)), nnx.Param)[1]

@@ -9,18 +9,20 @@ and padding is masked out of the model and of the pooling. The features are cach
 import contextlib
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
-from optscale_jax.errors import InputError
+from optscale_jax.checks import at_least
+from optscale_jax.errors import CheckpointError, InputError, PredictorError
+from optscale_jax.files import atomic_write
 from optscale_jax.predictor.cache import FeatureCache, Item, text_key
-from optscale_jax.predictor.errors import PredictorError
 from optscale_jax.shipped import SCHEME, located
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "extract",
     "make_recipe",
     "model_folder",
+    "padded",
 ]
 
 Pooling = Literal["tokens", "mean", "last"]
@@ -65,16 +68,10 @@ class FeatureConfig:
     batch_tokens: int = 4096
 
     def __post_init__(self) -> None:
-        """Refuses numbers outside their domain.
-
-        Raises:
-            ValueError: Naming the field.
-        """
-        for name in ("max_tokens", "batch_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"features.{name} is {getattr(self, name)}; it must be at least 1")
+        """Refuses what is outside its domain."""
+        at_least(self, 1, "max_tokens", "batch_tokens", of="features.")
         if not self.layers:
-            raise ValueError("features.layers is empty; give one layer at least")
+            raise InputError("features.layers is empty; give one layer at least")
 
 
 class Recipe(NamedTuple):
@@ -102,18 +99,16 @@ class Recipe(NamedTuple):
         return cls(**{**value, "layers": tuple(value["layers"])})
 
     def check(self, other: "Recipe", where: str) -> None:
-        """Refuses another recipe.
-
-        The model's name may differ: the checkpoint's contents count.
+        """Refuses another recipe; only the model's name may differ, for its contents count.
 
         Raises:
             PredictorError: Naming the first field that differs.
         """
-        for name in self._fields:
-            if name != "model" and getattr(self, name) != getattr(other, name):
+        for name, own, others in zip(self._fields, self, other, strict=True):
+            if name != "model" and own != others:
                 raise PredictorError(
-                    f"{where}: trained on other features: {name} is {_short(getattr(self, name))} "
-                    f"there, {_short(getattr(other, name))} here"
+                    f"{where}: trained on other features: {name} is {_short(own)} there, "
+                    f"{_short(others)} here"
                 )
 
 
@@ -146,19 +141,13 @@ def model_folder(model: str, revision: str | None = None) -> Path:
         model: As in `FeatureConfig`.
         revision: Likewise.
 
-    Returns:
-        The folder.
-
     Raises:
-        PredictorError: If there is none.
+        InputError: If there is none.
     """
-    try:
-        folder = Path(located(model)).expanduser()
-    except InputError as error:
-        raise PredictorError(str(error)) from error
-    if not folder.is_dir() and model.startswith((".", "/", "~", SCHEME)):
-        raise PredictorError(f"{model}: no such folder")
+    folder = Path(located(model)).expanduser()
     if not folder.is_dir():
+        if model.startswith((".", "/", "~", SCHEME)):
+            raise PredictorError(f"{model}: no such folder")
         return _from_hub(model, revision)
     if not (folder / "config.json").is_file():
         raise PredictorError(f"{folder}: no config.json; give a Hugging Face checkpoint's folder")
@@ -181,18 +170,15 @@ def _from_hub(model: str, revision: str | None) -> Path:
 def make_recipe(
     config: FeatureConfig, pooling: Pooling, *, cache: str | os.PathLike[str] | None = None
 ) -> Recipe:
-    """The recipe that a configuration stands for.
+    """The recipe that a configuration stands for, with its layers counted from 0.
 
     Args:
         config: The configuration.
         pooling: What to keep of a text's tokens.
         cache: A cache's folder, where checksums of large checkpoints are kept too.
 
-    Returns:
-        The recipe, with the checkpoint's fingerprint and layers counted from 0.
-
     Raises:
-        PredictorError: If there is no such model or layer.
+        InputError: If there is no such model or layer.
     """
     folder = model_folder(config.model, config.revision)
     sizes = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -207,42 +193,30 @@ def make_recipe(
     layers = tuple(layer % (depth + 1) for layer in config.layers)
     if len(set(layers)) < len(layers):
         raise PredictorError(f"features.layers: {config.layers} names a layer twice")
-    return Recipe(
-        model=config.model,
-        fingerprint=_fingerprint(folder, cache),
-        layers=layers,
-        pooling=pooling,
-        max_tokens=config.max_tokens,
-        dtype=config.dtype,
-    )
+    fingerprint = _fingerprint(folder, cache)
+    return Recipe(config.model, fingerprint, layers, pooling, config.max_tokens, config.dtype)
 
 
 def _fingerprint(folder: Path, cache: str | os.PathLike[str] | None) -> str:
-    """SHA-256 over a checkpoint's files; those of large files are kept with size and time."""
-    known_path = None if cache is None else Path(cache).expanduser() / "checkpoints.json"
+    """SHA-256 over a checkpoint's files; the cache keeps that of each with its size and time."""
+    kept = None if cache is None else Path(cache).expanduser() / "checkpoints.json"
     known: dict[str, Any] = {}
-    if known_path is not None and known_path.is_file():
-        try:
-            known = json.loads(known_path.read_bytes())
-        except ValueError:
-            known = {}
+    if kept is not None and kept.is_file():
+        with contextlib.suppress(ValueError):
+            known = json.loads(kept.read_bytes())
+    before = dict(known)
     whole = hashlib.sha256()
     patterns = ("config.json", "tokenizer*", "vocab*", "merges.txt", "*.safetensors", "*.bin")
-    files = sorted({path for pattern in patterns for path in folder.glob(pattern)})
-    changed = False
-    for path in files:
+    for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
         status = path.stat()
         key, stamp = str(path.resolve()), [status.st_size, status.st_mtime_ns]
         if known.get(key, [None])[:-1] != stamp:
             with open(path, "rb") as file:
                 known[key] = [*stamp, hashlib.file_digest(file, "sha256").hexdigest()]
-            changed = True
         whole.update(f"{path.name} {known[key][-1]}\n".encode())
-    if changed and known_path is not None:
-        known_path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = known_path.with_name(f"{known_path.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(known))
-        os.replace(temporary, known_path)
+    if kept is not None and known != before:
+        with atomic_write(kept) as file:
+            json.dump(known, file)
     return whole.hexdigest()
 
 
@@ -272,7 +246,7 @@ def extract(
         The features, in the texts' order, and their recipe.
 
     Raises:
-        PredictorError: If a text is blank, there is no such model, the recipe is not the expected
+        InputError: If a text is blank, there is no such model, the recipe is not the expected
             one, or the cache holds another's features.
     """
     for index, text in enumerate(texts):
@@ -289,41 +263,78 @@ def extract(
     if advance is not None and len(missing) < len(texts):
         advance(sum(k not in missing for k in keys))
     if missing:
-        run = _transformers if config.backend == "transformers" else _flax
-        pending_keys: list[str] = []
-        pending: list[Item] = []
-        names = list(missing)
-        for rows, items in run(list(missing.values()), config, recipe):
-            pending_keys += [names[row] for row in rows]
-            pending += items
+        names, pending = list(missing), dict[str, Item]()
+        for rows, items in _read(list(missing.values()), config, recipe):
+            pending |= zip([names[row] for row in rows], items, strict=True)
             if advance is not None:
                 advance(len(rows))
-            size = sum(item.rows.nbytes for item in pending)
+            size = sum(item.rows.nbytes for item in pending.values())
             if len(pending) >= _SHARD_TEXTS or size >= _SHARD_BYTES:
-                store.add(pending_keys, pending)
-                pending_keys, pending = [], []
-        store.add(pending_keys, pending)
+                store.add([*pending], [*pending.values()])
+                pending = {}
+        store.add([*pending], [*pending.values()])
     items = [store[k] for k in keys]
     tokens = np.array([item.tokens for item in items], np.int64)
     return Features([item.rows for item in items], tokens, len(missing)), recipe
 
 
-Batches = Iterator[tuple[list[int], list[Item]]]
+def padded(
+    rows: Sequence[Any], size: int, length: int, dtype: Any = np.float32
+) -> tuple[np.ndarray, Bool[np.ndarray, "size length"]]:
+    """Rows of several lengths as one array.
+
+    Args:
+        rows: At most `size` sequences of numbers or of vectors, each of 1 to `length`.
+        size: Of the array.
+        length: Likewise.
+        dtype: Of the array.
+
+    Returns:
+        The array [size, length, ...], 0 where there is nothing, and a mask of what is there. Where
+        there are fewer rows, those missing have one element, so that no mean is over nothing.
+    """
+    array = np.zeros((size, length, *np.shape(rows[0])[1:]), dtype)
+    mask = np.zeros((size, length), bool)
+    mask[:, 0] = True
+    for index, row in enumerate(rows):
+        array[index, : len(row)] = row
+        mask[index, : len(row)] = True
+    return array, mask
 
 
-def _tokenise(texts: list[str], folder: Path, max_tokens: int) -> list[list[int]]:
+def _read(
+    texts: list[str], config: FeatureConfig, recipe: Recipe
+) -> Iterator[tuple[list[int], list[Item]]]:
+    """The model's features of texts, batch by batch: their indices, and an item for each."""
+    on_torch = config.backend == "transformers"
+    for package in ("transformers", "torch") if on_torch else ("transformers",):
+        if importlib.util.find_spec(package) is None:
+            raise PredictorError(f"features need {package}: pip install 'optscale-jax[predictor]'")
     from transformers import AutoTokenizer
 
+    folder = model_folder(config.model, config.revision)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    return tokenizer(texts, truncation=True, max_length=max_tokens)["input_ids"]
+    tokens = tokenizer(texts, truncation=True, max_length=recipe.max_tokens)["input_ids"]
+    run = _transformers if on_torch else _flax
+    for batch, states in run(tokens, folder, config, recipe):
+        lengths = [len(tokens[index]) for index in batch]
+        # Copies, so that the batch's padding is not kept alive.
+        if recipe.pooling == "mean":  # pooled already
+            rows = [row[None] for row in states]
+        elif recipe.pooling == "last":
+            rows = [row[n - 1 : n].copy() for row, n in zip(states, lengths, strict=True)]
+        else:
+            rows = [row[:n].copy() for row, n in zip(states, lengths, strict=True)]
+        yield batch, [Item(row, n) for row, n in zip(rows, lengths, strict=True)]
 
 
-def _buckets(lengths: Iterable[int], budget: int) -> Iterator[list[int]]:
+States = Iterator[tuple[list[int], np.ndarray]]
+
+
+def _buckets(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
     """Indices in batches of similar length, longest first: what does not fit shows at once."""
     batch: list[int] = []
-    order = np.argsort(-np.fromiter(lengths, np.int64), kind="stable")
-    lengths = np.asarray(lengths)
-    for index in order.tolist():
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
             yield batch
             batch = []
@@ -332,37 +343,32 @@ def _buckets(lengths: Iterable[int], budget: int) -> Iterator[list[int]]:
         yield batch
 
 
-def _transformers(texts: list[str], config: FeatureConfig, recipe: Recipe) -> Batches:
-    try:
-        import torch
-        import transformers
-    except ImportError as error:
-        raise PredictorError(
-            "features need PyTorch and transformers: pip install 'optscale-jax[predictor]'"
-        ) from error
+def _transformers(
+    tokens: list[list[int]], folder: Path, config: FeatureConfig, recipe: Recipe
+) -> States:
+    import torch
+    import transformers
 
-    folder = model_folder(config.model, config.revision)
-    tokens = _tokenise(texts, folder, recipe.max_tokens)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with _quiet(transformers):
         model = transformers.AutoModel.from_pretrained(folder, dtype=getattr(torch, recipe.dtype))
     model = model.eval().to(device)
-    lengths = [len(ids) for ids in tokens]
     with torch.inference_mode():
-        for batch in _buckets(lengths, config.batch_tokens):
-            longest = lengths[batch[0]]
-            ids = torch.zeros((len(batch), longest), dtype=torch.long)
-            mask = torch.zeros_like(ids)
-            for row, index in enumerate(batch):
-                ids[row, : lengths[index]] = torch.tensor(tokens[index])
-                mask[row, : lengths[index]] = 1
-            ids, mask = ids.to(device), mask.to(device)
+        for batch in _buckets([*map(len, tokens)], config.batch_tokens):
+            rows = [tokens[index] for index in batch]
+            ids, mask = (
+                torch.from_numpy(v).long().to(device)
+                for v in padded(rows, len(rows), len(rows[0]), np.int64)
+            )
             states = model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
             states = torch.cat([states.hidden_states[layer] for layer in recipe.layers], dim=-1)
             if recipe.pooling == "mean":
                 weight = mask[..., None].float()
                 states = ((states.float() * weight).sum(1) / weight.sum(1)).to(states.dtype)
-            yield batch, _items(_as_numpy(states), [lengths[index] for index in batch], recipe)
+            # NumPy knows this type, but torch does not know that.
+            half = recipe.dtype == "bfloat16"
+            states = states.cpu().view(torch.int16 if half else states.dtype).numpy()
+            yield batch, states.view(recipe.dtype)
 
 
 @contextlib.contextmanager
@@ -377,35 +383,13 @@ def _quiet(transformers: Any) -> Iterator[None]:
             transformers.utils.logging.enable_progress_bar()
 
 
-def _as_numpy(states: Any) -> np.ndarray:
-    import torch
-
-    if states.dtype == torch.bfloat16:
-        import ml_dtypes
-
-        return states.cpu().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return states.cpu().numpy()
-
-
-def _items(states: np.ndarray, lengths: list[int], recipe: Recipe) -> list[Item]:
-    """What the recipe keeps of a batch: states [B, T, D], or [B, D] if pooled already."""
-    if recipe.pooling == "mean":
-        return [Item(row[None], n) for row, n in zip(states, lengths, strict=True)]
-    if recipe.pooling == "last":
-        return [Item(row[n - 1 : n].copy(), n) for row, n in zip(states, lengths, strict=True)]
-    # Copies, so that the batch's padding is not kept alive.
-    return [Item(row[:n].copy(), n) for row, n in zip(states, lengths, strict=True)]
-
-
-def _flax(texts: list[str], config: FeatureConfig, recipe: Recipe) -> Batches:
+def _flax(tokens: list[list[int]], folder: Path, config: FeatureConfig, recipe: Recipe) -> States:
     import jax
     import jax.numpy as jnp
     from flax import nnx
 
     from optscale_jax.models import Qwen2
-    from optscale_jax.models.qwen2 import CheckpointError
 
-    folder = model_folder(config.model, config.revision)
     try:
         model = Qwen2.from_pretrained(folder, dtype=jnp.dtype(recipe.dtype))
     except CheckpointError as error:
@@ -428,27 +412,18 @@ def _flax(texts: list[str], config: FeatureConfig, recipe: Recipe) -> Batches:
         weight = mask[..., None].astype(jnp.float32)
         return (jnp.sum(states * weight, axis=1) / jnp.sum(weight, axis=1)).astype(states.dtype)
 
-    tokens = _tokenise(texts, folder, recipe.max_tokens)
-    lengths = [len(ids) for ids in tokens]
     # Lengths are padded to powers of two, and batches to what fits of them: few compilations.
-    padded = [max(16, 1 << (n - 1).bit_length()) for n in lengths]
+    lengths = [max(16, 1 << (len(ids) - 1).bit_length()) for ids in tokens]
     devices = len(jax.local_devices())
-    for length in sorted(set(padded), reverse=True):
-        group = [index for index, n in enumerate(padded) if n == length]
+    for length in sorted(set(lengths), reverse=True):
+        group = [index for index, n in enumerate(lengths) if n == length]
         size = max(config.batch_tokens // length, 1)
         size = -(-min(size, len(group)) // devices) * devices
         for start in range(0, len(group), size):
             batch = group[start : start + size]
-            ids = np.zeros((size, length), np.int32)
-            # A row of padding has one token, so that no mean is over nothing.
-            mask = np.zeros((size, length), bool)
-            mask[:, 0] = True
-            for row, index in enumerate(batch):
-                ids[row, : lengths[index]] = tokens[index]
-                mask[row, : lengths[index]] = True
-            states = run(state, *jax.device_put((ids, mask), over_devices))
-            states = np.asarray(states)[: len(batch)]
-            yield batch, _items(states, [lengths[index] for index in batch], recipe)
+            rows = padded([tokens[index] for index in batch], size, length, np.int32)
+            states = run(state, *jax.device_put(rows, over_devices))
+            yield batch, np.asarray(states)[: len(batch)]
 
 
 def _short(value: Any) -> str:

@@ -7,6 +7,7 @@ leaves the domain.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -17,6 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from optscale_jax.distributions import TruncatedNormal
+from optscale_jax.errors import InputError
 from optscale_jax.estimation import Prior
 from optscale_jax.predictor.features import Pooling
 
@@ -58,20 +60,16 @@ class HeadConfig:
     towers: Literal[1, 2] = 1
 
     def __post_init__(self) -> None:
-        """Refuses numbers outside their domain.
-
-        Raises:
-            ValueError: Naming the field.
-        """
-        if any(width < 1 for width in self.hidden):
-            raise ValueError(f"head.hidden is {self.hidden}; widths must be at least 1")
-        if len(self.dropout) != len(self.hidden):
-            raise ValueError(
-                f"head.dropout has {len(self.dropout)} numbers; head.hidden has {len(self.hidden)} "
-                "layers"
+        """Refuses what is outside its domain."""
+        rates, widths = self.dropout, self.hidden
+        if any(width < 1 for width in widths):
+            raise InputError(f"head.hidden is {widths}; widths must be at least 1")
+        if len(rates) != len(widths):
+            raise InputError(
+                f"head.dropout has {len(rates)} numbers; head.hidden has {len(widths)} layers"
             )
-        if not all(0 <= rate < 1 for rate in self.dropout):
-            raise ValueError(f"head.dropout is {self.dropout}; rates must be in [0, 1)")
+        if not all(0 <= rate < 1 for rate in rates):
+            raise InputError(f"head.dropout is {rates}; rates must be in [0, 1)")
 
     @property
     def features(self) -> Pooling:
@@ -83,21 +81,14 @@ class Tower(nnx.Module):
     """Hidden layers with GELU and dropout, and a linear output that starts near 0."""
 
     def __init__(
-        self,
-        width: int,
-        outputs: int,
-        *,
-        hidden: Sequence[int],
-        dropout: Sequence[float],
-        rngs: nnx.Rngs,
+        self, widths: Sequence[int], outputs: int, dropout: Sequence[float], rngs: nnx.Rngs
     ):
         self.rates = tuple(dropout)
-        layers = []
-        for size in hidden:
-            layers.append(nnx.Linear(width, size, kernel_init=_SPREADING, rngs=rngs))
-            width = size
-        self.layers = nnx.List(layers)
-        self.output = nnx.Linear(width, outputs, kernel_init=_SMALL, rngs=rngs)
+        sizes = itertools.pairwise(widths)
+        self.layers = nnx.List(
+            [nnx.Linear(*size, kernel_init=_SPREADING, rngs=rngs) for size in sizes]
+        )
+        self.output = nnx.Linear(widths[-1], outputs, kernel_init=_SMALL, rngs=rngs)
 
     def __call__(self, x: Array, key: PRNGKeyArray | None) -> Array:
         for index, (layer, rate) in enumerate(zip(self.layers, self.rates, strict=True)):
@@ -109,16 +100,7 @@ class Tower(nnx.Module):
 
 
 class Head(nnx.Module):
-    """Features of a problem's tokens to the four numbers of `to_prior`; `HeadConfig` has the rest.
-
-    Args:
-        width: Of the features.
-        pooling: How a text's tokens become one vector.
-        hidden: Widths of the hidden layers.
-        dropout: Share of each hidden layer's units that is left out.
-        towers: Networks, 1 or 2.
-        rngs: Of the weights.
-    """
+    """Features [B, length, width] to the four numbers of `to_prior`; `HeadConfig` has the shape."""
 
     def __init__(
         self,
@@ -135,11 +117,8 @@ class Head(nnx.Module):
             # Starts as the mean over tokens.
             zero = nnx.initializers.zeros
             self.query = nnx.Linear(width, 1, kernel_init=zero, use_bias=False, rngs=rngs)
-        towers_of = (
-            Tower(width, OUTPUTS // towers, hidden=hidden, dropout=dropout, rngs=rngs)
-            for _ in range(towers)
-        )
-        self.towers = nnx.List(towers_of)
+        widths, outputs = (width, *hidden), OUTPUTS // towers
+        self.towers = nnx.List([Tower(widths, outputs, dropout, rngs) for _ in range(towers)])
 
     def pool(
         self, x: Float[Array, "batch length width"], mask: Bool[Array, "batch length"]
@@ -163,11 +142,8 @@ class Head(nnx.Module):
 
         Args:
             x: Normalised features, a row a token; one row if they are pooled already.
-            mask: True where there is a token; at least one in each text.
+            mask: Which of the rows there are.
             key: Key of the dropout; None: no dropout, as when predicting.
-
-        Returns:
-            For `to_prior`.
         """
         pooled = self.pool(x, mask)
         keys = [None if key is None else jax.random.fold_in(key, i) for i in range(2)]
@@ -233,10 +209,7 @@ def with_widths(
     Args:
         prior: that at `outputs`.
         outputs: shape [..., 4].
-        added: shape [4]; what is added to mean and scale is not read.
-
-    Returns:
-        Prior of fields [...].
+        added: what is added to mean and scale is not read.
     """
     factors = jnp.exp(_bounded(outputs + added) - _bounded(outputs))
     loc_sd, scale_sd = prior.loc_sd * factors[..., 2], prior.scale_sd * factors[..., 3]
@@ -252,14 +225,12 @@ def _bounded(outputs: Array) -> Array:
 def loc_of_mean(mean: Float[Array, "..."], scale: Float[Array, "..."]) -> Float[Array, "..."]:
     """The loc at which a truncated normal on [0, 1] has a given mean.
 
-    The mean rises with loc from 0 to 1 at any scale, so there is exactly one.
+    The mean rises with loc from 0 to 1 at any scale, so there is exactly one. Differentiable in
+    both (implicit function theorem).
 
     Args:
         mean: shape [...], inside (0, 1).
         scale: shape [...], above 0.
-
-    Returns:
-        Shape [...]. Differentiable in both (implicit function theorem).
     """
     # Seen from the nearer end, at distance d of the mean: far outside, d = scale^2 / gap; at the
     # end, d = 0.8 scale; inside, d = -gap. Newton's method on 1/d, which is nearly linear in the

@@ -7,6 +7,7 @@ One JSON object a line, as `python -m train.labels` writes it:
 Builds on `ScoreStats`, which says what m2 is, and on the readers of pools.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -17,12 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from optscale_jax.errors import RecordError
+from optscale_jax.errors import PredictorError
 from optscale_jax.estimation import ScoreStats
 from optscale_jax.pool import Pool
-from optscale_jax.predictor.errors import PredictorError
 from optscale_jax.problems import ID_FIELDS, TEXT_FIELDS
-from optscale_jax.readers.records import Record, read_records
+from optscale_jax.readers.records import Record, read_records, shown
 
 __all__ = ["Labels", "labels_of_pool", "lines", "read_labels"]
 
@@ -52,12 +52,16 @@ class Labels:
         """[P] standard deviation of each problem's scores, with n in the denominator."""
         return np.sqrt(self.stats.m2 / self.stats.n)
 
+    def rounded(self) -> ScoreStats:
+        """The statistics in float32, in which they are computed with."""
+        return ScoreStats(*(np.float32(v) for v in vars(self.stats).values()))
+
     def take(self, rows: Any) -> "Labels":
         """The labels of some of the problems, by indices or by a mask."""
         rows = np.arange(len(self))[rows]
-        stats = ScoreStats(*(v[rows] for v in (self.stats.n, self.stats.mean, self.stats.m2)))
-        ids = tuple(self.problem_ids[row] for row in rows)
-        return Labels(ids, tuple(self.texts[row] for row in rows), stats, self.source)
+        stats = ScoreStats(*(v[rows] for v in vars(self.stats).values()))
+        ids, texts = (tuple(v[row] for row in rows) for v in (self.problem_ids, self.texts))
+        return Labels(ids, texts, stats, self.source)
 
     def with_texts(self, texts: Mapping[str, str], source: str) -> "Labels":
         """The labels with the texts of problems that lack one filled in, by id.
@@ -65,15 +69,14 @@ class Labels:
         Raises:
             PredictorError: If a problem has no text here or there.
         """
-        found = tuple(
-            text if text is not None else texts.get(name)
-            for name, text in zip(self.problem_ids, self.texts, strict=True)
-        )
-        missing = [name for name, text in zip(self.problem_ids, found, strict=True) if not text]
+        names = self.problem_ids
+        pairs = zip(names, self.texts, strict=True)
+        found = tuple(texts.get(name) if text is None else text for name, text in pairs)
+        missing = [name for name, text in zip(names, found, strict=True) if not text]
         if missing:
+            more = f" and {len(missing) - 1} more" if missing[1:] else ""
             raise PredictorError(
-                f"{source}: no text for problem {missing[0]!r} of {self.source}"
-                + (f" and {len(missing) - 1} more" if missing[1:] else "")
+                f"{source}: no text for problem {missing[0]!r} of {self.source}{more}"
             )
         return dataclasses.replace(self, texts=found)
 
@@ -127,38 +130,30 @@ def read_labels(path: str | os.PathLike[str], *, num_samples: int | None = None)
         The labels, in the file's order.
 
     Raises:
-        PredictorError: If the file cannot be read, or a record lacks a field or has numbers that no
+        InputError: If the file cannot be read, or a record lacks a field or has numbers that no
             scores in [0, 1] have; the message names file, line and field.
     """
-    ids: list[str] = []
-    texts: list[str | None] = []
-    rows: list[tuple[float, float, float]] = []
-    try:
-        for record in read_records(Path(path)):
-            ids.append(record.label(_first(record, ID_FIELDS, "id")))
-            texts.append(_text(record))
-            rows.append(_statistics(record, num_samples))
-    except RecordError as error:
-        raise PredictorError(str(error)) from error
+    rows: Any = [
+        (record.label(_id_field(record)), _text(record), *_statistics(record, num_samples))
+        for record in read_records(Path(path))
+    ]
     if not rows:
         raise PredictorError(f"{path}: no records; give one problem at least")
-    n, mean, m2 = np.array(rows, np.float64).T
-    return Labels(tuple(ids), tuple(texts), ScoreStats(n, mean, m2), str(path))
+    ids, texts, *columns = zip(*rows, strict=True)
+    return Labels(ids, texts, ScoreStats(*(np.array(v, np.float64) for v in columns)), str(path))
 
 
-def _first(record: Record, fields: tuple[str, ...], what: str) -> str:
-    for field in fields:
-        if field in record.value:
-            return field
-    raise record.error(says=f"no {what}; give it in {' or '.join(fields)}")
+def _id_field(record: Record) -> str:
+    field = next((field for field in ID_FIELDS if field in record.value), None)
+    if field is None:
+        raise record.error(says=f"no id; give it in {' or '.join(ID_FIELDS)}")
+    return field
 
 
 def _text(record: Record) -> str | None:
     field = next((name for name in TEXT_FIELDS if record.value.get(name) is not None), None)
-    if field is None:
-        return None
-    text = record.value[field]
-    if not isinstance(text, str) or not text.strip():
+    text = None if field is None else record.value[field]
+    if field is not None and (not isinstance(text, str) or not text.strip()):
         raise record.error(field, says="is no text; leave the field out, or give the problem's")
     return text
 
@@ -166,20 +161,17 @@ def _text(record: Record) -> str | None:
 def _statistics(record: Record, num_samples: int | None) -> tuple[float, float, float]:
     own = "mean" in record.value
     mean_field, spread_field = ("mean", "m2") if own else ("score_mean", "score_std")
-    if not own and mean_field not in record.value:
+    if mean_field not in record.value:
         raise record.error(
             says="no scores: give n, mean and m2, or n, score_mean and score_std (python -m "
             "train.labels makes them)"
         )
-    mean, spread = _number(record, mean_field), _number(record, spread_field)
-    if "n" in record.value:
-        n = _number(record, "n")
-    elif num_samples is not None:
-        n = float(num_samples)
-    else:
+    if "n" not in record.value and num_samples is None:
         raise record.error(
             says="no field 'n', the number of scores; give it for all: --num_samples"
         )
+    mean, spread = _number(record, mean_field), _number(record, spread_field)
+    n = _number(record, "n") if "n" in record.value else float(num_samples or 0)
     if n < 1 or n != math.floor(n):
         raise record.error("n", says=f"is {n:g}; it must be a whole number, at least 1")
     if not 0 <= mean <= 1:
@@ -197,20 +189,17 @@ def _statistics(record: Record, num_samples: int | None) -> tuple[float, float, 
 
 def _number(record: Record, field: str) -> float:
     value = record.get(field)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise record.error(field, says=f"is {value!r}; it must be a finite number")
-    return float(value)
+    with contextlib.suppress(OverflowError):  # a whole number that no float holds
+        if type(value) in (int, float) and math.isfinite(value):
+            return float(value)
+    raise record.error(field, says=f"is {shown(value)}; it must be a finite number")
 
 
 def labels_of_pool(pool: Pool, source: str) -> Labels:
     """Statistics of a pool's scores, all completions of a problem together.
 
-    Args:
-        pool: The pool.
-        source: Its name, for messages.
-
     Raises:
-        PredictorError: If the pool has no scores.
+        PredictorError: If the pool has no scores; it names the `source`.
     """
     if pool.scores is None:
         raise PredictorError(f"{source}: the pool has no scores; have a verifier score it first")
@@ -226,15 +215,8 @@ def labels_of_pool(pool: Pool, source: str) -> Labels:
 
 def lines(labels: Labels) -> Iterator[str]:
     """The labels as JSON lines, which `read_labels` reads back unchanged."""
-    stats = zip(
-        labels.problem_ids,
-        labels.texts,
-        labels.stats.n.tolist(),
-        labels.stats.mean.tolist(),
-        labels.stats.m2.tolist(),
-        strict=True,
-    )
-    for name, text, n, mean, m2 in stats:
+    columns = (v.tolist() for v in vars(labels.stats).values())
+    for name, text, n, mean, m2 in zip(labels.problem_ids, labels.texts, *columns, strict=True):
         record: dict[str, Any] = {"problem_id": name, "n": int(n), "mean": mean, "m2": m2}
         if text is not None:
             record["problem"] = text

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from optscale_jax.empirical_bayes import Posterior, log_marginal, predictive
+from optscale_jax.errors import InputError
 from optscale_jax.estimation import Params, Prior, ScoreStats, negative_log_likelihood
 
 __all__ = [
@@ -52,23 +53,14 @@ class LossConfig:
     likelihood: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuses weights outside their domain.
-
-        Raises:
-            ValueError: Naming the weights.
-        """
+        """Refuses weights outside their domain."""
         weights = self.marginal, self.squared_error, self.likelihood
         if not all(0 <= weight < float("inf") for weight in weights) or not any(weights):
-            raise ValueError(f"loss is {weights}; weights are at least 0, and one is above 0")
+            raise InputError(f"loss is {weights}; weights are at least 0, and one is above 0")
 
 
 class Spread(NamedTuple):
-    """Standard deviations over the training problems, the units of squared errors.
-
-    Attributes:
-        mean: Of the scores' mean.
-        sd: Of the scores' standard deviation.
-    """
+    """Standard deviations over the training problems of the scores' mean and of their sd."""
 
     mean: float
     sd: float
@@ -88,33 +80,18 @@ class Targets(NamedTuple):
     spread: Spread
 
 
-Loss = Callable[[Prior, Targets], Float[Array, " problems"]]
+Losses = Float[Array, " problems"]
+Loss = Callable[[Prior, Targets], Losses]
 """A loss: predicted priors [P] and what came of the problems, to one number each."""
 
 
-def marginal(prior: Prior, targets: Targets) -> Float[Array, " problems"]:
-    """Minus the log marginal likelihood, in nats over the reference prior's.
-
-    Args:
-        prior: Predicted priors [P].
-        targets: Of the same problems.
-
-    Returns:
-        [P].
-    """
+def marginal(prior: Prior, targets: Targets) -> Losses:
+    """Minus the log marginal likelihood, in nats over the reference prior's."""
     return -log_marginal(targets.posterior, prior)
 
 
-def squared_error(prior: Prior, targets: Targets) -> Float[Array, " problems"]:
-    """Squared errors of the expected mean and sd of the scores, each in units of its variance.
-
-    Args:
-        prior: Predicted priors [P].
-        targets: Of the same problems.
-
-    Returns:
-        [P], at least 0.
-    """
+def squared_error(prior: Prior, targets: Targets) -> Losses:
+    """Squared errors of the expected mean and sd of the scores, each in units of its variance."""
     # A coarse average over the prior does for a gradient.
     mean, sd = predictive(prior, num_locs=6, num_scales=4)
     stats, spread = targets.stats, targets.spread
@@ -122,16 +99,8 @@ def squared_error(prior: Prior, targets: Targets) -> Float[Array, " problems"]:
     return errors + ((sd - jnp.sqrt(stats.m2 / stats.n)) / spread.sd) ** 2
 
 
-def likelihood(prior: Prior, targets: Targets) -> Float[Array, " problems"]:
-    """Minus the log-likelihood of the scores at the prior's loc and scale, in nats a score.
-
-    Args:
-        prior: Predicted priors [P]; the widths are not read.
-        targets: Of the same problems.
-
-    Returns:
-        [P].
-    """
+def likelihood(prior: Prior, targets: Targets) -> Losses:
+    """Minus the log-likelihood of the scores at the prior's loc and scale, in nats a score."""
     law = Params(prior.loc, prior.scale)
     return negative_log_likelihood(targets.stats, law) / targets.stats.n
 
@@ -145,19 +114,8 @@ _TERMS: dict[str, Loss] = {
 
 def weighted(
     prior: Prior, targets: Targets, *, marginal: float, squared_error: float, likelihood: float
-) -> Float[Array, " problems"]:
-    """The weighted sum of the three losses; those of weight 0 are not computed.
-
-    Args:
-        prior: Predicted priors [P].
-        targets: Of the same problems.
-        marginal: Weight of that loss.
-        squared_error: Likewise.
-        likelihood: Likewise.
-
-    Returns:
-        [P].
-    """
+) -> Losses:
+    """The sum of the three losses by their weights; those of weight 0 are not computed."""
     weights = {"marginal": marginal, "squared_error": squared_error, "likelihood": likelihood}
     total = jnp.zeros(jnp.shape(targets.stats.mean))
     for name, weight in weights.items():

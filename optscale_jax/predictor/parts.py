@@ -16,15 +16,77 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from optscale_jax.checks import at_least, positive, within
 from optscale_jax.empirical_bayes import Posterior
+from optscale_jax.errors import InputError, PredictorError
 from optscale_jax.estimation import Prior, ScoreStats
-from optscale_jax.plugins import PluginError, load_object
-from optscale_jax.predictor.errors import PredictorError
+from optscale_jax.plugins import load_object
 from optscale_jax.predictor.head import HEADS, OUTPUTS, HeadConfig
 from optscale_jax.predictor.losses import LOSSES, Loss, LossConfig, Spread, Targets
-from optscale_jax.predictor.optimizers import OPTIMIZERS, OptimizerConfig
 
-__all__ = ["GivenHead", "GivenLoss", "GivenOptimizer", "HeadMaker", "Parts", "find_head"]
+__all__ = [
+    "GivenHead",
+    "GivenLoss",
+    "GivenOptimizer",
+    "HeadMaker",
+    "OptimizerConfig",
+    "Parts",
+    "adamw",
+    "find_head",
+    "warmup_cosine",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with a linear warm-up and a cosine decay to 0, or another optimizer.
+
+    Attributes:
+        name: adamw, or the name of one's own, module:name or ./file.py:name: an
+            optax.GradientTransformation, or a function that makes one, called with the number of
+            steps and those of the fields below that its signature names.
+        learning_rate: At the end of the warm-up, above 0.
+        weight_decay: Decay of matrices, at least 0.
+        clip: Largest norm of a gradient, above 0; .inf for any.
+        warmup: Share of all steps that the warm-up takes, in [0, 1).
+    """
+
+    name: str = "adamw"
+    learning_rate: float = 5e-4
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    warmup: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuses numbers outside their domain."""
+        positive(self, "learning_rate", of="optimizer.")
+        at_least(self, 0, "weight_decay", of="optimizer.")
+        within(self, "[0, 1)", "warmup", of="optimizer.")
+        if not self.clip > 0:
+            raise InputError(f"optimizer.clip is {self.clip}; it must be above 0")
+
+
+def warmup_cosine(steps: int, *, learning_rate: float, warmup: float) -> optax.Schedule:
+    """The learning rate by a step's index, as `OptimizerConfig` says."""
+    return optax.warmup_cosine_decay_schedule(
+        0.0, learning_rate, round(warmup * steps), max(steps, 1)
+    )
+
+
+@functools.lru_cache(maxsize=16)  # the same object again: steps with it share a compilation
+def adamw(
+    steps: int, *, learning_rate: float, weight_decay: float, clip: float, warmup: float
+) -> optax.GradientTransformation:
+    """AdamW for so many steps; `OptimizerConfig` says what the numbers are."""
+    return optax.chain(
+        optax.clip_by_global_norm(clip),
+        optax.adamw(
+            warmup_cosine(steps, learning_rate=learning_rate, warmup=warmup),
+            weight_decay=weight_decay,
+            mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+        ),
+    )
+
 
 HeadMaker = Callable[..., nnx.Module]
 """(width of the features, rngs) to a module of (features, mask, key) to outputs."""
@@ -32,6 +94,11 @@ GivenHead = HeadConfig | HeadMaker | str
 GivenLoss = LossConfig | Loss | str
 GivenOptimizer = OptimizerConfig | optax.GradientTransformation | Callable[..., Any] | str
 
+_KINDS: dict[str, tuple[type, Mapping[str, Any]]] = {
+    "head": (HeadConfig, HEADS),
+    "loss": (LossConfig, LOSSES),
+    "optimizer": (OptimizerConfig, {"adamw": adamw}),
+}
 _TEXTS, _LENGTH = 3, 2
 # Texts, and tokens of each, of the batch whose shapes are checked.
 
@@ -56,15 +123,11 @@ class Parts:
         """Finds the parts that are given by name or configuration.
 
         Raises:
-            PredictorError: If there is none of that name, or it cannot be imported.
+            PluginError: If there is none of that name, or it cannot be imported.
         """
-        given = {"head": head, "loss": loss, "optimizer": optimizer}
-        return cls(
-            find_head(head),
-            _find(loss, LossConfig, LOSSES, "loss"),
-            _find(optimizer, OptimizerConfig, OPTIMIZERS, "optimizer"),
-            {what: _message(what, part) for what, part in given.items()},
-        )
+        given = dict(zip(_KINDS, (head, loss, optimizer), strict=True))
+        found = [_find(part, what) for what, part in given.items()]
+        return cls(*found, names={what: _message(what, part) for what, part in given.items()})
 
     def optimizer(self, steps: int) -> optax.GradientTransformation:
         """The optimizer of a run of that many steps.
@@ -94,14 +157,13 @@ class Parts:
             PredictorError: If one is not of the shape that training needs.
         """
         self._check_head(width, _LENGTH if tokens else 1)
-        abstract = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+        abstract: Any = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
         each, nodes = abstract((_TEXTS,)), abstract((_TEXTS, 2))
-        prior = Prior(each, each, each, each)  # pyright: ignore[reportArgumentType]
-        stats = ScoreStats(each, each, each)  # pyright: ignore[reportArgumentType]
-        targets = Targets(stats, Posterior(nodes, nodes, nodes), Spread(1.0, 1.0))  # pyright: ignore[reportArgumentType]
+        stats = ScoreStats(each, each, each)
+        targets = Targets(stats, Posterior(nodes, nodes, nodes), Spread(1.0, 1.0))
         message = self.names["loss"]
         with _own_errors(message, "called with (prior, targets)"):
-            found = jax.eval_shape(self.loss, prior, targets)
+            found = jax.eval_shape(self.loss, Prior(each, each, each, each), targets)
         _check_array(message, found, (_TEXTS,), f"one number for each of {_TEXTS} problems")
 
     def _check_head(self, width: int, length: int) -> None:
@@ -126,8 +188,8 @@ class Parts:
             )
 
         def outputs(x, mask, key):
-            module = self.head(width, rngs=nnx.Rngs(0))
-            return module(x, mask), module(x, mask, key=key)  # pyright: ignore[reportCallIssue]
+            module: Any = self.head(width, rngs=nnx.Rngs(0))
+            return module(x, mask), module(x, mask, key=key)
 
         x = jax.ShapeDtypeStruct((_TEXTS, length, width), jnp.float32)
         mask = jax.ShapeDtypeStruct((_TEXTS, length), bool)
@@ -139,27 +201,22 @@ class Parts:
 
 
 def find_head(head: GivenHead) -> HeadMaker:
-    """What makes a head.
-
-    Args:
-        head: A shipped name, module:name or ./file.py:name; a configuration; or what makes it.
+    """What makes a head that is given as it is, by name or by configuration.
 
     Raises:
-        PredictorError: If there is none of that name, or it cannot be imported.
+        PluginError: If there is none of that name, or it cannot be imported.
     """
-    return _find(head, HeadConfig, HEADS, "head")
+    return _find(head, "head")
 
 
-def _find(given: Any, config_class: type, shipped: Mapping[str, Any], what: str) -> Any:
+def _find(given: Any, what: str) -> Any:
     """A part as it is given, or as its configuration names it, with the fields that it takes."""
+    config_class, shipped = _KINDS[what]
     if isinstance(given, str):
         given = config_class(name=given)
     if not isinstance(given, config_class):
         return given
-    try:
-        part = load_object(given.name, what=what, shipped=shipped, must_call=what != "optimizer")
-    except PluginError as error:
-        raise PredictorError(str(error)) from error
+    part = load_object(given.name, what=what, shipped=shipped, must_call=what != "optimizer")
     if not callable(part):
         return part
     # A class's metaclass hides what its constructor takes.
@@ -178,8 +235,7 @@ def _with_fields(part: Callable[..., Any], fields: tuple[tuple[str, Any], ...]) 
 def _message(what: str, given: Any) -> str:
     """What a message about a part begins with."""
     name = given if isinstance(given, str) else getattr(given, "name", None)
-    name = name or getattr(given, "__qualname__", None) or type(given).__name__
-    return f"{what} {name}"
+    return f"{what} {name or getattr(given, '__qualname__', None) or type(given).__name__}"
 
 
 @contextlib.contextmanager

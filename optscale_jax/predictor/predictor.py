@@ -23,17 +23,17 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from optscale_jax.empirical_bayes import predictive_interval
+from optscale_jax.errors import InputError, PredictorError
 from optscale_jax.estimation import Prior
+from optscale_jax.files import atomic_write
 from optscale_jax.plugins import PluginError, load_object
 from optscale_jax.predictor import ensemble
-from optscale_jax.predictor.calibration import COVERAGE, Offsets, Points
+from optscale_jax.predictor.calibration import Offsets, Points, central_interval
 from optscale_jax.predictor.data import Normalisation
-from optscale_jax.predictor.errors import PredictorError
-from optscale_jax.predictor.features import FeatureConfig, Recipe, extract
+from optscale_jax.predictor.features import FeatureConfig, Recipe, extract, padded
 from optscale_jax.predictor.head import HeadConfig, to_prior
 from optscale_jax.predictor.parts import GivenHead, find_head
-from optscale_jax.predictor.training import Fitted
+from optscale_jax.predictor.training import Fitted, text_hashes
 
 __all__ = ["FILES", "Kind", "Prediction", "Predictor", "prior_lines"]
 
@@ -43,6 +43,7 @@ _READ = (3, 4)
 # Version 3 has its offsets in the heads' own biases.
 _BATCH = 64
 _PAPER_WIDTH = 0.1
+_PRIOR = ("loc", "scale", "loc_sd", "scale_sd")
 _to_prior = jax.jit(to_prior)
 
 Kind = Literal["learned", "pooled", "paper"]
@@ -75,13 +76,9 @@ class Predictor:
     Attributes:
         features: Which features, and how to get them.
         recipe: What they have to be.
-        head: Which head: a name, a configuration, or what makes one.
-        params: The heads' parameters, by path, [members, ...] each; their outputs are averaged.
-        normalisation: Of the features.
-        reference: The pooled prior of the training problems, scalar fields.
-        offsets: What is added to the outputs.
-        points: What makes point predictions of the priors.
+        head: Which head, and so on to `points` as in `Fitted`; the members' outputs are averaged.
         record: How it was trained and how good it is, as JSON.
+        seen: `text_hashes` of what it was trained on; none of a predictor that kept none.
     """
 
     features: FeatureConfig
@@ -93,6 +90,7 @@ class Predictor:
     offsets: Offsets
     points: Points
     record: dict[str, Any]
+    seen: np.ndarray
 
     @classmethod
     def of(
@@ -115,15 +113,12 @@ class Predictor:
             for split, of_split in fitted.quality.items()
         }
         return cls(
-            features=features,
-            recipe=recipe,
-            head=fitted.head,
-            params=fitted.params,
-            normalisation=fitted.normalisation,
-            reference=fitted.reference,
-            offsets=fitted.offsets,
-            points=fitted.points,
+            features,
+            recipe,
+            *(fitted.head, fitted.params, fitted.normalisation),
+            *(fitted.reference, fitted.offsets, fitted.points),
             record={**(record or {}), "epochs": fitted.epochs, "quality": quality},
+            seen=fitted.seen,
         )
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -132,30 +127,24 @@ class Predictor:
         Raises:
             PredictorError: If the head is one that no name would find again.
         """
-        folder = Path(folder)
-        head = _named(self.head)
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"head.{name}": value for name, value in self.params.items()}
-        tensors["features.mean"], tensors["features.sd"] = self.normalisation
-        tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
         described = {
             "version": _VERSION,
             "features": dataclasses.asdict(self.features),
             "recipe": {**self.recipe._asdict(), "layers": list(self.recipe.layers)},
-            "head": dataclasses.asdict(head),
-            "reference": {
-                name: float(getattr(self.reference, name))
-                for name in ("loc", "scale", "loc_sd", "scale_sd")
-            },
+            "head": dataclasses.asdict(_named(self.head)),
+            "reference": {name: float(getattr(self.reference, name)) for name in _PRIOR},
             "offsets": self.offsets._asdict(),
             "points": self.points._asdict(),
             "record": self.record,
         }
+        tensors = {f"head.{name}": value for name, value in self.params.items()}
+        tensors["features.mean"], tensors["features.sd"] = self.normalisation
+        tensors["texts.seen"] = self.seen
+        tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
         text = json.dumps(_without_nan(described), indent=1) + "\n"
         for name, data in zip(FILES, (save(tensors), text.encode()), strict=True):
-            temporary = folder / f".{name}.{os.getpid()}.tmp"
-            temporary.write_bytes(data)
-            os.replace(temporary, folder / name)
+            with atomic_write(Path(folder) / name, binary=True) as file:
+                file.write(data)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> "Predictor":
@@ -183,27 +172,25 @@ class Predictor:
                 f"{description}: version {described.get('version')}, and this code reads "
                 f"{' and '.join(map(str, _READ))}; train the predictor again"
             )
+        heads = {name: value for name, value in tensors.items() if name.startswith("head.")}
         try:
             predictor = cls(
                 features=FeatureConfig(**described["features"]),
                 recipe=Recipe.from_json(described["recipe"]),
                 head=HeadConfig(**described["head"]),
-                params={
-                    name.removeprefix("head."): value
-                    for name, value in tensors.items()
-                    if name.startswith("head.")
-                },
+                params={name.removeprefix("head."): value for name, value in heads.items()},
                 normalisation=Normalisation(tensors["features.mean"], tensors["features.sd"]),
                 reference=Prior(**described["reference"]),
                 offsets=Offsets(**described.get("offsets", {})),
                 points=Points(**{k: tuple(map(float, v)) for k, v in described["points"].items()}),
                 record=described["record"],
+                seen=tensors.get("texts.seen", text_hashes([])),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise PredictorError(f"{folder}: damaged: {error!r}") from error
         try:
             expected = ensemble.shapes(predictor._abstract()[1])
-        except PredictorError as error:
+        except InputError as error:
             raise PredictorError(f"{description}: {error}") from error
         found = {name: value.shape[1:] for name, value in predictor.params.items()}
         members = {value.shape[0] for value in predictor.params.values()}
@@ -213,6 +200,10 @@ class Predictor:
 
     def _abstract(self) -> tuple[Any, Any]:
         return ensemble.abstract(find_head(self.head), len(self.normalisation.mean))
+
+    def has_seen(self, texts: Sequence[str]) -> int:
+        """How many of the texts it was trained on."""
+        return int(np.isin(text_hashes(texts), self.seen).sum())
 
     def predict(
         self,
@@ -238,7 +229,7 @@ class Predictor:
             The priors.
 
         Raises:
-            PredictorError: If the model is not the one that the head was trained on, or a text is
+            InputError: If the model is not the one that the head was trained on, or a text is
                 blank.
         """
         if kind == "pooled":
@@ -248,7 +239,7 @@ class Predictor:
             prior, tokens = self._priors(texts, model, cache, advance)
         points = Points() if kind == "pooled" else self.points
         mean, sd = points(prior)
-        low, high = np.moveaxis(np.asarray(predictive_interval(prior, COVERAGE)), -1, 0)
+        low, high = central_interval(prior)
         if kind == "paper":
             width = np.full(len(texts), _PAPER_WIDTH, np.float32)
             prior = Prior(mean, sd, width, width)
@@ -265,12 +256,7 @@ class Predictor:
         if model is not None:
             config = dataclasses.replace(config, model=model, revision=None)
         found, _ = extract(
-            texts,
-            config,
-            self.recipe.pooling,
-            cache=cache,
-            expected=self.recipe,
-            advance=advance,
+            texts, config, self.recipe.pooling, cache=cache, expected=self.recipe, advance=advance
         )
         graph, shapes = self._abstract()
         params = ensemble.unflatten(shapes, self.params)
@@ -283,13 +269,9 @@ class Predictor:
         for start in range(0, len(texts), _BATCH):
             batch = order[start : start + _BATCH]
             longest = 1 << (int(lengths[batch].max()) - 1).bit_length()
-            x = np.zeros((_BATCH, longest, found.width), np.float32)
-            mask = np.zeros((_BATCH, longest), bool)
-            mask[:, 0] = True
-            for row, index in enumerate(batch):
-                x[row, : lengths[index]] = self.normalisation(found.rows[index])
-                mask[row, : lengths[index]] = True
-            values[batch] = np.asarray(outputs_of(params, x, mask)).mean(axis=1)[: len(batch)]
+            rows = [self.normalisation(found.rows[index]) for index in batch]
+            outputs = np.asarray(outputs_of(params, *padded(rows, _BATCH, longest)))
+            values[batch] = outputs.mean(axis=1)[: len(batch)]
         return _to_prior(self.offsets(values), self.reference), found.tokens
 
 
@@ -323,18 +305,8 @@ def _without_nan(value: Any) -> Any:
 
 
 def prior_lines(problem_ids: Sequence[str], found: Prediction) -> Iterator[str]:
-    """A predictor's priors as lines of a file.
-
-    Args:
-        problem_ids: [P] the problems.
-        found: What was predicted of them.
-
-    Yields:
-        A line for each, which `study.priors.priors_of` reads back.
-    """
-    columns = {
-        field: getattr(found.prior, field) for field in ("loc", "scale", "loc_sd", "scale_sd")
-    }
+    """The priors of problems [P] as lines of a file, which `study.priors.priors_of` reads back."""
+    columns = {name: getattr(found.prior, name) for name in _PRIOR}
     columns |= {
         name: getattr(found, name) for name in ("tokens", "mean", "sd", "mean_low", "mean_high")
     }

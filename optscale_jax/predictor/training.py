@@ -9,10 +9,13 @@ Builds on the parts (`parts`), the problems (`data`) and the heads' parameters (
 fitted afterwards is in `calibration`.
 """
 
+import dataclasses
 import functools
+import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,26 +27,81 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from optscale_jax.checks import at_least
 from optscale_jax.empirical_bayes import log_marginal
+from optscale_jax.errors import InputError, PredictorError
 from optscale_jax.estimation import Prior
 from optscale_jax.predictor import ensemble
-from optscale_jax.predictor.calibration import Offsets, Points
+from optscale_jax.predictor.calibration import Offsets, Points, Quality, quality
 from optscale_jax.predictor.checkpoints import Checkpoints, Progress, State
-from optscale_jax.predictor.config import TrainingConfig
-from optscale_jax.predictor.data import Batch, Normalisation, Problems, Splits, replicate, split
-from optscale_jax.predictor.errors import PredictorError
+from optscale_jax.predictor.data import (
+    Batch,
+    Normalisation,
+    Problems,
+    SplitConfig,
+    Splits,
+    replicate,
+    split,
+)
 from optscale_jax.predictor.features import Features
-from optscale_jax.predictor.head import to_prior
+from optscale_jax.predictor.head import HeadConfig, to_prior
 from optscale_jax.predictor.labels import Labels
-from optscale_jax.predictor.losses import Loss, Spread, Targets
-from optscale_jax.predictor.optimizers import OptimizerConfig, warmup_cosine
-from optscale_jax.predictor.parts import GivenHead, GivenLoss, GivenOptimizer, Parts
-from optscale_jax.predictor.quality import Quality, quality
+from optscale_jax.predictor.losses import Loss, LossConfig, Spread, Targets
+from optscale_jax.predictor.parts import (
+    GivenHead,
+    GivenLoss,
+    GivenOptimizer,
+    OptimizerConfig,
+    Parts,
+    warmup_cosine,
+)
 
-__all__ = ["Fitted", "train"]
+__all__ = ["Fitted", "TrainingConfig", "text_hashes", "train"]
+
+_to_prior = jax.jit(to_prior)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """How a head is trained.
+
+    Attributes:
+        head: Which head, and its shape.
+        loss: What is minimised.
+        optimizer: How.
+        split: What is kept from training.
+        members: Heads whose outputs are averaged, each trained without a fold of its own; from 1
+            to split.folds.
+        epochs: Most passes over the training problems, at least 1.
+        patience: Epochs without a better validation likelihood before stopping, at least 1.
+        batch_size: Problems in a step, at least 1.
+        calibrate: Whether to fit two offsets of the outputs, and the regressions of the point
+            predictions, to the validation problems at the end.
+        seed: Of the split, the weights, the order and the dropout, at least 0.
+    """
+
+    head: HeadConfig = dataclasses.field(default_factory=HeadConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    split: SplitConfig = dataclasses.field(default_factory=SplitConfig)
+    members: int = 5
+    epochs: int = 12
+    patience: int = 6
+    batch_size: int = 128
+    calibrate: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuses numbers outside their domain."""
+        at_least(self, 1, "epochs", "patience", "batch_size")
+        at_least(self, 0, "seed")
+        if not 1 <= self.members <= self.split.folds:
+            raise InputError(
+                f"members is {self.members}; it must be from 1 to split.folds, {self.split.folds}"
+            )
+
 
 _DEFAULT = TrainingConfig()
-_to_prior = jax.jit(to_prior)
 
 
 class Fitted(NamedTuple):
@@ -60,6 +118,7 @@ class Fitted(NamedTuple):
         quality: The quality of the "head" and of the "pooled" prior, for "held_out", where each
             problem has the prior of the one member that was not trained on it, and for "test".
         epochs: Epochs trained, and the one whose weights these are.
+        seen: `text_hashes` of the problems trained on.
     """
 
     head: GivenHead
@@ -71,6 +130,13 @@ class Fitted(NamedTuple):
     splits: Splits
     quality: dict[str, dict[str, Quality]]
     epochs: dict[str, int]
+    seen: np.ndarray
+
+
+def text_hashes(texts: Iterable[str | None]) -> np.ndarray:
+    """What tells texts from all others, uint64, one each; none for those that are None."""
+    known = [text.encode() for text in texts if text is not None]
+    return np.array([int(hashlib.sha256(text).hexdigest()[:16], 16) for text in known], np.uint64)
 
 
 def train(
@@ -108,7 +174,7 @@ def train(
         The head with the best validation likelihood.
 
     Raises:
-        PredictorError: If a part cannot be found or gives something of another shape, a split is
+        InputError: If a part cannot be found or gives something of another shape, a split is
             empty, there are fewer training problems than devices, features are not finite, the
             checkpoints are another training's, or the loss is not finite.
     """
@@ -118,20 +184,20 @@ def train(
     parts.check(features.width, tokens=any(len(rows) != 1 for rows in features.rows))
     splits = split(labels, config.split, config.seed)
     steps = -(-len(splits.train) // config.batch_size) * config.epochs
-    transformation = parts.optimizer(steps)
+    optimizer = parts.optimizer(steps)
     loop = _Loop(
         config=config,
         problems=Problems.of(features, labels, splits, config.members),
         graph=ensemble.abstract(parts.head, features.width)[0],
         loss=parts.loss,
-        optimizer=transformation,
+        optimizer=optimizer,
         learning_rate=_schedule(given, steps),
         source=labels.source,
     )
     start = ensemble.initial(parts.head, features.width, config.members, config.seed)
     with Checkpoints(checkpoints) as store:
         progress = loop.run(start, store, log, resumed)
-    return _finish(loop, progress, head)
+    return _finish(loop, progress, head, text_hashes(labels.texts[row] for row in splits.train))
 
 
 class _Loop(NamedTuple):
@@ -153,9 +219,8 @@ class _Loop(NamedTuple):
         resumed: Callable[[int], None] | None,
     ) -> Progress:
         """Trains from some parameters, or from the last checkpoint."""
-        state = State(
-            np.zeros((), np.int32), params, jax.jit(jax.vmap(self.optimizer.init))(params)
-        )
+        optimizer = jax.jit(jax.vmap(self.optimizer.init))(params)
+        state = State(np.zeros((), np.int32), params, optimizer)
         state, progress = store.latest(state, Progress(0, 0, math.inf, params))
         if progress.epoch and resumed is not None:
             resumed(progress.epoch)
@@ -176,9 +241,8 @@ class _Loop(NamedTuple):
                 numbers = {"epoch": progress.epoch, "step": int(state.step), "loss": loss}
                 numbers["validation_gain"] = gain
                 if self.learning_rate is not None:
-                    numbers["learning_rate"] = np.asarray(
-                        self.learning_rate(int(state.step))
-                    ).item()
+                    rate = self.learning_rate(int(state.step))
+                    numbers["learning_rate"] = np.asarray(rate).item()
                 log({**numbers, "seconds": round(time.perf_counter() - started, 3)})
         return progress
 
@@ -204,7 +268,7 @@ class _Loop(NamedTuple):
         """Log marginal likelihood over the reference's, of members on what they have not seen."""
         problems = self.problems
         prior = _to_prior(jnp.asarray(self.unseen(params)), problems.reference)
-        relative = jax.tree.map(lambda v: v[problems.held_out], problems.relative)
+        relative = jax.tree.map(itemgetter(problems.held_out), problems.relative)
         return float(np.mean(log_marginal(relative, prior)))
 
     def unseen(self, params: Any) -> Float[np.ndarray, "held_out outputs"]:
@@ -264,14 +328,14 @@ def _schedule(given: GivenOptimizer, steps: int) -> optax.Schedule | None:
     return warmup_cosine(steps, learning_rate=config.learning_rate, warmup=config.warmup)
 
 
-def _finish(loop: _Loop, progress: Progress, head: GivenHead) -> Fitted:
+def _finish(loop: _Loop, progress: Progress, head: GivenHead, seen: np.ndarray) -> Fitted:
     """Calibrates the best weights and measures them."""
     problems, held_out = loop.problems, loop.problems.held_out
     best = replicate(progress.params, problems.mesh)
     unseen = loop.unseen(best)
     offsets, points = Offsets(), Points()
     if loop.config.calibrate:
-        stats, relative = jax.tree.map(lambda v: v[held_out], (problems.stats, problems.relative))
+        stats, relative = jax.tree.map(itemgetter(held_out), (problems.stats, problems.relative))
         prior = _to_prior(jnp.asarray(unseen), problems.reference)
         offsets = Offsets.fit(prior, unseen, stats, relative)
         points = Points.fit(_to_prior(offsets(unseen), problems.reference), stats)
@@ -281,9 +345,7 @@ def _finish(loop: _Loop, progress: Progress, head: GivenHead) -> Fitted:
         parts["test"] = loop.outputs(best, test).mean(axis=1), test
     found = {}
     for name, (outputs, rows) in parts.items():
-        stats, nodes = jax.tree.map(
-            lambda v, rows=rows: v[rows], (problems.stats, problems.posterior)
-        )
+        stats, nodes = jax.tree.map(itemgetter(rows), (problems.stats, problems.posterior))
         prior = _to_prior(offsets(outputs), problems.reference)
         found[name] = {
             "head": quality(prior, stats, nodes, points),
@@ -299,4 +361,5 @@ def _finish(loop: _Loop, progress: Progress, head: GivenHead) -> Fitted:
         splits=problems.splits,
         quality=found,
         epochs={"trained": progress.epoch, "best": progress.epoch - progress.stale},
+        seen=seen,
     )
