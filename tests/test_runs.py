@@ -1,7 +1,9 @@
 """The run directory: what is on disk, what comes back, and what is refused."""
 
 import asyncio
+import dataclasses
 import json
+import math
 import resource
 
 import pytest
@@ -29,11 +31,28 @@ def sample(problem_id="a", index=0, score=0.5, text="so \\boxed{2}\u2028\nend", 
 def decision(problem_id="a", num_samples=1):
     ledger = TokenLedger(completed=7, aborted=2, verifier=11)
     law = {"a": 2.5, "b": 0.5}
-    return Decision(problem_id, num_samples, 7, 0, "bound_reached", 3, law, ledger)
+    selected = 0 if num_samples else -1
+    return Decision(problem_id, num_samples, 7, selected, "bound_reached", 3, law, ledger)
+
+
+GOOD = {
+    "problem_id": "a",
+    "index": 5,
+    "score": 0.5,
+    "answer_id": 0,
+    "gold_id": 0,
+    "answer": "2",
+    "tokens": 7,
+    "finish_reason": "stop",
+    "prompt_tokens": 3,
+    "completion": "so 2",
+}
+DECIDED = dataclasses.asdict(decision("b"))
 
 
 def test_ledgers_entries_of_an_older_version_are_passed_over(tmp_path):
     with opened(tmp_path) as run:
+        run.add_sample(sample())
         run.add_decision(decision())
     log = tmp_path / "decisions.jsonl"
     log.write_text(log.read_text().replace('"predictor": 0', '"predictor": 0, "search": 0'))
@@ -90,7 +109,7 @@ def test_a_torn_last_line_is_dropped(tmp_path, name, missing):
             run.add_drawn("a", sample(index=index).completion)
             run.add_sample(sample(index=index))
         for problem in PROBLEMS:
-            run.add_decision(decision(problem.id, num_samples=2 * (problem.id == "a")))
+            run.add_decision(decision(problem.id, num_samples=1 - (problem.id == "b")))
     whole = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(whole[:-missing])
     with opened(tmp_path) as run:
@@ -140,6 +159,119 @@ def test_a_line_that_is_no_record_is_named(tmp_path):
             opened(tmp_path)
 
 
+DAMAGE = {
+    "samples.jsonl": [
+        b"\x00\xff\x00\xfe",
+        b"[" * 100_000,
+        b"7",
+        *(
+            json.dumps({**GOOD, **wrong}).encode()
+            for wrong in (
+                {"score": 7.5},
+                {"score": math.nan},
+                {"score": "x"},
+                {"score": True},
+                {"index": -4},
+                {"index": 10**400},
+                {"index": 1.5},
+                {"tokens": -5},
+                {"tokens": "many"},
+                {"answer": 5},
+                {"answer_id": -9},
+                {"finish_reason": ["stop"]},
+                {"steps": [0.5, 2]},
+                {"steps": 0.5},
+                {"problem_id": None},
+                {"completion": None},
+            )
+        ),
+    ],
+    "decisions.jsonl": [
+        b"{}",
+        *(
+            json.dumps({**DECIDED, **wrong}).encode()
+            for wrong in (
+                {"selected_index": 9999},
+                {"num_samples": -3},
+                {"num_samples": 3},
+                {"tokens": None},
+                {"ledger": 5},
+                {"ledger": {"completed": "x", "aborted": 0, "verifier": 0, "predictor": 0}},
+                {"unheard": 1},
+            )
+        ),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_all_damage_is_named_at_once_and_set_aside_when_asked(name, tmp_path):
+    with opened(tmp_path) as run:
+        run.add_sample(sample())
+        run.add_sample(sample("b"))
+        run.add_decision(decision())
+    log = tmp_path / name
+    whole = log.read_bytes()
+    log.write_bytes(b"".join(line + b"\n" for line in DAMAGE[name]) + whole)
+    for line in (1, len(DAMAGE[name])):
+        kept = log.read_bytes()
+        with pytest.raises(RunError, match=rf"{name}: line 1: .*and \d+ lines more; add --repair"):
+            opened(tmp_path)
+        assert log.read_bytes() == kept, line
+    with opened(tmp_path, repair=True) as run:
+        assert [one.completion.index for one in run.samples("b")] == [0]
+        assert run.decision("a") == decision()
+        assert run.num_samples == 2
+        (note,) = run.notes
+        assert f"has {len(DAMAGE[name])} lines" in note
+    assert log.read_bytes() == whole
+    aside = (tmp_path / f"{name}.damaged").read_bytes()
+    assert aside == b"".join(line + b"\n" for line in DAMAGE[name])
+    with opened(tmp_path) as run:
+        assert run.notes == []
+
+
+def test_decisions_whose_samples_are_gone_are_drawn_again_together(tmp_path):
+    with opened(tmp_path) as run:
+        for problem_id in "ab":
+            run.add_sample(sample(problem_id))
+            run.add_decision(decision(problem_id))
+    (tmp_path / "samples.jsonl").write_bytes(b"")
+    with pytest.raises(RunError, match=r"completion 0 of problem 'a' is not there\), and 1 lines"):
+        opened(tmp_path)
+    with opened(tmp_path, repair=True) as run:
+        assert run.decision("a") is run.decision("b") is None
+    opened(tmp_path).close()
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "problems.jsonl", "versions.json"])
+@pytest.mark.parametrize("text", [b"\xff\xfe\x00", b"{" * 5000, b"- [a\n  b: }", None])
+def test_what_says_whose_a_run_is_may_be_damaged(name, text, tmp_path):
+    with opened(tmp_path) as run:
+        run.add_sample(sample())
+    if text is None:
+        (tmp_path / name).unlink()
+    else:
+        (tmp_path / name).write_bytes(text)
+    if name != "versions.json":  # which is but a record
+        with pytest.raises(RunError, match=f"{name}"):
+            opened(tmp_path)
+    if name == "config.yaml" or text is None:
+        with opened(tmp_path, repair=True) as run:
+            assert run.num_samples == 1
+        opened(tmp_path).close()
+
+
+def test_a_run_of_before_a_field_was_there_has_its_default(tmp_path):
+    opened(tmp_path).close()
+    newer = CONFIG + "equal_seconds: 5.0\n"
+    opened(tmp_path, config=newer, defaults="equal_seconds: 5.0").close()
+    with pytest.raises(RunError, match=r"equal_seconds is 5\.0, now 4\.0"):
+        opened(tmp_path, config=CONFIG + "equal_seconds: 4.0\n", defaults="equal_seconds: 5.0")
+    with pytest.raises(RunError, match=r"equal_seconds is missing, now 5\.0"):
+        opened(tmp_path, config=newer)
+
+
 def test_a_sample_twice_is_noticed(tmp_path):
     with opened(tmp_path) as run:
         run.add_sample(sample())
@@ -154,7 +286,7 @@ def test_what_is_no_folder_is_refused(tmp_path):
     with pytest.raises(RunError, match="file"):
         opened(file)
     (tmp_path / "samples.jsonl").write_text("")
-    with pytest.raises(RunError, match=r"has samples\.jsonl but no config\.yaml"):
+    with pytest.raises(RunError, match=r"config\.yaml: .*No such file"):
         opened(tmp_path)
 
 
@@ -192,11 +324,13 @@ def test_a_full_disk_keeps_whole_lines_and_says_so(tmp_path):
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (2 * line + line // 2, before[1]))
         try:
-            with pytest.raises(RunError, match=r"cannot be written.*what was drawn until then is"):
+            with pytest.raises(RunError, match=r"cannot be written.*make room"):
                 asyncio.run(written(run, *(sample(index=index) for index in range(1, 5))))
             # Nothing more is added behind the gap.
             with pytest.raises(RunError):
                 asyncio.run(run.durable())
+            # What is said to be kept is on disk.
+            assert run.num_samples == 2
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
     with opened(tmp_path) as run:

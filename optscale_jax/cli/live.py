@@ -112,8 +112,16 @@ def _opened(config: LiveConfig, problems: list[Problem], kind: str) -> Run:
         "packages": package_versions(*PACKAGES.split()),
         "priors": None if priors is None else hashlib.sha256(Path(priors).read_bytes()).hexdigest(),
     }
-    about: dict[str, Any] = {"config": to_yaml(config), "volatile": VOLATILE, "versions": versions}
-    return Run(config.out, problems=problems, kind=kind, **about)
+    return Run(
+        config.out,
+        config=to_yaml(config),
+        volatile=VOLATILE,
+        problems=problems,
+        versions=versions,
+        kind=kind,
+        defaults=to_yaml(type(config)()),
+        repair=config.repair,
+    )
 
 
 def _problems(config: LiveConfig, pool: Pool | None) -> list[Problem]:

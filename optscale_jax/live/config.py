@@ -25,6 +25,7 @@ __all__ = [
 # Nothing that is drawn, and nothing that is decided, depends on these.
 VOLATILE = (
     "out",
+    "repair",
     "max_in_flight",
     "max_ahead",
     "recorded.seconds_per_token",
@@ -101,6 +102,8 @@ class LiveConfig:
         max_in_flight: Problems at work at once, at least 1.
         max_ahead: Most completions of a problem to draw beyond those that its policy has seen, at
             least 1. null: as many as it asks for.
+        repair: Whether to set aside what is damaged in the directory of the run, and to draw again
+            what is missing then; otherwise it is refused.
         out: Directory of the run. One that was cut off goes on where it was.
     """
 
@@ -115,6 +118,7 @@ class LiveConfig:
     seed: int = 0
     max_in_flight: int = 256
     max_ahead: int | None = None
+    repair: bool = False
     out: str = "runs/live"
 
     def __post_init__(self) -> None:

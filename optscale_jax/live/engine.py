@@ -25,7 +25,7 @@ import numpy as np
 from optscale_jax.answers import AnswerIds, Equal, Extract, answers_equal, extract_answer
 from optscale_jax.backends.base import Sampler, Verifier
 from optscale_jax.equivalence import EquivalenceChecker
-from optscale_jax.errors import EngineError, InputError, ProblemError, RunError
+from optscale_jax.errors import EngineError, InputError, ProblemError
 from optscale_jax.estimation import Prior
 from optscale_jax.live.runs import Run
 from optscale_jax.policies import Info, Observation, Policy, StopReason
@@ -424,12 +424,6 @@ class _Engine(NamedTuple):
                 self.run.add_decision(decision)
                 await self.run.durable()
         chosen = decision.selected_index
-        missing = next((i for i in range(decision.num_samples) if i not in work.samples), None)
-        if missing is not None:
-            raise RunError(
-                f"run: problem {problem.id!r} is decided, but its completion {missing} is not "
-                "there any more; remove its line from decisions.jsonl to draw it again"
-            )
         samples = [work.samples[index] for index in range(decision.num_samples)]
         return Solution(
             problem=problem,

@@ -10,7 +10,9 @@
 
 The three logs are append-only. Lines that come together are written together and synced once, from
 a thread, so that a slow disk holds up no completion; nothing is reported as kept before it is on
-disk. A line that a crash cut in two is recognised by its missing end and dropped.
+disk. A line that a crash cut in two is recognised by its missing end and dropped. Whatever else is
+damaged is named, all of it at once, and `repair` sets it aside: NAME.damaged has what was taken out
+of NAME, and what is missing then is drawn again.
 """
 
 import asyncio
@@ -22,13 +24,20 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
 from optscale_jax.errors import RunError
 from optscale_jax.files import atomic_write, sync_folder
-from optscale_jax.records import Completion, Decision, Problem, Sample, TokenLedger
+from optscale_jax.records import (
+    Completion,
+    Decision,
+    FinishReason,
+    Problem,
+    Sample,
+    TokenLedger,
+)
 
 __all__ = ["CONFIG", "DECISIONS", "PROBLEMS", "Run"]
 
@@ -47,15 +56,16 @@ class Run:
             drawn depends on them; dotted names, each with all fields below it.
         versions: Packages and machine, for the record.
         kind: "sequential" where each completion is written with the one before in view.
+        defaults: A configuration as YAML; a field that the run's own lacks, because it was begun
+            before there was one, is as it is here.
+        repair: Sets aside what is damaged, instead of refusing it.
 
     Attributes:
         notes: What was found unusual on opening it, one line each.
-        num_samples: Scored completions that are in it.
 
     Raises:
         RunError: If it belongs to another configuration or other problems (the message shows the
-            difference), is in use by another process, holds a line that is not a record, or cannot
-            be written.
+            difference), is in use by another process, is damaged, or cannot be written.
     """
 
     def __init__(
@@ -67,6 +77,8 @@ class Run:
         volatile: Sequence[str] = (),
         versions: Mapping[str, Any] | None = None,
         kind: str = "parallel",
+        defaults: str = "",
+        repair: bool = False,
     ):
         self.path = Path(path)
         self.kind = kind
@@ -80,9 +92,15 @@ class Run:
                 f"{self.path}: cannot hold a run ({error.strerror}); give another folder"
             ) from error
         try:
-            self._begin(config, volatile, problems, versions or {})
+            self._begin(config, volatile, problems, versions or {}, defaults, repair)
             self._logs = {name: _Log(self.path / name) for name in (DRAWN, SAMPLES, DECISIONS)}
-            self._read()
+            self.notes += [log.torn for log in self._logs.values() if log.torn]
+            damage = self._read()
+            if damage and repair:
+                self._set_aside(damage)
+                damage = self._read()
+            if damage:
+                raise RunError(_damaged(self.path, damage))
         except BaseException as error:
             for log in self._logs.values():
                 log.close()
@@ -117,6 +135,11 @@ class Run:
 
     # What is there ------------------------------------------------------------------------------
 
+    @property
+    def num_samples(self) -> int:
+        """How many scored completions are on disk."""
+        return self._logs[SAMPLES].lines
+
     def samples(self, problem_id: str) -> list[Sample]:
         """The completions of a problem that were there, scored, when the run was opened.
 
@@ -145,7 +168,6 @@ class Run:
 
     def add_sample(self, sample: Sample) -> None:
         """Keeps a completion with its score."""
-        self.num_samples += 1
         self._add(SAMPLES, _sample_fields(sample, self.kind))
 
     def add_decision(self, decision: Decision) -> None:
@@ -221,8 +243,7 @@ class Run:
                 self._logs[name].append(block)
             except OSError as error:
                 raise RunError(
-                    f"{self.path / name}: cannot be written ({error.strerror}); what was drawn "
-                    "until then is kept: make room, and run the same command to go on"
+                    f"{self.path / name}: cannot be written ({error.strerror}); make room"
                 ) from error
 
     # Opening ------------------------------------------------------------------------------------
@@ -233,6 +254,8 @@ class Run:
         volatile: Sequence[str],
         problems: Sequence[Problem],
         versions: Mapping[str, Any],
+        defaults: str,
+        repair: bool,
     ) -> None:
         asked = "".join(
             json.dumps(
@@ -243,33 +266,38 @@ class Run:
             for problem in problems
         )
         differences = {
-            CONFIG: lambda before: _config_difference(before, config, volatile),
+            CONFIG: lambda before: _config_difference(before, config, volatile, defaults),
             PROBLEMS: lambda before: _line_difference(before, asked),
         }
         for name, text in ((CONFIG, config), (PROBLEMS, asked)):
             file = self.path / name
-            if file.exists():
-                difference = differences[name](file.read_text(encoding="utf-8"))
-                if difference:
-                    raise RunError(
-                        f"{self.path}: holds another run, whose {name} differs: {difference}; go "
-                        "on with what it has, or give another folder"
-                    )
-            elif (self.path / SAMPLES).exists():
-                raise RunError(
-                    f"{self.path}: has {SAMPLES} but no {name}, so what it belongs to cannot be "
-                    "told; give another folder"
-                )
-            else:
+            if not file.exists() and not (self.path / SAMPLES).exists():
                 _write_whole(file, text)
+                continue
+            try:
+                difference = differences[name](file.read_text(encoding="utf-8"))
+            except (FileNotFoundError, ValueError, RecursionError, yaml.YAMLError) as error:
+                if not repair:
+                    raise RunError(_damaged(self.path, {name: {0: _reason(error)}})) from error
+                if file.exists():
+                    os.replace(file, file.with_name(f"{name}.damaged"))
+                _write_whole(file, text)
+                self.notes.append(f"{file}: was damaged, and is now as this command gives it")
+                continue
+            if difference:
+                raise RunError(
+                    f"{self.path}: holds another run, whose {name} differs: {difference}; go "
+                    "on with what it has, or give another folder"
+                )
         file = self.path / VERSIONS
         text = json.dumps(versions, indent=1) + "\n"
         if not file.exists():
             _write_whole(file, text)
-        elif difference := _line_difference(file.read_text(encoding="utf-8"), text):
+        elif difference := _line_difference(file.read_text("utf-8", errors="replace"), text):
             self.notes.append(f"{file}: the run was begun with other versions: {difference}")
 
-    def _read(self) -> None:
+    def _read(self) -> "_Damage":
+        """Reads the logs; returns which lines cannot be used, and why."""
         self._samples: dict[str, dict[int, Sample]] = {}
         self._drawn: dict[str, dict[int, Completion]] = {}
         self._decisions: dict[str, Decision] = {}
@@ -279,26 +307,50 @@ class Run:
             SAMPLES: self._add_old,
             DRAWN: self._add_drawn,
         }
+        damage: _Damage = {}
+        decided: dict[str, int] = {}
         for name, restored in restore.items():
-            log = self._logs[name]
-            if log.torn:
-                self.notes.append(
-                    f"{log.path}: dropped a last line that was cut short, of {log.torn} bytes"
-                )
-            with open(log.path, "rb") as file:
+            with open(self._logs[name].path, "rb") as file:
                 for number, line in enumerate(file, 1):
                     try:
-                        restored(json.loads(line))
-                    except (ValueError, KeyError, TypeError) as error:
-                        raise RunError(
-                            f"{log.path}: line {number}: not a record of a run ({error!r}); mend "
-                            "or remove that line"
-                        ) from error
-        self.num_samples = sum(map(len, self._samples.values()))
+                        fields = json.loads(line)
+                        if not isinstance(fields, dict):
+                            raise ValueError("not an object")
+                        problem_id = restored(fields)
+                    except (ValueError, KeyError, TypeError, RecursionError) as error:
+                        damage.setdefault(name, {})[number] = _reason(error)
+                    else:
+                        if name == DECISIONS:
+                            decided[problem_id] = number
+        for problem_id, number in decided.items():
+            there = self._samples.get(problem_id, {})
+            needed = range(self._decisions[problem_id].num_samples)
+            missing = next((index for index in needed if index not in there), None)
+            if missing is not None:
+                reason = f"completion {missing} of problem {problem_id!r} is not there"
+                damage.setdefault(DECISIONS, {})[number] = reason
+        return damage
 
-    def _add_old_decision(self, fields: dict[str, Any]) -> None:
+    def _set_aside(self, damage: "_Damage") -> None:
+        for name, lines in damage.items():
+            log = self._logs[name]
+            aside = log.path.with_name(f"{name}.damaged")
+            with open(log.path, "rb") as file, open(aside, "ab") as bad:
+                good = []
+                for number, line in enumerate(file, 1):
+                    (bad.write if number in lines else good.append)(line)
+                bad.flush()
+                os.fsync(bad.fileno())
+            log.close()
+            with atomic_write(log.path, binary=True) as file:
+                file.writelines(good)
+            self._logs[name] = _Log(log.path)
+            self.notes.append(f"{aside}: has {len(lines)} lines of {name} that were damaged")
+
+    def _add_old_decision(self, fields: dict[str, Any]) -> str:
         decision = _decision(fields)
         self._decisions[decision.problem_id] = decision
+        return decision.problem_id
 
     def _add_old(self, fields: dict[str, Any]) -> None:
         sample = _sample(fields)
@@ -314,10 +366,10 @@ class Run:
         of_problem[index] = sample
 
     def _add_drawn(self, fields: dict[str, Any]) -> None:
-        problem_id, index = fields["problem_id"], fields["index"]
-        if problem_id in self._decisions or index in self._samples.get(problem_id, {}):
+        problem_id, completion = _known(fields, "problem_id", str), _completion(fields)
+        if problem_id in self._decisions or completion.index in self._samples.get(problem_id, {}):
             return
-        self._drawn.setdefault(problem_id, {})[index] = _completion(fields)
+        self._drawn.setdefault(problem_id, {})[completion.index] = completion
 
 
 class _Log:
@@ -332,10 +384,13 @@ class _Log:
             sync_folder(path.parent)
         size = os.fstat(self._file).st_size
         self._end = self._end_of_whole_lines(size)
-        self.torn = size - self._end
-        """Bytes of a last line that a crash cut short."""
-        if self.torn:
+        self.torn = ""
+        """What is to be said of a last line that a crash cut short."""
+        if torn := size - self._end:
             os.ftruncate(self._file, self._end)
+            self.torn = f"{path}: dropped a last line that was cut short, of {torn} bytes"
+        with open(path, "rb") as file:
+            self.lines = sum(1 for _ in file)
 
     def _end_of_whole_lines(self, size: int) -> int:
         end = size
@@ -357,14 +412,16 @@ class _Log:
             os.fsync(self._file)
         except OSError:
             # Whoever reads the file next finds whole lines only, and as many of them as had room.
-            self._end = self._end_of_whole_lines(os.fstat(self._file).st_size)
+            before, self._end = self._end, self._end_of_whole_lines(os.fstat(self._file).st_size)
             os.ftruncate(self._file, self._end)
+            self.lines += block[: self._end - before].count(b"\n")
             raise
         self._end += len(block)
+        self.lines += block.count(b"\n")
 
     def clear(self) -> None:
         os.ftruncate(self._file, 0)
-        self._end = 0
+        self._end = self.lines = 0
         self.path.unlink()
 
     def close(self) -> None:
@@ -387,11 +444,11 @@ def _completion_fields(completion: Completion) -> dict[str, Any]:
 
 def _completion(fields: Mapping[str, Any]) -> Completion:
     return Completion(
-        index=fields["index"],
-        text=fields["completion"],
-        tokens=fields.get("tokens", -1),
-        finish_reason=fields["finish_reason"],
-        prompt_tokens=fields["prompt_tokens"],
+        index=_count(fields, "index"),
+        text=_known(fields, "completion", str),
+        tokens=_count(fields, "tokens", least=-1, default=-1),
+        finish_reason=_one_of(fields, "finish_reason", get_args(FinishReason)),
+        prompt_tokens=_count(fields, "prompt_tokens"),
     )
 
 
@@ -414,16 +471,18 @@ def _sample_fields(sample: Sample, kind: str) -> dict[str, Any]:
 
 
 def _sample(fields: Mapping[str, Any]) -> Sample:
+    steps = _known(fields, "steps", list, default=[])
+    scores = {f"steps[{place}]": value for place, value in enumerate(steps)}
     return Sample(
-        problem_id=fields["problem_id"],
+        problem_id=_known(fields, "problem_id", str),
         completion=_completion(fields),
-        score=fields.get("score"),
-        answer=fields["answer"],
-        answer_id=fields["answer_id"],
-        gold_id=fields["gold_id"],
-        steps=tuple(fields.get("steps", ())),
-        verifier_tokens=fields.get("verifier_tokens", 0),
-        note=fields.get("note"),
+        score=_unit(fields, "score") if fields.get("score") is not None else None,
+        answer=_known(fields, "answer", str, type(None)),
+        answer_id=_count(fields, "answer_id", least=-1),
+        gold_id=_count(fields, "gold_id", least=-1),
+        steps=tuple(_unit(scores, name) for name in scores),
+        verifier_tokens=_count(fields, "verifier_tokens", default=0),
+        note=_known(fields, "note", str, type(None), default=None),
     )
 
 
@@ -440,12 +499,80 @@ def _decision(fields: dict[str, Any]) -> Decision:
     def known(value: Any) -> Any:
         return math.nan if value is None else value
 
-    spent = {each.name: fields["ledger"][each.name] for each in dataclasses.fields(TokenLedger)}
+    entries = [each.name for each in dataclasses.fields(TokenLedger)]
+    ledger = _known(fields, "ledger", dict)
+    spent = {name: _known(ledger, name, int, float, type(None)) for name in entries}
     ledger = TokenLedger(**{name: known(value) for name, value in spent.items()})
     if "params" not in fields:  # as it was written when the law was always the truncated normal
         loc, scale = fields.pop("loc"), fields.pop("scale")
         fields["params"] = {} if loc is None else {"loc": loc, "scale": scale}
+    _known(fields, "problem_id", str)
+    drawn = _count(fields, "num_samples")
+    _count(fields, "tokens", least=-1)
+    _count(fields, "selected_index", least=-1, below=drawn)
     return Decision(**{**fields, "ledger": ledger})
+
+
+_REQUIRED = object()
+
+
+def _known(fields: Mapping[str, Any], name: str, *types: type, default: Any = _REQUIRED) -> Any:
+    """A field's value, which must be of one of the types."""
+    value = fields[name] if default is _REQUIRED else fields.get(name, default)
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        raise ValueError(f"{name} is {_short(repr(value))}")
+    return value
+
+
+def _count(
+    fields: Mapping[str, Any],
+    name: str,
+    *,
+    least: int = 0,
+    below: int = 1 << 31,
+    default: Any = _REQUIRED,
+) -> int:
+    value = _known(fields, name, int, default=default)
+    if not least <= value < below:
+        raise ValueError(f"{name} is {_short(repr(value))}, not in [{least}, {below})")
+    return value
+
+
+def _unit(fields: Mapping[str, Any], name: str) -> float | int:
+    value = _known(fields, name, float, int)
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} is {_short(repr(value))}, not in [0, 1]")
+    return value
+
+
+def _one_of(fields: Mapping[str, Any], name: str, choices: Sequence[Any]) -> Any:
+    if fields[name] not in choices:
+        raise ValueError(f"{name} is {_short(repr(fields[name]))}, none of {', '.join(choices)}")
+    return fields[name]
+
+
+_Damage = dict[str, dict[int, str]]  # of each file, the lines that cannot be used, and why
+
+
+def _damaged(path: Path, damage: _Damage) -> str:
+    """One line about all that is damaged: the first of it, how much more, and the remedy."""
+    places = [(name, line, why) for name, lines in damage.items() for line, why in lines.items()]
+    name, line, why = places[0]
+    place = f"line {line}: not a record of a run" if line else "cannot be read"
+    more = f", and {len(places) - 1} lines more" if len(places) > 1 else ""
+    return (
+        f"{path / name}: {place} ({why}){more}; add --repair true to set aside what is damaged and "
+        "draw again what is missing then"
+    )
+
+
+def _reason(error: BaseException) -> str:
+    words = {KeyError: f"no field {error}", RecursionError: "nested too deeply"}
+    if isinstance(error, UnicodeDecodeError):
+        return "not text in UTF-8"
+    if isinstance(error, OSError):
+        return str(error.strerror)
+    return " ".join(words.get(type(error), str(error)).split())[:200]
 
 
 # Files --------------------------------------------------------------------------------------------
@@ -473,9 +600,13 @@ def _write_whole(path: Path, text: str) -> None:
         file.write(text)
 
 
-def _config_difference(before: str, now: str, volatile: Sequence[str]) -> str:
+def _config_difference(before: str, now: str, volatile: Sequence[str], defaults: str) -> str:
     """The fields that differ, as "sampler.temperature is 0.7, now 1.0"; "" if none does."""
-    there, here = (dict(_flat(yaml.safe_load(text))) for text in (before, now))
+    texts = [yaml.safe_load(text) for text in (before, now, defaults)]
+    if before and not isinstance(texts[0], dict):
+        raise ValueError("not a configuration")
+    there, here, default = (dict(_flat(text or {})) for text in texts)
+    there = {**{name: value for name, value in default.items() if name in here}, **there}
     changes = [
         f"{name} is {_short(there.get(name))}, now {_short(here.get(name))}"
         for name in dict.fromkeys([*there, *here])

@@ -81,10 +81,10 @@ def run_live(
     except (BackendError, EngineError, PoolError, RunError, ImportError) as error:
         if not run.num_samples:
             raise RunError(str(error)) from error
-        raise RunError(
-            f"{error}; {run.num_samples} completions are kept in {run.path}: run the same command "
-            "to go on"
-        ) from error
+        # A recorded pool that is too small stays so.
+        again = "" if isinstance(error, PoolError) else ": run the same command to go on"
+        kept = f"{run.num_samples} completions are kept in {run.path}"
+        raise RunError(f"{error}; {kept}{again}") from error
     return solutions
 
 
