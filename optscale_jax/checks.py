@@ -15,35 +15,31 @@ from typing import Any, Literal
 
 from optscale_jax.errors import InputError
 
-__all__ = ["at_least", "one_of", "positive", "within"]
+__all__ = ["at_least", "finite", "one_of", "positive", "within"]
 
 Interval = Literal["(0, 1)", "(0, 1]", "[0, 1)", "[0, 1]"]
 
 
 def at_least(config: Any, least: float | int, *names: str, of: str = "") -> None:
-    """Refuses numbers below a bound, infinite ones and NaN.
-
-    Args:
-        config: Holds the fields.
-        least: The bound.
-        names: The fields.
-        of: What stands before a field's name in the message.
-
-    Raises:
-        InputError: Naming the first such field.
-    """
+    """Refuses numbers below a bound, infinite ones and NaN."""
     for name, value in _given(config, names):
         _require(least <= value < math.inf, of + name, value, f"at least {least:g}")
 
 
+def finite(config: Any, *names: str, of: str = "") -> None:
+    """Refuses infinite numbers and NaN."""
+    for name, value in _given(config, names):
+        _require(math.isfinite(value), of + name, value, "finite")
+
+
 def positive(config: Any, *names: str, of: str = "") -> None:
-    """Refuses numbers that are not above 0, infinite ones and NaN; otherwise as `at_least`."""
+    """Refuses numbers that are not above 0, infinite ones and NaN."""
     for name, value in _given(config, names):
         _require(0 < value < math.inf, of + name, value, "above 0")
 
 
 def within(config: Any, interval: Interval, *names: str, of: str = "") -> None:
-    """Refuses numbers outside an interval, and NaN; otherwise as `at_least`."""
+    """Refuses numbers outside an interval, and NaN."""
     for name, value in _given(config, names):
         above = value > 0 if interval[0] == "(" else value >= 0
         below = value < 1 if interval[-1] == ")" else value <= 1
@@ -51,7 +47,7 @@ def within(config: Any, interval: Interval, *names: str, of: str = "") -> None:
 
 
 def one_of(config: Any, choices: Collection[Any], *names: str, of: str = "") -> None:
-    """Refuses values that are none of the choices; otherwise as `at_least`."""
+    """Refuses values that are none of the choices."""
     for name, value in _given(config, names):
         _require(value in choices, of + name, repr(value), f"one of {', '.join(map(str, choices))}")
 

@@ -1,23 +1,11 @@
 """What can go wrong, as one tree, and whose it is to mend.
 
-    InputError (ValueError)     what was given cannot be used
-      RecordError               a file of JSON objects, one of them, or one of its fields
-      PoolError                 a pool: its arrays, its file, or what is asked of it
-      ProblemsError             problems that cannot be had, or none
-      PredictorError            labels, features, or a saved predictor
-      CheckpointError           a checkpoint of a language model
-      RunError                  a run's directory: of another run, in use, or without room
-    BackendError                a sampler or a verifier does not start, or cannot go on
-      ProblemError              it cannot take this one problem, and can take others
-      BadRequestError           a server understood a request and refuses it
-    EngineError                 a sampler or a verifier does not keep its contract
-    Terminated (BaseException)  the process has been told to end
-
 An `InputError` is for whoever gave the input: its message is one line that names the place, what
 was wrong and what to do, so a command prints it as it is and exits with 2. A `BackendError` is one
 line too, but the world's doing, or what only a model's start can tell: a server that is gone, too
 little memory, an architecture that vLLM does not know. A live run turns it into a `RunError` that
 says what was drawn and is kept. An `EngineError` is for whoever wrote the sampler or the verifier.
+A predictor's and a checkpoint's own `InputError` are where they are raised.
 """
 
 import contextlib
@@ -97,20 +85,10 @@ class Terminated(BaseException):
 def bad_input(
     where: str = "", errors: tuple[type[Exception], ...] = (ValueError, OSError)
 ) -> Iterator[None]:
-    """Turns a library's errors into `InputError`.
+    """Turns a library's errors into an `InputError` that begins with `where`, a field, say.
 
     Wrap only calls whose errors speak of what the user gave: a ValueError of our own making
     should keep its traceback.
-
-    Args:
-        where: What the message begins with, such as the configuration's field.
-        errors: Which errors.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        InputError: For one of `errors`.
     """
     try:
         yield
@@ -126,7 +104,7 @@ def bad_input(
 def did_you_mean(
     name: str, known: Collection[str], otherwise: str = "there are", *, prefix: str = ""
 ) -> str:
-    """The end of a message on a name that there is not.
+    """The end of a message on a name that is none of those known.
 
     Args:
         name: What was given.

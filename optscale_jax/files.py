@@ -14,15 +14,8 @@ __all__ = ["atomic_write", "package_versions", "sync_folder"]
 def atomic_write(path: str | os.PathLike[str], *, binary: bool = False) -> Iterator[IO[Any]]:
     r"""A file to write, which takes the place of `path` when it is complete and on disk.
 
-    Args:
-        path: The file; its folder is made if it does not exist.
-        binary: Bytes instead of text, which is UTF-8 with lines that end in "\n".
-
-    Yields:
-        A file beside `path`. On any error it is removed, and `path` is as it was.
-
-    Raises:
-        OSError: If the file cannot be written.
+    Its folder is made if it does not exist. On any error, an OSError in writing too, it is removed,
+    and `path` is as it was. Text is UTF-8 with lines that end in "\n".
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -27,13 +27,9 @@ class PluginError(InputError):
 
 
 def load_object(
-    name: str,
-    *,
-    what: str,
-    shipped: Mapping[str, Any] | None = None,
-    must_call: bool = True,
+    name: str, *, what: str, shipped: Mapping[str, Any] | None = None, must_call: bool = True
 ) -> Any:
-    """Finds a part by its name.
+    """Finds a part by its name; nothing is called.
 
     A file is run once for as long as its text stays the same, so that asking for the same name
     again gives the same object. Modules are looked for where Python looks for them, then in the
@@ -45,9 +41,6 @@ def load_object(
         what: What the part is, such as "head", for messages.
         shipped: The shipped parts by name.
         must_call: Whether the part has to be a function or a class.
-
-    Returns:
-        The part as it stands there; nothing is called.
 
     Raises:
         PluginError: If there is no such name, module or file, if it raises when it is imported, or
@@ -89,9 +82,6 @@ def make_part(value: Any, kind: type[PartT], *, what: str, shipped: Mapping[str,
         kind: What the part has to be.
         what: What it is called in messages, such as "law".
         shipped: The shipped parts by name.
-
-    Returns:
-        The part.
 
     Raises:
         PluginError: If the name is of none, or what it is of is no `kind`.

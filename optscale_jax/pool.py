@@ -1,17 +1,15 @@
 """Pools: the scored completions of a set of problems, drawn once and replayed by any policy.
 
-A pool is the data side of the numerical core: it is read from a file, checked once, and from then
-on every array in it can be relied on. `optscale_jax.synthetic` makes pools from a documented model
-and `optscale_jax.replay` runs policies over them.
+A pool is checked once, and from then on every array in it can be relied on.
 """
 
 import dataclasses
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, get_args
+from typing import Any, BinaryIO, Literal, cast, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32, Shaped
@@ -81,11 +79,6 @@ class Pool:
         return self.scores is not None
 
     @property
-    def has_correct(self) -> bool:
-        """Whether it is known which completions are correct."""
-        return self.correct is not None
-
-    @property
     def has_answers(self) -> bool:
         """Whether answers can be compared, as voting needs."""
         return self.answers is not None
@@ -151,71 +144,49 @@ class Pool:
                 neither of the two.
         """
         checked_kind = _kind(kind, source)
-        given = {
-            "scores": scores,
-            "correct": correct,
-            "tokens": tokens,
-            "answers": answers,
-            "mask": mask,
-            "gold": gold,
-            "problem_ids": problem_ids,
-        }
-        arrays = {
-            name: _as_array(value, name, source)
-            for name, value in given.items()
-            if value is not None
-        }
+        given = dict(
+            scores=scores,
+            correct=correct,
+            tokens=tokens,
+            answers=answers,
+            mask=mask,
+            gold=gold,
+            problem_ids=problem_ids,
+        )
+        arrays = {name: _as_array(v, name, source) for name, v in given.items() if v is not None}
         shape = _common_shape(arrays, source)
-        num_problems = shape[0]
-
         present = np.ones(shape, bool)
         if "mask" in arrays:
             present = _booleans(arrays["mask"], "mask", source)
             _check_mask(present, source)
 
-        checked_scores = None
-        if "scores" in arrays:
-            checked_scores = _scores(arrays["scores"], present, clip, source)
+        def integers(name: str, minus_one: str, where: np.ndarray = present) -> Any:
+            if name in arrays:
+                return _integers(arrays[name], name, minus_one, where, source)
+            return None
 
-        lengths = np.full(shape, -1, np.int32)
-        if "tokens" in arrays:
-            lengths = _integers(arrays["tokens"], "tokens", "unknown", present, source)
-
-        checked_answers = None
-        if "answers" in arrays:
-            checked_answers = _integers(arrays["answers"], "answers", "no answer", present, source)
-
-        checked_gold = None
-        if "gold" in arrays:
-            everywhere = np.ones(num_problems, bool)
-            checked_gold = _integers(arrays["gold"], "gold", "no gold answer", everywhere, source)
-
-        checked_correct = None
+        scores = _scores(arrays["scores"], present, clip, source) if "scores" in arrays else None
+        tokens = integers("tokens", "unknown")
+        answers = integers("answers", "no answer")
+        gold = integers("gold", "no gold answer", np.ones(shape[0], bool))
+        correct = None
         if "correct" in arrays:
-            checked_correct = _booleans(arrays["correct"], "correct", source, present)
-        elif (
-            checked_answers is not None and checked_gold is not None and np.all(checked_gold != -1)
-        ):
+            correct = _booleans(arrays["correct"], "correct", source, present)
+        elif answers is not None and gold is not None and np.all(gold != -1):
             # No answer is -1 and a gold answer never is, so no answer is never correct.
-            checked_correct = checked_answers == checked_gold[:, None]
-
-        names = np.arange(num_problems).astype(np.str_)
-        if "problem_ids" in arrays:
-            names = _problem_ids(arrays["problem_ids"], source)
-
+            correct = answers == gold[:, None]
         pool = cls(
-            scores=checked_scores,
-            correct=checked_correct,
-            tokens=lengths,
-            answers=checked_answers,
-            gold=checked_gold,
-            problem_ids=names,
+            scores=scores,
+            correct=correct,
+            tokens=np.full(shape, -1, np.int32) if tokens is None else tokens,
+            answers=answers,
+            gold=gold,
+            problem_ids=_problem_ids(arrays.get("problem_ids", np.arange(shape[0])), source),
             mask=present,
             kind=checked_kind,
         )
         for array in pool._arrays().values():
-            if array is not None:
-                array.flags.writeable = False
+            array.flags.writeable = False
         return pool
 
     @classmethod
@@ -259,16 +230,13 @@ class Pool:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the pool to an `.npz` file that `Pool.load` reads back unchanged.
 
-        The file appears under its name only when it is complete, replacing an older one, and equal
+        The file appears under its name only when it is complete (`files.atomic_write`), and equal
         pools give equal bytes.
-
-        Args:
-            path: The file; its folder is made if it does not exist.
 
         Raises:
             OSError: If the file cannot be written.
         """
-        arrays = {name: array for name, array in self._arrays().items() if array is not None}
+        arrays = self._arrays()
         arrays.setdefault("scores", np.full(self.mask.shape, np.nan, np.float32))
         if np.all(self.mask):
             del arrays["mask"]
@@ -301,45 +269,21 @@ class Pool:
             elif problems.size == 0:
                 problems = problems.astype(int)
         try:
-            return self._map(lambda array: array[problems])
+            kept: dict[str, Any] = {name: array[problems] for name, array in self._arrays().items()}
         except IndexError as error:
             raise PoolError(f"subset: {error}") from error
-
-    def truncate(self, num_samples: int) -> "Pool":
-        """Keeps the first completions of every problem.
-
-        Args:
-            num_samples: How many, between 1 and N.
-
-        Returns:
-            The pool [P, num_samples].
-
-        Raises:
-            PoolError: If `num_samples` is not between 1 and N.
-        """
-        if not 1 <= num_samples <= self.num_samples:
-            raise PoolError(
-                f"truncate: {num_samples} completions asked for, but the pool has between 1 and "
-                f"{self.num_samples} to give"
-            )
-        return self._map(lambda array: array[:, :num_samples] if array.ndim == 2 else array)
+        return Pool.from_arrays(**kept, kind=self.kind)
 
     def _arrays(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in (*_PER_COMPLETION, *_PER_PROBLEM)}
-
-    def _map(self, function: Callable[[np.ndarray], np.ndarray]) -> "Pool":
-        arrays: dict[str, Any] = {
-            name: None if array is None else function(array)
-            for name, array in self._arrays().items()
-        }
-        return Pool.from_arrays(**arrays, kind=self.kind)
+        """The arrays that there are, by name."""
+        held = {name: getattr(self, name) for name in (*_PER_COMPLETION, *_PER_PROBLEM)}
+        return {name: array for name, array in held.items() if array is not None}
 
 
 def _kind(value: str, source: str) -> PoolKind:
-    for kind in get_args(PoolKind):
-        if value == kind:
-            return kind
-    raise PoolError(f"{source}: kind is {value!r}; it must be 'parallel' or 'sequential'")
+    if value not in get_args(PoolKind):
+        raise PoolError(f"{source}: kind is {value!r}; it must be 'parallel' or 'sequential'")
+    return cast(PoolKind, value)
 
 
 def _as_array(value: Any, name: str, source: str) -> np.ndarray:

@@ -28,19 +28,12 @@ _ARITHMETIC_COUNT = 400
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """Where a benchmark is on the hub.
+    """Where a benchmark is on the hub."""
 
-    Attributes:
-        dataset: The dataset's name.
-        subsets: Its configurations, all of which are read, in order; None = the only one.
-        split: The split.
-        count: How many problems it has.
-    """
-
-    dataset: str
-    subsets: tuple[str | None, ...]
+    dataset: str  # the dataset's name
+    subsets: tuple[str | None, ...]  # its configurations, all read, in order; None = the only one
     split: str
-    count: int
+    count: int  # how many problems it has
 
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -54,7 +47,7 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def load_problems(source: str | os.PathLike[str], *, limit: int | None = None) -> list[Problem]:
-    """Loads problems by a benchmark's name or from a file.
+    """Loads problems, in order, by a benchmark's name or from a file.
 
     Args:
         source: One of `BENCHMARKS`; arithmetic-SEED for problems of the small world
@@ -62,9 +55,6 @@ def load_problems(source: str | os.PathLike[str], *, limit: int | None = None) -
             as for `read_problems`. A name that is also a file in the working directory is the name.
         limit: How many to take from the beginning, at least 1; None = all, and 400 of the small
             world, which has no end.
-
-    Returns:
-        The problems, in order.
 
     Raises:
         InputError: If the file or the dataset cannot be had, or as `read_problems`.
@@ -96,12 +86,6 @@ def read_problems(path: str | os.PathLike[str]) -> list[Problem]:
     `gold`: bare, or a worked solution that ends in it, as GSM8K's do. The id is in `unique_id`,
     `problem_id` or `id`, or else the record's number from 0; ids of the file must differ. Answers
     and ids are in every record or in none.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The problems, in order.
 
     Raises:
         ProblemsError: If the file is a folder, or holds no record.

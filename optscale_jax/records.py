@@ -38,81 +38,49 @@ def measured(count: int) -> float | int:
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """One problem of a benchmark.
+    """One problem of a benchmark."""
 
-    Attributes:
-        id: Unique within a run; seeds and the run's log are keyed by it.
-        text: The question as it is put to the sampler, before any chat template.
-        answer: The gold answer; None = not known.
-    """
-
-    id: str
-    text: str
-    answer: str | None = None
+    id: str  # unique within a run; seeds and the run's log are keyed by it
+    text: str  # the question as it is put to the sampler, before any chat template
+    answer: str | None = None  # the gold answer; None = not known
 
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """One completion of a problem.
+    """One completion of a problem."""
 
-    Attributes:
-        index: Launch order within the problem, from 0; with the run's seed and the problem's id it
-            determines the completion's seed.
-        text: The completion, without the prompt.
-        tokens: Its length in tokens, those of a partial completion too.
-        finish_reason: Why it ended.
-        prompt_tokens: Length of the prompt in tokens; 0 where the sampler does not say.
-    """
-
+    # Launch order within the problem, from 0; with the run's seed and the problem's id it makes the
+    # completion's seed.
     index: int
-    text: str
-    tokens: int
+    text: str  # without the prompt
+    tokens: int  # its length in tokens, of a partial completion too
     finish_reason: FinishReason = "stop"
-    prompt_tokens: int = 0
+    prompt_tokens: int = 0  # length of the prompt in tokens; 0 where the sampler does not say
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """A verifier's judgement of one completion.
+    """A verifier's judgement of one completion."""
 
-    Attributes:
-        value: The score, in [0, 1].
-        steps: Step scores in [0, 1], in order; empty for verifiers that judge the whole.
-        tokens: Tokens that the verifier read and wrote for it.
-        note: What was unusual, such as "truncated" or "no step"; None for nothing.
-    """
-
-    value: float
-    steps: tuple[float, ...] = ()
-    tokens: int = 0
-    note: str | None = None
+    value: float  # the score, in [0, 1]
+    steps: tuple[float, ...] = ()  # step scores in [0, 1], in order; empty if it has none
+    tokens: int = 0  # tokens that the verifier read and wrote for it
+    note: str | None = None  # what was unusual, such as "truncated" or "no step"; None for nothing
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One completion with what is known of it.
-
-    Attributes:
-        problem_id: The problem.
-        completion: The completion.
-        score: The verifier's score, in [0, 1]; None without a verifier.
-        answer: The final answer; None = none.
-        answer_id: Equal within a problem where the answers are; -1 = none.
-        gold_id: The gold answer's id; -1 = not known.
-        steps: Step scores, if the verifier gives them.
-        verifier_tokens: Tokens that the verifier read and wrote for it.
-        note: What the verifier found unusual.
-    """
+    """One completion with what is known of it."""
 
     problem_id: str
     completion: Completion
-    score: float | None
-    answer: str | None
-    answer_id: int
-    gold_id: int
-    steps: tuple[float, ...] = ()
-    verifier_tokens: int = 0
-    note: str | None = None
+    score: float | None  # the verifier's score, in [0, 1]; None without a verifier
+    answer: str | None  # the final answer; None = none
+    answer_id: int  # equal within a problem where the answers are; -1 = none
+    gold_id: int  # the gold answer's id; -1 = not known
+    steps: tuple[float, ...] = ()  # step scores, if the verifier gives them
+    verifier_tokens: int = 0  # tokens that the verifier read and wrote for it
+    note: str | None = None  # what the verifier found unusual
 
     @property
     def correct(self) -> bool | None:
@@ -127,18 +95,12 @@ class TokenLedger:
 
     Each entry is a number or an array, in tokens. An unknown entry is NaN, and so is then the
     total.
-
-    Attributes:
-        completed: In completions that ran to their end.
-        aborted: In completions that were stopped because the policy had enough.
-        verifier: Read and written by the verifier.
-        predictor: Read by the predictor of priors.
     """
 
-    completed: Any = 0
-    aborted: Any = 0
-    verifier: Any = 0
-    predictor: Any = 0
+    completed: Any = 0  # in completions that ran to their end
+    aborted: Any = 0  # in completions that were stopped because the policy had enough
+    verifier: Any = 0  # read and written by the verifier
+    predictor: Any = 0  # read by the predictor of priors
 
     @property
     def total(self) -> Any:
@@ -157,28 +119,16 @@ class TokenLedger:
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """What a policy did with one problem.
-
-    Attributes:
-        problem_id: The problem.
-        num_samples: Completions that it decided on, the first ones in launch order.
-        tokens: Their tokens; -1 = unknown.
-        selected_index: The completion returned; -1 = none was eligible.
-        stop_reason: A `StopReason`'s name in small letters.
-        required: Samples that the policy wanted in all.
-        params: The fitted law's parameters at the stop, by name; {} for policies that fit none.
-        ledger: All tokens spent on the problem: those of completions beyond the `num_samples` too,
-            that had ended when the policy stopped, and those aborted then.
-        error: Why there is none, if the problem cannot be sampled or scored; its stop reason is
-            "failed" then.
-    """
+    """What a policy did with one problem."""
 
     problem_id: str
-    num_samples: int
-    tokens: int
-    selected_index: int
-    stop_reason: str
-    required: int
-    params: dict[str, float]
+    num_samples: int  # completions that it decided on, the first ones in launch order
+    tokens: int  # their tokens; -1 = unknown
+    selected_index: int  # the completion returned; -1 = none was eligible
+    stop_reason: str  # a `StopReason`'s name in small letters
+    required: int  # samples that the policy wanted in all
+    params: dict[str, float]  # the fitted law's at the stop; {} for policies that fit none
+    # All tokens spent on the problem: those of completions beyond the `num_samples` too, that had
+    # ended when the policy stopped, and those aborted then.
     ledger: TokenLedger
-    error: str | None = None
+    error: str | None = None  # why it cannot be sampled or scored, for the stop reason "failed"

@@ -20,13 +20,7 @@ SCHEME = "package:"
 
 
 def located(path: str) -> str:
-    """The path of what may be inside an installed package.
-
-    Args:
-        path: `package:NAME/PATH`, or anything else.
-
-    Returns:
-        Where that is; anything else as it was given.
+    """Where `package:NAME/PATH` is; anything else as it was given.
 
     Raises:
         InputError: If there is no such package.
@@ -47,9 +41,6 @@ def shipped_config(name: str, folder: str = "") -> Path:
     Args:
         name: Such as demo or replay/demo; configs/replay/demo.yaml is understood too.
         folder: Where a name without a folder is looked for.
-
-    Returns:
-        The file.
 
     Raises:
         InputError: If there is none, with the names that are near.

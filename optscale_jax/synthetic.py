@@ -1,11 +1,11 @@
 """Synthetic pools from a documented model: known truth to test against, and a demo without data.
 
 The model is one of problems (difficulty decides accuracy, score law and length) and of completions
-(score and correctness drawn together, then length and answer). It builds on `optscale_jax.pool`.
+(score and correctness drawn together, then length and answer).
 """
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +13,13 @@ import numpy as np
 from jax.scipy.special import ndtr, ndtri
 from jaxtyping import Array, Float, PRNGKeyArray, UInt32
 
+from optscale_jax.checks import at_least, finite, one_of, positive, within
 from optscale_jax.pool import Pool
 
 __all__ = ["SyntheticConfig", "SyntheticProblems", "synthetic_pool", "synthetic_problems"]
 
 Key = PRNGKeyArray | UInt32[Array, "2"]
+ScoreLaw = Literal["truncated_normal", "mixture"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +53,7 @@ class SyntheticConfig:
 
     accuracy_logit: float = 0.5
     accuracy_slope: float = 1.8
-    score_law: Literal["truncated_normal", "mixture"] = "truncated_normal"
+    score_law: ScoreLaw = "truncated_normal"
     verifier_quality: float = 0.4
     score_logit: float = 1.2
     score_slope: float = 0.7
@@ -67,32 +69,14 @@ class SyntheticConfig:
     distractor_skew: float = 1.5
 
     def __post_init__(self) -> None:
-        """Refuses parameters outside their domain.
-
-        Raises:
-            ValueError: Naming the first such parameter, its value and its domain.
-        """
-        unbounded = ("accuracy_logit", "score_logit", "score_slope", "tokens_slope", "tokens_wrong")
-        not_negative = ("accuracy_slope", "score_scale_spread", "tokens_spread", "distractor_skew")
-        positive = ("score_scale", "tokens_median")
-        domains = [
-            *((name, np.isfinite, "finite") for name in unbounded),
-            *((name, lambda v: 0 <= v < np.inf, "at least 0") for name in not_negative),
-            *((name, lambda v: 0 < v < np.inf, "above 0") for name in positive),
-            ("verifier_quality", lambda v: 0 <= v < 1, "in [0, 1)"),
-            ("answerless", lambda v: 0 <= v < 1, "in [0, 1)"),
-            ("max_tokens", lambda v: v >= 1, "at least 1"),
-            ("num_distractors", lambda v: v >= 1, "at least 1"),
-            (
-                "score_law",
-                lambda v: v in ("truncated_normal", "mixture"),
-                "'truncated_normal' or 'mixture'",
-            ),
-        ]
-        for name, inside, domain in domains:
-            value = getattr(self, name)
-            if not inside(value):
-                raise ValueError(f"{name} is {value!r}; it must be {domain}")
+        """Raises an InputError of the first parameter that is outside its domain."""
+        finite(self, "accuracy_logit", "score_logit", "score_slope", "tokens_slope", "tokens_wrong")
+        at_least(self, 0, "accuracy_slope", "score_scale_spread", "tokens_spread")
+        at_least(self, 0, "distractor_skew")
+        positive(self, "score_scale", "tokens_median")
+        within(self, "[0, 1)", "verifier_quality", "answerless")
+        at_least(self, 1, "max_tokens", "num_distractors")
+        one_of(self, get_args(ScoreLaw), "score_law")
 
 
 class SyntheticProblems(NamedTuple):
@@ -105,24 +89,9 @@ class SyntheticProblems(NamedTuple):
 
 
 def synthetic_problems(
-    key: Key,
-    *,
-    num_problems: int = 500,
-    config: SyntheticConfig | None = None,
+    key: Key, *, num_problems: int = 500, config: SyntheticConfig | None = None
 ) -> SyntheticProblems:
-    """Draws the problems that `synthetic_pool` uses with the same key, number and config.
-
-    Args:
-        key: JAX random key.
-        num_problems: P, at least 1.
-        config: The model's parameters; None for the defaults.
-
-    Returns:
-        Difficulty, accuracy and score law of each problem, [P] each.
-
-    Raises:
-        ValueError: If `num_problems` is below 1.
-    """
+    """Draws the problems that `synthetic_pool` uses with the same arguments, and raises as it."""
     if num_problems < 1:
         raise ValueError(f"num_problems is {num_problems}; it must be at least 1")
     config = config or SyntheticConfig()

@@ -16,11 +16,10 @@ __all__ = ["Value", "static"]
 def static(**options: Any) -> Any:
     """A field that is a choice: text, a switch, or a number that decides shapes.
 
+    Its value is hashed and compared, and is no leaf.
+
     Args:
       **options: of `dataclasses.field`, such as `default=`.
-
-    Returns:
-      The field. Its value is hashed and compared, and is no leaf.
     """
     return dataclasses.field(metadata={"static": True}, **options)
 

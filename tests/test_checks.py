@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from optscale_jax.checks import at_least, one_of, positive, within
+from optscale_jax.checks import at_least, finite, one_of, positive, within
 from optscale_jax.errors import InputError
 
 
@@ -20,6 +20,7 @@ class Config:
     ("check", "values"),
     [
         (lambda c: at_least(c, 2, "a"), [2, 7.5]),
+        (lambda c: finite(c, "a"), [-1e308, 0]),
         (lambda c: positive(c, "a"), [5e-324, 1e308]),
         (lambda c: within(c, "(0, 1)", "a"), [5e-324, 0.5]),
         (lambda c: within(c, "[0, 1)", "a"), [0, 0.5]),
@@ -37,6 +38,7 @@ def test_what_is_in_the_domain_passes_and_none_has_nothing_to_check(check, value
     ("check", "values", "domain"),
     [
         (lambda c: at_least(c, 2, "b", "a"), [1, -math.inf, math.inf, math.nan], "at least 2"),
+        (lambda c: finite(c, "b", "a"), [-math.inf, math.inf, math.nan], "finite"),
         (lambda c: positive(c, "b", "a"), [0, -1, math.inf, math.nan], "above 0"),
         (lambda c: within(c, "(0, 1)", "a"), [0, 1, math.nan], r"in \(0, 1\)"),
         (lambda c: within(c, "[0, 1)", "a"), [-1e-9, 1, math.nan], r"in \[0, 1\)"),

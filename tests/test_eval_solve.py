@@ -83,14 +83,13 @@ def test_per_problem_rows_are_those_of_replay(pool_file, tmp_path, capsys):
 def test_a_fixed_pool_is_drawn_whole(pool_file, tmp_path):
     out = tmp_path / "pool"
     assert sample.main(["--recorded.pool", pool_file, "--n=5", "--out", str(out)]) == 0
-    expected, drawn = Pool.load(pool_file).truncate(5), Pool.load(out / "pool.npz")
+    whole, drawn = Pool.load(pool_file), Pool.load(out / "pool.npz")
     assert drawn.mask.all()
-    assert (drawn.scores == expected.scores).all()
-    assert (drawn.correct == expected.correct).all()
-    assert (drawn.tokens == expected.tokens).all()
+    for name in ("scores", "correct", "tokens"):
+        assert (getattr(drawn, name) == getattr(whole, name)[:, :5]).all(), name
     assert check_decisions.main([str(out)]) == 0
-    in_order = read_pool(out).subset(expected.problem_ids)
-    assert (in_order.scores == expected.scores).all()
+    in_order = read_pool(out).subset(whole.problem_ids)
+    assert (in_order.scores == whole.scores[:, :5]).all()
 
 
 def test_a_prior_for_each_problem_is_read_and_its_tokens_counted(pool_file, tmp_path, capsys):

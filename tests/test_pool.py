@@ -113,7 +113,7 @@ def test_interrupted_save_keeps_the_older_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(np, "savez_compressed", fail)
     with pytest.raises(OSError, match="disk full"):
-        pool.truncate(2).save(path)
+        pool.subset([1]).save(path)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["pool.npz"]
 
@@ -122,7 +122,7 @@ def test_properties():
     pool = Pool.from_arrays(**arrays())
     assert (pool.num_problems, pool.num_samples) == (3, 4)
     assert pool.has_scores
-    assert pool.has_correct
+    assert pool.correct is not None
     assert pool.has_answers
     assert pool.has_tokens
     assert pool.problem_ids.tolist() == ["set/0", "set/1", "set/2"]
@@ -131,7 +131,7 @@ def test_properties():
 
 def test_least_pool_and_what_it_lacks():
     pool = Pool.from_arrays(scores=[[0.5, 1.0]])
-    assert not pool.has_correct
+    assert pool.correct is None
     assert not pool.has_answers
     assert not pool.has_tokens
     assert pool.problem_ids.tolist() == ["0"]
@@ -197,8 +197,7 @@ def test_all_nan_scores_mean_no_verifier(tmp_path):
 def test_kind_is_parallel_unless_given_and_stays_with_parts(tmp_path):
     assert Pool.from_arrays(**arrays()).kind == "parallel"
     pool = Pool.from_arrays(**arrays(), kind="sequential")
-    parts = (pool.subset([1]), pool.truncate(2))
-    assert [part.kind for part in parts] == ["sequential"] * 2
+    assert pool.subset([1]).kind == "sequential"
     # Pools written before there were kinds read as parallel, and those still look the same.
     Pool.from_arrays(**arrays()).save(tmp_path / "pool.npz")
     assert "kind" not in np.load(tmp_path / "pool.npz").files
@@ -240,13 +239,6 @@ def test_subset_keeps_the_order_given(problems, expected):
     np.testing.assert_array_equal(part.gold, pool.gold[rows])
 
 
-def test_truncate_keeps_the_first_completions():
-    pool = Pool.from_arrays(**arrays(), mask=np.arange(4) < np.array([[4], [1], [2]]))
-    part = pool.truncate(2)
-    np.testing.assert_array_equal(part.tokens, pool.tokens[:, :2])
-    np.testing.assert_array_equal(part.samples_per_problem, [2, 1, 2])
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -255,8 +247,6 @@ def test_truncate_keeps_the_first_completions():
         (lambda p: p.subset([]), "an empty pool"),
         (lambda p: p.subset([1, 1]), "repeats 'set/1'"),
         (lambda p: p.subset([0.5]), "subset: "),
-        (lambda p: p.truncate(0), "truncate: 0 completions"),
-        (lambda p: p.truncate(5), "truncate: 5 completions .* between 1 and 4"),
     ],
 )
 def test_bad_selection_is_one_clear_line(change, message):

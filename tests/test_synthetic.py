@@ -34,7 +34,7 @@ def test_shapes_and_ids():
     pool = synthetic_pool(KEY, num_problems=3, num_samples=5)
     assert pool.scores.shape == (3, 5)
     assert pool.problem_ids.tolist() == ["synthetic/0", "synthetic/1", "synthetic/2"]
-    assert pool.has_correct
+    assert pool.correct is not None
     assert pool.has_answers
     assert pool.has_tokens
 
@@ -144,7 +144,7 @@ def test_unknown_score_law_is_one_clear_line():
     # Around the constructor, whose types are checked already while tests run.
     object.__setattr__(chosen, "score_law", "beta")
     with pytest.raises(
-        ValueError, match=r"score_law is 'beta'; .* 'truncated_normal' or 'mixture'"
+        ValueError, match=r"score_law is 'beta'; .* one of truncated_normal, mixture"
     ):
         chosen.__post_init__()
 
