@@ -1,21 +1,19 @@
 """How many samples are enough: the bound of OptScale, for any law of scores.
 
-Builds on `optscale_jax.distributions`. Nothing here knows about the truncated normal: a new law of
-scores is one TFP distribution with `log_cdf` (and `quantile`, for the expectations).
+A new law of scores is one TFP distribution with `log_cdf` (and `quantile`, for the expectations).
 """
 
 import functools
 from enum import IntEnum
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from optscale_jax.distributions import BestOfN
+from optscale_jax.distributions.base import compiled, known
 from optscale_jax.distributions.best_of_n import log_cdf_below
-from optscale_jax.distributions.compiled import compiled
+from optscale_jax.special import split
 from optscale_jax.typing import Array, ArrayLike
 
 __all__ = [
@@ -37,47 +35,28 @@ _DIGIT_BITS = 11  # base of the long division: a digit times half of a float32 i
 
 
 class BoundStatus(IntEnum):
-    """Why the bound is what it is.
+    """Why the bound is what it is."""
 
-    Attributes:
-      EXACT: the least N that meets the target.
-      CAPPED: the least N is larger than `max_samples` (or than int32 holds).
-      UNREACHABLE: F(s_min) = 1: no number of samples reaches s_min.
-    """
-
-    EXACT = 0
-    CAPPED = 1
-    UNREACHABLE = 2
+    EXACT = 0  # the least N that meets the target
+    CAPPED = 1  # the least N is larger than `max_samples` (or than int32 holds)
+    UNREACHABLE = 2  # F(s_min) = 1: no number of samples reaches s_min
 
 
 class Bound(NamedTuple):
     """The bound and the reason for it, each int32 of the broadcast shape."""
 
     num_samples: Array
-    status: Array
+    status: Array  # a `BoundStatus`
 
 
 def check_targets(s_min: ArrayLike | None, alpha: ArrayLike | None) -> None:
     """Refuses targets outside their domain, where their values are known (not traced)."""
-    if alpha is not None and not isinstance(alpha, Tracer):
-        values = np.asarray(alpha)
-        bad = ~((values > 0) & (values < 1))
-        if bad.any():
-            raise ValueError(f"alpha must be inside (0, 1), found {values[bad].flat[0]}")
-    if s_min is not None and not isinstance(s_min, Tracer):
-        values = np.asarray(s_min)
-        bad = ~((values >= 0) & (values <= 1))
-        if bad.any():
-            raise ValueError(f"s_min must be in [0, 1], found {values[bad].flat[0]}")
-
-
-def _split(x: Array) -> tuple[Array, Array]:
-    """Writes x as a sum of two numbers of half the bits each (low bits cleared, not rounded)."""
-    width, bits = (jnp.int64, 27) if jnp.finfo(x.dtype).bits == 64 else (jnp.int32, 12)
-    mask = jnp.asarray(-1 << bits, width)
-    cast = jax.lax.bitcast_convert_type
-    high = cast(cast(x, width) & mask, x.dtype)
-    return high, x - high
+    alphas = None if alpha is None else known(alpha)
+    if alphas is not None and (bad := ~((alphas > 0) & (alphas < 1))).any():
+        raise ValueError(f"alpha must be inside (0, 1), found {alphas[bad].flat[0]}")
+    scores = None if s_min is None else known(s_min)
+    if scores is not None and (bad := ~((scores >= 0) & (scores <= 1))).any():
+        raise ValueError(f"s_min must be in [0, 1], found {scores[bad].flat[0]}")
 
 
 def _least_count(target: Array, step: Array, largest: int) -> Array:
@@ -86,16 +65,9 @@ def _least_count(target: Array, step: Array, largest: int) -> Array:
     Long division in base 2048. A digit times either half of `step` is exact, and so is the
     remainder that is left of it, so the comparison that decides between N - 1 and N is exact: the
     float quotient, which is off by whole samples once it is large, only guesses the digits.
-
-    Args:
-      target: shape [...], > 0.
-      step: shape [...], > 0 and finite.
-      largest: results above it are not told apart.
-
-    Returns:
-      Shape [...], int32, in [1, largest + 1] (`largest` itself where that is int32's maximum).
+    Results above `largest` are largest + 1 (`largest` itself where that is int32's maximum).
     """
-    high, low = _split(step)
+    high, low = split(step)
     inverse = 1.0 / step
     digits = max(1, -(-int(largest).bit_length() // _DIGIT_BITS))
 
@@ -137,9 +109,8 @@ def _bound(distribution, s_min, alpha, largest: int) -> Bound:
     count = jnp.where(at_once, 1, _least_count(target, ordinary, largest))
     unusable = never | jnp.isnan(step)
     capped = (count > largest) | (count >= UNREACHABLE)
-    status = jnp.where(
-        unusable, BoundStatus.UNREACHABLE, jnp.where(capped, BoundStatus.CAPPED, BoundStatus.EXACT)
-    )
+    status = jnp.where(capped, BoundStatus.CAPPED, BoundStatus.EXACT)
+    status = jnp.where(unusable, BoundStatus.UNREACHABLE, status)
     count = jnp.where(unusable | capped, largest, count)
     return Bound(count.astype(jnp.int32), status.astype(jnp.int32))
 
@@ -147,20 +118,7 @@ def _bound(distribution, s_min, alpha, largest: int) -> Bound:
 def bound(
     distribution, s_min: ArrayLike, alpha: ArrayLike, max_samples: int | None = None
 ) -> Bound:
-    """`required_samples` with the reason for it.
-
-    Args:
-      distribution: as in `required_samples`.
-      s_min: as in `required_samples`.
-      alpha: as in `required_samples`.
-      max_samples: as in `required_samples`.
-
-    Returns:
-      `Bound`: the number of samples and a `BoundStatus`, int32 of the broadcast shape.
-
-    Raises:
-      ValueError: as `required_samples` does.
-    """
+    """`required_samples` with the reason for it, and with its arguments and errors."""
     check_targets(s_min, alpha)
     if max_samples is not None and not 1 <= max_samples <= UNREACHABLE:
         raise ValueError(f"max_samples must be in [1, {UNREACHABLE}], found {max_samples}")
@@ -203,21 +161,13 @@ def required_samples(
 
 
 def success_probability(distribution, s_min: ArrayLike, n: ArrayLike) -> Array:
-    """P(best of n >= s_min) = 1 - F(s_min)^n.
+    """P(best of n >= s_min) = 1 - F(s_min)^n, [...]; relative precision is kept where it is small.
 
     Args:
       distribution: the law F of one score, of batch shape [...].
-      s_min: the score to reach, in [0, 1], broadcastable against [...].
+      s_min: the score to reach, in [0, 1], broadcastable against [...]; a ValueError if it is
+        known and outside.
       n: number of samples, >= 0, broadcastable against [...].
-
-    Returns:
-      Shape [...], in [0, 1]; relative precision is kept where it is small.
-
-    Raises:
-      ValueError: a known s_min outside [0, 1].
-
-    References:
-      Wang et al. (2026), arXiv 2506.22376.
     """
     check_targets(s_min, None)
     return _success_probability(distribution, s_min, n)
@@ -233,42 +183,29 @@ def _success_probability(distribution, s_min, n):
 
 
 def expected_best(distribution, n: ArrayLike) -> Array:
-    """E[max of n scores] = integral of s dF(s)^n.
+    """E[max of n scores] = integral of s dF(s)^n, [...], in units of the score.
 
     Args:
       distribution: the law F of one score, with `log_cdf` and `quantile`, of batch shape [...].
-      n: number of samples, >= 1, broadcastable against [...].
-
-    Returns:
-      Shape [...], in units of the score.
-
-    Raises:
-      ValueError: a known n below 1.
+      n: number of samples, >= 1 (a ValueError if it is known and below), broadcastable to [...].
     """
     return BestOfN(distribution, n).mean()
 
 
 def marginal_gain(distribution, n: ArrayLike) -> Array:
-    """What one more sample adds: E[best of n + 1] - E[best of n] = integral of F^n (1 - F).
+    """What one more sample adds: E[best of n + 1] - E[best of n] = integral of F^n (1 - F), >= 0.
 
     The integral has no cancellation, unlike the difference of the two expectations.
 
     Args:
-      distribution: the law F of one score, with `log_cdf`, `log_survival_function` and `quantile`,
-        of batch shape [...].
-      n: number of samples so far, >= 1, broadcastable against [...].
-
-    Returns:
-      Shape [...], >= 0, in units of the score.
-
-    Raises:
-      ValueError: a known n below 1.
+      distribution: as in `expected_best`, with `log_survival_function` too.
+      n: number of samples so far, as in `expected_best`.
     """
     return _marginal_gain(BestOfN(distribution, n))
 
 
 @compiled
 def _marginal_gain(best):
-    points, weights, _, _ = best.integration_rule()
+    points, weights, _ = best.integration_rule()
     log_tail = best.distribution.log_survival_function(points)
     return jnp.sum(weights * jnp.exp(best.log_cdf(points) + log_tail), axis=0)

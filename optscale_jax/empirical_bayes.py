@@ -49,58 +49,35 @@ __all__ = [
 _SCALES = 20
 # Nodes over log scale. The trapezoid rule converges geometrically on a smooth peak; 20 nodes over a
 # range that holds all but e^-_DEPTH of it leave an error below float32's.
-_LOCS = 7
-# Gauss-Hermite nodes over loc for each scale, where the posterior is log-concave.
-_DEPTH = 14.0
-# Nats below the peak at which a scale is left out.
+_LOCS = 7  # Gauss-Hermite nodes over loc for each scale, where the posterior is log-concave
+_DEPTH = 14.0  # nats below the peak at which a scale is left out
 _REFINEMENTS = 2
 _NEWTON_STEPS = 16
 # Newton's method in loc starts on the side from which it converges without overshooting, doubling
 # its distance where loc is far outside the interval.
-_MIN_WIDTH = 1e-4
-# Least sd of a pooled prior, in units of score: problems that are all alike have none.
-_ROUNDS = 3
-# Rounds of laying out nodes and fitting; from one to the next the prior moves by less and less.
+_MIN_WIDTH = 1e-4  # least sd of a pooled prior: problems that are all alike have none
+_ROUNDS = 3  # of laying out nodes and fitting; the prior moves by less and less
 
 
 class Posterior(NamedTuple):
-    """Quadrature nodes of each problem's posterior under a reference prior.
-
-    Attributes:
-      loc: shape [..., K].
-      scale: shape [..., K], > 0.
-      log_weight: shape [..., K], log posterior mass of each node minus the reference prior's log
-        density there: adding another prior's log density gives the log marginal likelihood.
-    """
+    """Quadrature nodes [..., K] of each problem's posterior under a reference prior."""
 
     loc: Array
-    scale: Array
+    scale: Array  # > 0
+    # Log posterior mass of each node minus the reference prior's log density there: adding another
+    # prior's log density gives the log marginal likelihood.
     log_weight: Array
 
 
 class Predictive(NamedTuple):
-    """Moments of a problem's law of scores, averaged over its prior; each of shape [...].
+    """Moments of a problem's law of scores, averaged over its prior; each of shape [...]."""
 
-    Attributes:
-      mean: expected mean of the law, in [0, 1].
-      sd: expected standard deviation of the law.
-    """
-
-    mean: Array
+    mean: Array  # in [0, 1]
     sd: Array
 
 
 def log_prior(loc: ArrayLike, scale: ArrayLike, prior: Prior) -> Array:
-    """Log density of a prior: independent normals, the scale's restricted to > 0.
-
-    Args:
-      loc: shape [...].
-      scale: shape [...], > 0.
-      prior: prior whose fields broadcast against [...].
-
-    Returns:
-      Shape [...].
-    """
+    """Log density [...] of a prior: independent normals, the scale's restricted to > 0."""
     params = Params(jnp.asarray(loc), jnp.asarray(scale))
     return -negative_log_prior(params, prior) - log_ndtr(prior.scale / prior.scale_sd)
 
@@ -161,13 +138,9 @@ def _nodes_of_one(stats: ScoreStats, prior: Prior) -> Posterior:
     scale = jnp.broadcast_to(jnp.exp(grid)[:, None], loc.shape)
     # d loc = sd e^(x^2 / 2) (weight), d scale = scale d log scale.
     step = (ends[1] - ends[0]) / (_SCALES - 1)
-    log_volume = (
-        jnp.asarray(np.log(w) + 0.5 * x**2, dtype) + jnp.log(sd * step)[:, None] + (grid[:, None])
-    )
-    log_weight = -jax.vmap(jax.vmap(lambda a, b: negative_log_likelihood(stats, Params(a, b))))(
-        loc, scale
-    )
-    log_weight = log_weight + log_volume
+    log_volume = jnp.asarray(np.log(w) + 0.5 * x**2, dtype) + jnp.log(sd * step)[:, None]
+    each = jax.vmap(jax.vmap(lambda a, b: negative_log_likelihood(stats, Params(a, b))))
+    log_weight = -each(loc, scale) + (log_volume + grid[:, None])
     return Posterior(loc.reshape(-1), scale.reshape(-1), log_weight.reshape(-1))
 
 
@@ -199,19 +172,15 @@ def posterior_nodes(stats: ScoreStats, prior: Prior) -> Posterior:
 
 @jax.jit
 def log_marginal(posterior: Posterior, prior: Prior) -> Array:
-    """Log marginal likelihood of each problem's scores under a prior, in nats.
+    """Log marginal likelihood of each problem's scores, in their order, under a prior, in nats.
 
     Args:
       posterior: nodes of shape [..., K].
       prior: prior of scalar fields or of shape [...].
-
-    Returns:
-      Shape [...]: of the scores in their order.
     """
     prior = jax.tree.map(lambda v: jnp.asarray(v)[..., None], prior)
-    return logsumexp(
-        posterior.log_weight + log_prior(posterior.loc, posterior.scale, prior), axis=-1
-    )
+    log_density = log_prior(posterior.loc, posterior.scale, prior)
+    return logsumexp(posterior.log_weight + log_density, axis=-1)
 
 
 def fit_pooled_prior(stats: ScoreStats) -> Prior:
@@ -241,17 +210,8 @@ def fit_pooled_prior(stats: ScoreStats) -> Prior:
         )
     sd = np.sqrt(m2 / n)
     # Twice as wide as the statistics themselves, so that no problem is beyond the nodes' reach.
-    prior = Prior(
-        *map(
-            jnp.float32,
-            (
-                mean.mean(),
-                sd.mean(),
-                max(2 * mean.std(), 10 * _MIN_WIDTH),
-                max(2 * sd.std(), 10 * _MIN_WIDTH),
-            ),
-        )
-    )
+    widths = (max(2 * each.std(), 10 * _MIN_WIDTH) for each in (mean, sd))
+    prior = Prior(*map(jnp.float32, (mean.mean(), sd.mean(), *widths)))
     for _ in range(_ROUNDS):
         prior = _maximise(posterior_nodes(stats, prior), prior)
     return prior
@@ -304,15 +264,12 @@ def _prior_nodes(prior: Prior, num_locs: int, num_scales: int) -> tuple[Array, A
 
 @functools.partial(jax.jit, static_argnames=("num_locs", "num_scales"))
 def predictive(prior: Prior, *, num_locs: int = 16, num_scales: int = 8) -> Predictive:
-    """Expected mean and standard deviation of a problem's scores, over its prior.
+    """Expected mean and standard deviation of a problem's scores, over its prior [...].
 
     Args:
       prior: fields of shape [...].
       num_locs: points of loc to average over.
       num_scales: points of scale.
-
-    Returns:
-      Each of shape [...].
     """
     law = TruncatedNormal(*_prior_nodes(prior, num_locs, num_scales))
     return Predictive(jnp.mean(law.mean(), axis=-1), jnp.mean(law.stddev(), axis=-1))
@@ -320,15 +277,7 @@ def predictive(prior: Prior, *, num_locs: int = 16, num_scales: int = 8) -> Pred
 
 @jax.jit
 def predictive_spread(prior: Prior) -> Predictive:
-    """How sure a prior is of what `predictive` expects.
-
-    Args:
-      prior: fields of shape [...].
-
-    Returns:
-      Standard deviations over the prior of the law's mean and of its standard deviation, each of
-      shape [...].
-    """
+    """How sure a prior [...] is of what `predictive` expects: standard deviations over it."""
     # More points than an expectation needs: they leave out the outermost part of a prior.
     law = TruncatedNormal(*_prior_nodes(prior, 32, 12))
     return Predictive(jnp.std(law.mean(), axis=-1), jnp.std(law.stddev(), axis=-1))

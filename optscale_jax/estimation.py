@@ -1,8 +1,5 @@
 """Fits of the law of scores to what has been seen: maximum likelihood (OptScale^0) and MAP (^t).
 
-The truncated normal is an exponential family in x and x^2, so the count, mean and centred sum of
-squares of the scores are all that a fit needs: it costs the same for 3 scores and for 3 million.
-
 Written for one problem, vmapped at the public edge, jitted. Both fits are Newton's method with
 exact derivatives and a step that is never accepted uphill, for a fixed number of steps, so that one
 compiled kernel serves every problem:
@@ -24,9 +21,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
-from optscale_jax.special import gaussian_mass, gaussian_moments
+from optscale_jax.distributions.base import known
+from optscale_jax.distributions.truncated_normal import log_mass
+from optscale_jax.special import gaussian_moments
 from optscale_jax.typing import Array, ArrayLike
 
 __all__ = [
@@ -57,19 +55,13 @@ _MAX_SCALE_RATIO = 1e4
 
 
 class Boundary(IntEnum):
-    """Where a fit ended: inside the domain, or on which edge of it.
+    """Where a fit ended: inside the domain, or on which edge of it."""
 
-    Attributes:
-      NONE: an interior optimum.
-      NO_SCORES: no score was given; the prior's mean (MAP) or NaN (MLE) is returned.
-      SCALE_FLOOR: no spread (one score, or equal scores): the scale is `MIN_SCALE`.
-      EXPONENTIAL_LIMIT: the scores spread as widely as a truncated exponential with their mean, or
-        wider: the optimum is at loc -> +-inf; a finite point of that limit is returned.
-    """
-
-    NONE = 0
-    NO_SCORES = 1
-    SCALE_FLOOR = 2
+    NONE = 0  # an interior optimum
+    NO_SCORES = 1  # no score was given; the prior's mean (MAP) or NaN (MLE) is returned
+    SCALE_FLOOR = 2  # no spread (one score, or equal scores): the scale is `MIN_SCALE`
+    # The scores spread as widely as a truncated exponential with their mean, or wider: the optimum
+    # is at loc -> +-inf; a finite point of that limit is returned.
     EXPONENTIAL_LIMIT = 3
 
 
@@ -78,8 +70,10 @@ class Boundary(IntEnum):
 class ScoreStats:
     """Sufficient statistics of scores: count, mean and centred sum of squares.
 
-    Never raw second moments: at a standard deviation of 1e-3 about .99, float32's sum of squares
-    has no correct digit left after subtracting the squared mean.
+    The truncated normal is an exponential family in x and x^2, so they are all that a fit needs: it
+    costs the same for 3 scores and for 3 million. Never raw second moments: at a standard deviation
+    of 1e-3 about .99, float32's sum of squares has no correct digit left after subtracting the
+    squared mean.
 
     Attributes:
       n: shape [...], number of scores.
@@ -109,9 +103,8 @@ class ScoreStats:
         Returns:
           Statistics of the broadcast shape [...].
         """
-        scores = _floating(scores)
-        present = jnp.ones(scores.shape, bool) if mask is None else jnp.asarray(mask, bool)
-        scores, present = jnp.broadcast_arrays(scores, present)
+        present = jnp.asarray(True if mask is None else mask, bool)
+        scores, present = jnp.broadcast_arrays(_floating(scores), present)
         scores = jnp.where(present, scores, 0.0)
         n = jnp.sum(present, axis=-1).astype(scores.dtype)
         mean = jnp.sum(scores, axis=-1) / jnp.maximum(n, 1)
@@ -124,26 +117,13 @@ class ScoreStats:
 
     @classmethod
     def prefixes(cls, scores: ArrayLike) -> "ScoreStats":
-        """Statistics of the first 1, 2, ..., N scores along the last axis.
-
-        Args:
-          scores: shape [..., N].
-
-        Returns:
-          Statistics of shape [..., N]; entry k is that of the first k + 1 scores.
-        """
+        """Statistics [..., N] of the first 1, 2, ..., N of scores [..., N]."""
         scores = _floating(scores)
         single = cls(n=jnp.ones_like(scores), mean=scores, m2=jnp.zeros_like(scores))
         return jax.lax.associative_scan(cls.merge, single, axis=scores.ndim - 1)
 
     def merge(self, other: "ScoreStats") -> "ScoreStats":
-        """Statistics of both sets of scores together.
-
-        Args:
-          other: statistics of a broadcastable shape.
-
-        Returns:
-          Statistics of the broadcast shape.
+        """Statistics of both sets of scores together, of the broadcast shape.
 
         References:
           Chan, Golub & LeVeque (1983), "Algorithms for computing the sample variance", eq. 2.1.
@@ -190,34 +170,18 @@ class Params(NamedTuple):
 
 
 class FitInfo(NamedTuple):
-    """How a fit ended, every field of shape [...].
+    """How a fit ended, every field of shape [...]."""
 
-    Attributes:
-      boundary: a `Boundary`, as int32.
-      objective: the negative log-likelihood (plus negative log prior for MAP) at the optimum.
-      gradient: norm of the last Newton step in units of the optimum's own scale; 0 to rounding
-        where converged, so larger values name the fits to distrust.
-    """
-
-    boundary: Array
-    objective: Array
+    boundary: Array  # a `Boundary`, as int32
+    objective: Array  # the negative log-likelihood (plus negative log prior for MAP) at the optimum
+    # Norm of the last Newton step in units of the optimum's own scale; 0 to rounding where
+    # converged, so larger values name the fits to distrust.
     gradient: Array
 
 
 def _floating(x: ArrayLike) -> Array:
     x = jnp.asarray(x)
     return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.result_type(float))
-
-
-class _Cumulants(NamedTuple):
-    """The log partition function A of exp(slope y + quad y^2) on [low, high], and derivatives."""
-
-    value: Array
-    mean: Array  # A_1
-    second: Array  # A_2 = E[y^2]
-    h11: Array
-    h12: Array
-    h22: Array
 
 
 def _tilted(slope, quad, low, high, order, num_nodes, cutoff):
@@ -239,6 +203,17 @@ def _tilted(slope, quad, low, high, order, num_nodes, cutoff):
         cutoff=cutoff,
     )
     return mode, sign, m.log_mass + mode * (slope + quad * mode), m
+
+
+class _Cumulants(NamedTuple):
+    """The log partition function A of exp(slope y + quad y^2) on [low, high], and derivatives."""
+
+    value: Array
+    mean: Array  # A_1
+    second: Array  # A_2 = E[y^2]
+    h11: Array
+    h12: Array
+    h22: Array
 
 
 def _cumulants(slope, quad, low, high, num_nodes, cutoff) -> _Cumulants:
@@ -303,17 +278,20 @@ _BACKTRACK = 0.25  # by which a rejected step is shortened
 
 
 def _accuracy(dtype):
-    """Quadrature of the fits.
+    """Quadrature of the fits: in float64 the distribution's own.
 
-    In float32 a coarser rule than the distribution's own suffices, because the objective is flat
-    at the optimum: an error of 1e-5 in a moment moves it by 1e-10.
+    In float32 a coarser rule suffices, because the objective is flat at the optimum: an error of
+    1e-5 in a moment moves it by 1e-10.
     """
-    if jnp.finfo(dtype).bits == 64:
-        return dict(num_nodes=None, cutoff=None)
-    return dict(num_nodes=16, cutoff=15.0)
+    double = jnp.finfo(dtype).bits == 64
+    return dict(num_nodes=None if double else 16, cutoff=None if double else 15.0)
 
 
-def descend(evaluate, advance, start, lowest, highest, steps, slack=4):
+def _straight(point, step, length):
+    return point[0] + length * step[0], point[1] + length * step[1]
+
+
+def descend(evaluate, start, lowest, highest, steps, *, advance=_straight, slack=4):
     """Newton's method on a pair of parameters; a step that goes uphill is shortened, not taken.
 
     One evaluation a step: `evaluate(point)` gives the objective and the next Newton step,
@@ -377,21 +355,13 @@ def _mle_one(stats: ScoreStats, low, high) -> tuple[Params, FitInfo]:
     slope = jnp.where(skewed, jnp.where(toward_high, rate, -rate), 0.0)
     quad = jnp.clip(jnp.where(skewed, quad_max, -0.5), quad_min, quad_max)
 
-    def advance(point, step, length):
-        return point[0] + length * step[0], point[1] + length * step[1]
-
-    (slope, quad), value, step = descend(
-        evaluate, advance, (slope, quad), quad_min, quad_max, _STEPS
-    )
-
+    (slope, quad), value, step = descend(evaluate, (slope, quad), quad_min, quad_max, _STEPS)
     scale = p.unit * jnp.sqrt(-0.5 / quad)
     loc = p.mean - p.unit * slope / (2 * quad)
     some = stats.n > 0
-    boundary = jnp.where(
-        quad >= quad_max * (1 + 1e-3),
-        Boundary.EXPONENTIAL_LIMIT,
-        jnp.where(quad <= quad_min * (1 - 1e-3), Boundary.SCALE_FLOOR, Boundary.NONE),
-    )
+    floored, unbent = quad <= quad_min * (1 - 1e-3), quad >= quad_max * (1 + 1e-3)
+    boundary = jnp.where(floored, Boundary.SCALE_FLOOR, Boundary.NONE)
+    boundary = jnp.where(unbent, Boundary.EXPONENTIAL_LIMIT, boundary)
     boundary = jnp.where(some, boundary, Boundary.NO_SCORES).astype(jnp.int32)
     params = Params(jnp.where(some, loc, jnp.nan), jnp.where(some, scale, jnp.nan))
     objective = jnp.where(some, p.n * (value + jnp.log(p.unit)), 0.0)
@@ -440,7 +410,7 @@ def _map_one(stats: ScoreStats, prior: Prior, low, high) -> tuple[Params, FitInf
         return value, (-(gradient_1 + h12 * step) / h11, step, 2 * loc_1**2 / h11)
 
     def advance(point, step, length):
-        """Adds a step along the valley, which bends: it keeps loc where the prior decides."""
+        """A step along the valley, which bends: it keeps loc where the prior decides."""
         slope, log_scale = point
         slope_step, scale_step, bend = length * step[0], length * step[1], step[2]
         bend = bend * scale_step
@@ -511,7 +481,7 @@ def _map_one(stats: ScoreStats, prior: Prior, low, high) -> tuple[Params, FitInf
 
     def follow(start, steps, rule):
         at = functools.partial(evaluate, rule=rule)
-        return descend(at, advance, start, log_floor, jnp.inf, steps)
+        return descend(at, start, log_floor, jnp.inf, steps, advance=advance)
 
     points, values, _ = jax.lax.map(
         lambda start: follow(start, _VALLEY_STEPS, _VALLEY_RULE), starts
@@ -531,6 +501,7 @@ def _map_one(stats: ScoreStats, prior: Prior, low, high) -> tuple[Params, FitInf
     return params, FitInfo(boundary, objective, jnp.where(some, jnp.hypot(step[0], step[1]), 0.0))
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _vectorise(one, *args):
     """Applies a function of scalars to broadcast arrays, flattened: one kernel for all shapes."""
     leaves, tree = jax.tree.flatten(args)
@@ -540,16 +511,6 @@ def _vectorise(one, *args):
     shape = leaves[0].shape
     flat = jax.tree.unflatten(tree, [leaf.reshape(-1) for leaf in leaves])
     return jax.tree.map(lambda v: v.reshape(shape), jax.vmap(one)(*flat))
-
-
-@jax.jit
-def _fit_mle(stats, low, high):
-    return _vectorise(_mle_one, stats, low, high)
-
-
-@jax.jit
-def _fit_map(stats, prior, low, high):
-    return _vectorise(_map_one, stats, prior, low, high)
 
 
 def fit_mle(
@@ -581,7 +542,7 @@ def fit_mle(
     References:
       Wang et al. (2026), arXiv 2506.22376, OptScale^0.
     """
-    return _fit_mle(stats, low, high)
+    return _vectorise(_mle_one, stats, low, high)
 
 
 def fit_map(
@@ -617,26 +578,18 @@ def fit_map(
       Wang et al. (2026), arXiv 2506.22376, OptScale^t.
     """
     for name in ("scale", "loc_sd", "scale_sd"):
-        value = getattr(prior, name)
-        if not isinstance(value, Tracer) and not np.all(np.asarray(value) > 0):
+        value = known(getattr(prior, name))
+        if value is not None and not np.all(value > 0):
             raise ValueError(f"Prior: {name} must be > 0 everywhere, found {np.min(value)}")
-    return _fit_map(stats, prior, low, high)
+    return _vectorise(_map_one, stats, prior, low, high)
 
 
 def negative_log_likelihood(
     stats: ScoreStats, params: Params, *, low: ArrayLike = 0.0, high: ArrayLike = 1.0
 ) -> Array:
-    """The objective of `fit_mle` at given parameters, up to n log sqrt(2 pi).
+    """The objective of `fit_mle` at given parameters, [...]: minus the log-likelihood.
 
-    Args:
-      stats: statistics of shape [...].
-      params: (loc, scale), broadcastable to [...].
-      low: lower end of the scores' range.
-      high: upper end.
-
-    Returns:
-      Shape [...]; minus the log-likelihood without its constant (n / 2) log(2 pi), which cancels
-      against the one in Z.
+    Without its constant (n / 2) log(2 pi), which cancels against the one in Z.
     """
     loc, scale = params
     low, high = jnp.asarray(low), jnp.asarray(high)
@@ -644,25 +597,11 @@ def negative_log_likelihood(
     # Everything from the mode, where the density is largest: no difference of large squares.
     offset = stats.mean - mode
     energy = 0.5 * stats.m2 + stats.n * offset * (0.5 * offset + (mode - loc))
-    gap = jnp.maximum(low - loc, loc - high)
-    first = jnp.where(gap > 0, high - low, loc - low) / scale
-    second = jnp.where(gap > 0, 0.0, high - loc) / scale
-    mass = gaussian_mass(jnp.maximum(gap, 0.0) / scale, first) + gaussian_mass(
-        jnp.zeros_like(second), second
-    )
-    return energy / scale / scale + stats.n * jnp.log(scale * mass)
+    return energy / scale / scale + stats.n * log_mass(loc, scale, low, high)
 
 
 def negative_log_prior(params: Params, prior: Prior) -> Array:
-    """Minus the log prior density at given parameters, the truncation at scale > 0 left out.
-
-    Args:
-      params: (loc, scale) of shape [...].
-      prior: prior whose fields broadcast against [...].
-
-    Returns:
-      Shape [...].
-    """
+    """Minus the log prior density at parameters [...], the truncation at scale > 0 left out."""
     z_loc = (params.loc - prior.loc) / prior.loc_sd
     z_scale = (params.scale - prior.scale) / prior.scale_sd
     constant = jnp.log(2 * np.pi * jnp.asarray(prior.loc_sd) * prior.scale_sd)

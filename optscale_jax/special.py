@@ -14,12 +14,11 @@ as exp(-1e9) is never needed. Two ways to integrate it:
 * `gaussian_moments` gives mass and moments by Gauss-Legendre quadrature on the part of the interval
   that matters. All terms are positive, so the moments keep full relative precision where formulas
   in terms of the mass cancel (1 - x M(x) has lost every float32 digit at x = 3e3).
-
-This module imports nothing from the project.
 """
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -32,13 +31,18 @@ from optscale_jax.typing import ArrayLike, FloatArray
 __all__ = [
     "AdjacentMasses",
     "Moments",
+    "Tails",
     "adjacent_masses",
+    "bits",
     "gaussian_mass",
     "gaussian_moments",
-    "log1mexp",
+    "horner",
     "log1p_below_one",
     "log_expm1",
     "mills_ratio",
+    "series",
+    "split",
+    "unit_quadrature",
 ]
 
 # Chebyshev coefficients of (x + 3) M(x) in t = (x - 3) / (x + 3), which maps [0, inf) to [-1, 1);
@@ -59,22 +63,54 @@ _MILLS_SHIFT = 3.0
 _MILLS_TERMS = {32: 13, 64: 31}
 _QUADRATURE_NODES = {32: 20, 64: 40}
 
-# (1 - exp(-e)) / e as a series in e, highest power first, used below the limit.
-_SERIES_LIMIT = 0.5
-_RISE_SERIES = {
-    bits: tuple((-1) ** k / math.factorial(k + 1) for k in reversed(range(terms)))
-    for bits, terms in {32: 8, 64: 15}.items()
-}
 
-# atanh(z) / z as a series in z^2, highest power first, for |z| <= 1/3.
-_ATANH_SERIES = {
-    bits: tuple(1 / (2 * k + 1) for k in reversed(range(terms)))
-    for bits, terms in {32: 8, 64: 17}.items()
-}
+def series(term: Callable[[int], float], single: int, double: int) -> dict[int, list[float]]:
+    """Coefficients, highest power first, in single and in double precision."""
+    return {n: [term(k) for k in reversed(range(m))] for n, m in ((32, single), (64, double))}
 
 
-def _bits(dtype: np.dtype) -> int:
-    return 64 if jnp.finfo(dtype).bits == 64 else 32
+_RISE_BELOW = 0.5
+_RISE = series(lambda k: (-1) ** k / math.factorial(k + 1), 8, 15)  # (1 - exp(-e)) / e, in e
+_ATANH = series(lambda k: 1 / (2 * k + 1), 8, 17)  # atanh(z) / z in z^2, for |z| <= 1/3
+
+
+def bits(x: Any) -> int:
+    """64 for numbers, or a type, of double precision; 32 for any other."""
+    return 64 if jnp.finfo(x).bits == 64 else 32
+
+
+def horner(x: FloatArray, coefficients: Sequence[float]) -> FloatArray:
+    """Polynomial with coefficients of the highest power first."""
+    highest, *rest = coefficients
+    value = jnp.full_like(x, highest)
+    for coefficient in rest:
+        value = value * x + coefficient
+    return value
+
+
+def split(x: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Writes x as a sum of two numbers of half the bits each (low bits cleared, not rounded)."""
+    width, low = (jnp.int64, 27) if bits(x) == 64 else (jnp.int32, 12)
+    cast = jax.lax.bitcast_convert_type
+    high = cast(cast(x, width) & jnp.asarray(-1 << low, width), x.dtype)
+    return high, x - high
+
+
+class Tails(NamedTuple):
+    """Logs of F(x), of 1 - F(x), and of their ratio, without that difference's cancellation."""
+
+    log_cdf: FloatArray
+    log_sf: FloatArray
+    log_odds: FloatArray  # log_sf - log_cdf
+
+    def steepness(self, log_density: FloatArray) -> FloatArray:
+        """How fast the log odds fall in x, of which this is the log density: > 0."""
+        return jnp.exp(log_density - self.log_cdf) + jnp.exp(log_density - self.log_sf)
+
+    def tangent(self, log_odds_dot: FloatArray) -> "Tails":
+        """The derivative of all three, given that of the log odds."""
+        below, above = jnp.exp(self.log_cdf), jnp.exp(self.log_sf)
+        return Tails(-above * log_odds_dot, below * log_odds_dot, log_odds_dot)
 
 
 @functools.cache
@@ -84,10 +120,10 @@ def _mills_coefficients(bits: int) -> tuple[float, ...]:
 
 
 @functools.cache
-def unit_quadrature(num_nodes: int) -> tuple[tuple[float, float], ...]:
-    """Gauss-Legendre nodes and weights on [0, 1], as (node, weight) pairs."""
+def unit_quadrature(num_nodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Gauss-Legendre nodes and weights on [0, 1]."""
     nodes, weights = legendre.leggauss(num_nodes)
-    return tuple(zip(((nodes + 1) / 2).tolist(), (weights / 2).tolist(), strict=True))
+    return (nodes + 1) / 2, weights / 2
 
 
 @functools.cache
@@ -110,51 +146,16 @@ def _as_float(*args: ArrayLike) -> list[jax.Array]:
     return [jnp.asarray(a, dtype) for a in args]
 
 
-def log1mexp(x: ArrayLike) -> FloatArray:
-    """log(1 - exp(-x)) for x >= 0.
-
-    Prevents the loss of all digits of `log(1 - exp(-x))` at small x (1 - exp(-x) rounds) and of
-    `log(-expm1(-x))` at large x (the result rounds to 0).
-
-    Args:
-      x: shape [...], >= 0.
-
-    Returns:
-      Shape [...], <= 0; -inf at x = 0.
-
-    References:
-      Maechler (2012), "Accurately computing log(1 - exp(-|a|))".
-    """
-    (x,) = _as_float(x)
-    small = x < np.log(2.0)
-    # Both branches see only inputs that they are finite on: jnp.where differentiates both.
-    x_small = jnp.where(small, x, 1.0)
-    x_large = jnp.where(small, 1.0, x)
-    return jnp.where(small, jnp.log(-jnp.expm1(-x_small)), jnp.log1p(-jnp.exp(-x_large)))
-
-
 def log_expm1(x: ArrayLike) -> FloatArray:
-    """log(exp(x) - 1) for x >= 0: the inverse of softplus, without overflow at large x.
-
-    Args:
-      x: shape [...], >= 0.
-
-    Returns:
-      Shape [...]; -inf at x = 0.
-    """
+    """log(exp(x) - 1) for x >= 0, [...]: the inverse of softplus, without overflow at large x."""
     (x,) = _as_float(x)
-    return x + log1mexp(x)
+    return x + jax.nn.log1mexp(x)
 
 
 @jax.custom_jvp
 def _log1p_below_one(x: FloatArray) -> FloatArray:
     z = x / (2.0 + x)
-    square = z * z
-    highest, *rest = _ATANH_SERIES[_bits(x.dtype)]
-    series = jnp.full_like(z, highest)
-    for coefficient in rest:
-        series = series * square + coefficient
-    return 2.0 * z * series
+    return 2.0 * z * horner(z * z, _ATANH[bits(x)])
 
 
 @_log1p_below_one.defjvp
@@ -164,13 +165,9 @@ def _(primals, tangents):
 
 
 def log1p_below_one(x: ArrayLike) -> FloatArray:
-    """log(1 + x) for 0 <= x <= 1, as 2 atanh(x / (2 + x)): branch-free, at a third of log1p's cost.
+    """log(1 + x) for x in [0, 1], as 2 atanh(x / (2 + x)), to a few units of rounding, relative.
 
-    Args:
-      x: shape [...], in [0, 1].
-
-    Returns:
-      Shape [...], with a relative error of a few units of rounding.
+    Branch-free, at a third of log1p's cost.
     """
     return _log1p_below_one(*_as_float(x))
 
@@ -191,7 +188,7 @@ def _mills_and_slopes(
     """
     q, t = _scaled(x)
     scaled = [_scaled(y) for y in others]
-    highest, *rest = _mills_coefficients(_bits(x.dtype))
+    highest, *rest = _mills_coefficients(bits(x))
     value = jnp.full_like(t, highest)
     divided = [jnp.zeros_like(t)] * len(others)
     for coefficient in rest:
@@ -210,13 +207,9 @@ def _rise_and_decay(energy: FloatArray) -> tuple[FloatArray, FloatArray]:
     From one exp: `jnp.expm1` alone costs as much as two and a half of them.
     """
     decay = jnp.exp(-energy)
-    small = energy < _SERIES_LIMIT
+    small = energy < _RISE_BELOW
     e = jnp.where(small, energy, 0.0)
-    highest, *rest = _RISE_SERIES[_bits(e.dtype)]
-    series = jnp.full_like(e, highest)
-    for coefficient in rest:
-        series = series * e + coefficient
-    return jnp.where(small, e * series, 1.0 - decay), decay
+    return jnp.where(small, e * horner(e, _RISE[bits(e)]), 1.0 - decay), decay
 
 
 @jax.custom_jvp
@@ -238,12 +231,6 @@ def mills_ratio(x: ArrayLike) -> FloatArray:
 
     Relative error a few units of rounding for all x >= 0. The derivative is exact too, where the
     derivative of `jax.scipy.special.erfcx` in float32 is wrong by a factor of 180 near x = 13.
-
-    Args:
-      x: shape [...], >= 0.
-
-    Returns:
-      Shape [...], positive.
     """
     return _mills_ratio(*_as_float(x))
 
@@ -276,30 +263,18 @@ def gaussian_mass(slope: ArrayLike, width: ArrayLike) -> FloatArray:
 
     whose terms are both positive, the second from an exact divided difference. This prevents the
     cancellation of the first form when E is small (a scale far wider than the interval: float32
-    keeps 2 digits at w = 1e-5), and the NaN of `log_ndtr` differences when b is large.
-
-    Args:
-      slope: shape [...], >= 0.
-      width: shape [...], >= 0 and finite.
-
-    Returns:
-      Shape [...], >= 0, with a relative error of a few units of rounding.
+    keeps 2 digits at w = 1e-5), and the NaN of `log_ndtr` differences when b is large. Relative
+    error a few units of rounding, for a slope >= 0 and a finite width >= 0, of shape [...].
     """
     return _gaussian_mass(*jnp.broadcast_arrays(*_as_float(slope, width)))
 
 
 class AdjacentMasses(NamedTuple):
-    """Masses of two intervals that touch, each in units of the density at its own start.
+    """Masses of two intervals that touch, each in units of the density at its own start."""
 
-    Attributes:
-      first: H(start, first width).
-      second: H(start + first width, second width).
-      decay: density at the second's start over the density at the first's.
-    """
-
-    first: FloatArray
-    second: FloatArray
-    decay: FloatArray
+    first: FloatArray  # H(start, first width)
+    second: FloatArray  # H(start + first width, second width)
+    decay: FloatArray  # density at the second's start over the density at the first's
 
 
 @jax.custom_jvp
@@ -309,11 +284,8 @@ def _adjacent_masses(start: FloatArray, first: FloatArray, second: FloatArray) -
     rise, decay = _rise_and_decay(first * (start + 0.5 * first))
     second_rise, second_decay = _rise_and_decay(second * (middle + 0.5 * second))
     # As in `_gaussian_mass`, with M(start) = M(middle) + first * fall.
-    return AdjacentMasses(
-        rise * mills + first * fall,
-        second_rise * mills + second_decay * (second * rest),
-        decay,
-    )
+    after = second_rise * mills + second_decay * (second * rest)
+    return AdjacentMasses(rise * mills + first * fall, after, decay)
 
 
 @_adjacent_masses.defjvp
@@ -332,36 +304,19 @@ def adjacent_masses(start: ArrayLike, first: ArrayLike, second: ArrayLike) -> Ad
     """`gaussian_mass` of [start, start + first] and of the interval of width `second` after it.
 
     The two share the Mills ratio between them, so both cost little more than one: this is the
-    kernel of the truncated normal's distribution function.
-
-    Args:
-      start: shape [...], >= 0.
-      first: shape [...], >= 0 and finite, width of the first interval.
-      second: shape [...], >= 0 and finite, width of the second.
-
-    Returns:
-      `AdjacentMasses`, every field of the broadcast shape, with a relative error of a few units of
-      rounding.
+    kernel of the truncated normal's distribution function. Domain and accuracy as there.
     """
     return _adjacent_masses(*jnp.broadcast_arrays(*_as_float(start, first, second)))
 
 
 class Moments(NamedTuple):
-    """Moments of the density proportional to exp(-slope t - curvature t^2) on an interval.
+    """Moments of the density proportional to exp(-slope t - curvature t^2) on an interval."""
 
-    Attributes:
-      log_mass: log of the integral.
-      mean: E[t].
-      variance: E[(t - mean)^2]; None below order 2.
-      third: E[(t - mean)^3]; None below order 4.
-      fourth: E[(t - mean)^4]; None below order 4.
-    """
-
-    log_mass: FloatArray
-    mean: FloatArray
-    variance: Any = None
-    third: Any = None
-    fourth: Any = None
+    log_mass: FloatArray  # log of the integral
+    mean: FloatArray  # E[t]
+    variance: Any = None  # E[(t - mean)^2]; None below order 2
+    third: Any = None  # E[(t - mean)^3]; None below order 4
+    fourth: Any = None  # E[(t - mean)^4]; None below order 4
 
 
 def gaussian_moments(
@@ -392,13 +347,10 @@ def gaussian_moments(
       cutoff: exponents below -cutoff are dropped; default 2 - log(eps).
       unroll: whether the sum over nodes is unrolled, which runs twice as fast (one fused loop) and
         takes many times as long to compile, above all where derivatives are taken of it.
-
-    Returns:
-      `Moments`, every field of shape [...].
     """
     slope, curvature, below, above = _as_float(slope, curvature, below, above)
     dtype = slope.dtype
-    num_nodes = _QUADRATURE_NODES[_bits(dtype)] if num_nodes is None else num_nodes
+    num_nodes = _QUADRATURE_NODES[bits(dtype)] if num_nodes is None else num_nodes
     cutoff = 2.0 - float(np.log(jnp.finfo(dtype).eps)) if cutoff is None else cutoff
     reach = 2 * cutoff / (slope + jnp.sqrt(slope * slope + 4 * cutoff * curvature))
     start, end = -jnp.minimum(below, reach), jnp.minimum(above, reach)

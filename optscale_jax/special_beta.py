@@ -13,17 +13,14 @@ a log x + b log(1 - x) - log B(a, b) has lost them all at a + b = 1e6.
 
 import functools
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from optscale_jax.special import unit_quadrature
+from optscale_jax.special import Tails, bits, horner, series, split, unit_quadrature
 from optscale_jax.typing import Array
 
 __all__ = [
-    "BetaTails",
     "beta_tails",
     "digamma_gap",
     "log1p_gap",
@@ -39,33 +36,12 @@ _KNEE = 0.3  # below (knee / exponent) the lower end of a density is summed as a
 _NODES = {32: 20, 64: 40}
 _SERIES_TERMS = {32: 14, 64: 30}
 
-# Coefficients in 1/x^2, lowest power first: B_2k / (2k (2k - 1)) and B_2k / 2k.
+# Series, highest power first. In 1/x^2: B_2k / (2k (2k - 1)) and B_2k / 2k.
 _BERNOULLI = (1 / 6, -1 / 30, 1 / 42, -1 / 30, 5 / 66, -691 / 2730, 7 / 6, -3617 / 510)
-_STIRLING = tuple(v / ((2 * k + 2) * (2 * k + 1)) for k, v in enumerate(_BERNOULLI))
-_DIGAMMA = tuple(v / (2 * k + 2) for k, v in enumerate(_BERNOULLI))
-
-
-def _bits(x: Array) -> int:
-    return 64 if jnp.finfo(x.dtype).bits == 64 else 32
-
-
-def _horner(x: Array, coefficients) -> Array:
-    """Polynomial with coefficients of the lowest power first."""
-    *rest, highest = coefficients
-    value = jnp.full_like(x, highest)
-    for coefficient in reversed(rest):
-        value = value * x + coefficient
-    return value
-
-
-@functools.cache
-def _atanh_terms(bits: int) -> tuple[float, ...]:
-    return tuple(1 / (2 * k + 3) for k in range({32: 8, 64: 17}[bits]))
-
-
-@functools.cache
-def _exp_terms(bits: int) -> tuple[float, ...]:
-    return tuple(1 / math.factorial(k + 2) for k in range({32: 8, 64: 15}[bits]))
+_STIRLING = [v / ((2 * k + 2) * (2 * k + 1)) for k, v in enumerate(_BERNOULLI)][::-1]
+_DIGAMMA = [v / (2 * k + 2) for k, v in enumerate(_BERNOULLI)][::-1]
+_ATANH = series(lambda k: 1 / (2 * k + 3), 8, 17)  # (atanh(r) / r - 1) / r^2 in r^2
+_EXP = series(lambda k: 1 / math.factorial(k + 2), 8, 15)  # (exp(x) - 1 - x) / x^2 in x
 
 
 @jax.custom_jvp
@@ -75,7 +51,7 @@ def log1p_gap(z: Array) -> Array:
     inner = jnp.where(small, z, 0.0)
     # log(1 + z) = 2 atanh(r), and z - 2 r = z r.
     r = inner / (2.0 + inner)
-    series = r * (inner - 2 * r * r * _horner(r * r, _atanh_terms(_bits(z))))
+    series = r * (inner - 2 * r * r * horner(r * r, _ATANH[bits(z)]))
     outer = jnp.where(small, 1.0, z)
     return jnp.where(small, series, outer - jnp.log1p(outer))
 
@@ -90,7 +66,7 @@ def _exp_gap(x: Array, rise: Array) -> Array:
     """exp(x) - 1 - x >= 0, given expm1(x)."""
     small = jnp.abs(x) < 0.5
     inner = jnp.where(small, x, 0.0)
-    return jnp.where(small, inner * inner * _horner(inner, _exp_terms(_bits(x))), rise - x)
+    return jnp.where(small, inner * inner * horner(inner, _EXP[bits(x)]), rise - x)
 
 
 @jax.custom_jvp
@@ -101,15 +77,8 @@ def softplus_divergence(step: Array, p: Array, q: Array) -> Array:
 
     with p = sigmoid(m) and q = sigmoid(-m): the Kullback-Leibler divergence of a coin with
     P(heads) = p from one whose log-odds are higher by `step`. Prevents the cancellation of the
-    terms written out: they are of the order of step, their sum of p q step^2 / 2.
-
-    Args:
-      step: shape [...].
-      p: shape [...], in [0, 1].
-      q: shape [...], 1 - p, given apart because next to p = 1 that difference has no digits.
-
-    Returns:
-      Shape [...].
+    terms written out: they are of the order of step, their sum of p q step^2 / 2. q is given apart
+    because next to p = 1 the difference 1 - p has no digits.
     """
     # The same function from the other end, where p is the smaller of the two.
     swap = p > q
@@ -134,10 +103,8 @@ def _(primals, tangents):
     up = step > 0
     mass = jnp.where(up, p, q) + jnp.where(up, q, p) * (1 + rise)
     slope = jnp.where(up, -rise, rise) / mass
-    return (
-        softplus_divergence(step, p, q),
-        p * q * slope * step_dot + (slope - step) * p_dot,
-    )
+    moved = p * q * slope * step_dot + (slope - step) * p_dot
+    return softplus_divergence(step, p, q), moved
 
 
 def _shifted(x: Array) -> tuple[Array, Array]:
@@ -147,17 +114,10 @@ def _shifted(x: Array) -> tuple[Array, Array]:
 
 
 def digamma_gap(x: Array) -> Array:
-    """The gap log x - digamma(x) > 0 for x > 0: about 1 / (2 x), far below its terms.
-
-    Args:
-      x: shape [...], > 0.
-
-    Returns:
-      Shape [...].
-    """
+    """The gap log x - digamma(x) > 0 for x > 0: about 1 / (2 x), far below its terms."""
     small, y = _shifted(x)
     inverse = 1.0 / y
-    series = inverse * (0.5 + inverse * _horner(inverse * inverse, _DIGAMMA))
+    series = inverse * (0.5 + inverse * horner(inverse * inverse, _DIGAMMA))
     # digamma(x) = digamma(x + 8) - sum 1 / (x + k).
     below = jnp.where(small, x, 1.0)
     terms = sum(1.0 / (below + k) for k in range(_ASYMPTOTIC_FROM))
@@ -167,17 +127,10 @@ def digamma_gap(x: Array) -> Array:
 
 @jax.custom_jvp
 def stirling_remainder(x: Array) -> Array:
-    """Error of Stirling's formula, log Gamma(x) - ((x - 1/2) log x - x + log(2 pi) / 2).
-
-    Args:
-      x: shape [...], > 0.
-
-    Returns:
-      Shape [...].
-    """
+    """Error of Stirling's formula, log Gamma(x) - ((x - 1/2) log x - x + log(2 pi) / 2), x > 0."""
     small, y = _shifted(x)
     inverse = 1.0 / y
-    series = inverse * _horner(inverse * inverse, _STIRLING)
+    series = inverse * horner(inverse * inverse, _STIRLING)
     below = jnp.where(small, x, 1.0)
     # log Gamma(x) = log Gamma(x + 8) - log(x (x + 1) ... (x + 7)), each over x + 8: no large logs.
     quotients = math.prod((below + _ASYMPTOTIC_FROM) / (below + k) for k in range(_ASYMPTOTIC_FROM))
@@ -203,11 +156,11 @@ def _mean_gap(x: Array, y: Array, a: Array, b: Array) -> Array:
     # What the sum has rounded away, by Knuth's two-sum.
     virtual = total - a
     lost = (a - (total - virtual)) + (b - virtual)
-    xh, xl = _split(x)
-    th, tl = _split(total)
+    xh, xl = split(x)
+    th, tl = split(total)
     small = ((((xh * th - a) + xh * tl) + xl * th) + xl * tl) + x * lost
     # Next to x = 1, the same from the other end.
-    yh, yl = _split(y)
+    yh, yl = split(y)
     large = ((((yh * th - b) + yh * tl) + yl * th) + yl * tl) + y * lost
     return jnp.where(x < y, small, -large)
 
@@ -217,14 +170,6 @@ def _(primals, tangents):
     x, y, a, b = primals
     x_dot, _, a_dot, b_dot = tangents
     return _mean_gap(*primals), (a + b) * x_dot + x * b_dot - y * a_dot
-
-
-def _split(x: Array) -> tuple[Array, Array]:
-    """Writes x as a sum of two numbers of half the bits each (low bits cleared, not rounded)."""
-    width, bits = (jnp.int64, 27) if _bits(x) == 64 else (jnp.int32, 12)
-    cast = jax.lax.bitcast_convert_type
-    high = cast(cast(x, width) & jnp.asarray(-1 << bits, width), x.dtype)
-    return high, x - high
 
 
 def _log_ratio(gap: Array, share: Array, mean: Array) -> Array:
@@ -249,16 +194,7 @@ def _half_divergence(gap: Array, share: Array, mean: Array) -> Array:
 
 @jax.custom_jvp
 def log_beta_density(x: Array, y: Array, a: Array, b: Array) -> Array:
-    """Log density of the logit of a beta variable: a log x + b log y - log B(a, b).
-
-    Args:
-      x: shape [...], inside (0, 1).
-      y: shape [...], 1 - x.
-      a: shape [...], > 0.
-      b: shape [...], > 0.
-
-    Returns:
-      Shape [...].
+    """Log density of the logit of a beta variable: a log x + b log y - log B(a, b), y = 1 - x.
 
     References:
       Loader (2000), "Fast and accurate computation of binomial probabilities": the same saddle
@@ -322,7 +258,6 @@ def _upper_factor(x: Array, y: Array, a: Array, b: Array) -> Array:
     Raising b by one splits off a positive term, so that eight of them leave an integral whose
     integrand falls at a rate above eight: Gauss-Legendre on the part that matters.
     """
-    bits = _bits(a)
     term, total = jnp.ones_like(y), jnp.ones_like(y)
     for k in range(_SHIFT):
         term = term * ((a + b + k) * y / (b + 1 + k))
@@ -338,8 +273,7 @@ def _upper_factor(x: Array, y: Array, a: Array, b: Array) -> Array:
         fall = gap * step + (a + raised) * softplus_divergence(step, x, y)
         return area + weight * jnp.exp(-fall), None
 
-    rule = tuple(np.asarray(v) for v in zip(*unit_quadrature(_NODES[bits]), strict=True))
-    rule = tuple(jnp.asarray(v, a.dtype) for v in rule)
+    rule = tuple(jnp.asarray(v, a.dtype) for v in unit_quadrature(_NODES[bits(a)]))
     area, _ = jax.lax.scan(add, jnp.zeros_like(reach), rule)
     return (total + term * raised * reach * area) / b
 
@@ -353,17 +287,9 @@ def _power_series(x: Array, end: Array, a: Array, b: Array) -> Array:
         total = total - factor * jnp.expm1((a + n) * log_ratio) / (a + n)
         return (total, factor * ((n + 1 - b) / (n + 1) * end)), None
 
-    orders = jnp.arange(_SERIES_TERMS[_bits(a)], dtype=a.dtype)
+    orders = jnp.arange(_SERIES_TERMS[bits(a)], dtype=a.dtype)
     (total, _), _ = jax.lax.scan(add, (jnp.zeros_like(a), jnp.ones_like(a)), orders)
     return total
-
-
-class BetaTails(NamedTuple):
-    """Logs of F(x), of 1 - F(x), and of their ratio, without that difference's cancellation."""
-
-    log_cdf: Array
-    log_sf: Array
-    log_odds: Array  # log_sf - log_cdf
 
 
 def _is_upper_smaller(x: Array, y: Array, a: Array, b: Array) -> Array:
@@ -402,27 +328,19 @@ def _log_smaller_tail(x: Array, y: Array, a: Array, b: Array, upper: Array) -> A
 
 @jax.custom_jvp
 @jax.jit
-def beta_tails(x: Array, y: Array, a: Array, b: Array) -> BetaTails:
+def beta_tails(x: Array, y: Array, a: Array, b: Array) -> Tails:
     """Logs of the two tails of Beta(a, b) at x: the regularised incomplete beta function.
 
     The smaller tail is computed, the larger follows from it. Prevents what `betainc` and its
     continued fraction do: tails that underflow, iterations that grow with a and b, no derivative.
-
-    Args:
-      x: shape [...], inside (0, 1).
-      y: shape [...], 1 - x.
-      a: shape [...], > 0.
-      b: shape [...], > 0.
-
-    Returns:
-      `BetaTails`, every field of the broadcast shape.
+    For x inside (0, 1), y = 1 - x and a, b > 0; every field of the broadcast shape.
     """
     x, y, a, b = jnp.broadcast_arrays(x, y, a, b)
     upper = _is_upper_smaller(x, y, a, b)
     smaller = jnp.minimum(_log_smaller_tail(x, y, a, b, upper), 0.0)
     larger = jnp.log1p(-jnp.exp(smaller))
     odds = smaller - larger
-    return BetaTails(
+    return Tails(
         log_cdf=jnp.where(upper, larger, smaller),
         log_sf=jnp.where(upper, smaller, larger),
         log_odds=jnp.where(upper, odds, -odds),
@@ -441,11 +359,6 @@ def _(primals, tangents):
     _, smaller_dot = jax.jvp(tail, (x, y, a, b), tangents)
     # d log(s / (1 - s)) = d log s / (1 - s).
     odds_dot = smaller_dot * jnp.exp(-jnp.where(upper, out.log_cdf, out.log_sf))
-    log_density = log_beta_density(x, y, a, b)
-    steepness = jnp.exp(log_density - out.log_cdf) + jnp.exp(log_density - out.log_sf)
+    steepness = out.steepness(log_beta_density(x, y, a, b))
     odds_dot = jnp.where(upper, odds_dot, -odds_dot) - steepness / x / y * x_dot
-    return out, BetaTails(
-        log_cdf=-jnp.exp(out.log_sf) * odds_dot,
-        log_sf=jnp.exp(out.log_cdf) * odds_dot,
-        log_odds=odds_dot,
-    )
+    return out, out.tangent(odds_dot)

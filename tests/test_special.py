@@ -8,13 +8,13 @@ import mpmath as mp
 import numpy as np
 import pytest
 import scipy.special
+from jax.nn import log1mexp
 from jax.test_util import check_grads
 
 from optscale_jax.special import (
     adjacent_masses,
     gaussian_mass,
     gaussian_moments,
-    log1mexp,
     log1p_below_one,
     log_expm1,
     mills_ratio,

@@ -2,16 +2,15 @@
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tensorflow_probability.substrates import jax as tfp
 from tensorflow_probability.substrates.jax.distributions import Distribution
 
-from optscale_jax.distributions.checks import known
-from optscale_jax.distributions.compiled import compiled
-from optscale_jax.special import log1mexp, unit_quadrature
+from optscale_jax.distributions.base import Scalar, compiled, known, parameter, parameter_properties
+from optscale_jax.special import unit_quadrature
 from optscale_jax.typing import Array, ArrayLike
 
 __all__ = ["BestOfN", "log_cdf_below"]
@@ -20,21 +19,13 @@ _NODES = 64
 
 
 def log_cdf_below(distribution: Distribution, x: ArrayLike) -> Array:
-    """Log of P(X < x): the law's own `log_cdf_below`, where it has atoms, else its `log_cdf`.
-
-    Args:
-      distribution: any scalar TFP distribution with `log_cdf`.
-      x: shape [...].
-
-    Returns:
-      Shape [...], <= 0.
-    """
+    """Log of P(X < x), [...]: the law's own `log_cdf_below`, where it has atoms, or `log_cdf`."""
     below = getattr(distribution, "log_cdf_below", distribution.log_cdf)
     return below(jnp.asarray(x, distribution.dtype))
 
 
 @jax.tree_util.register_pytree_node_class
-class BestOfN(tfp.distributions.Distribution):
+class BestOfN(Scalar):
     """The maximum of n independent draws from `distribution`.
 
     With F and f the distribution function and density of one draw,
@@ -50,86 +41,24 @@ class BestOfN(tfp.distributions.Distribution):
     Args:
       distribution: the law of one score, of batch shape [...].
       n: shape [...], number of draws, >= 1; need not be an integer.
-      validate_args: as in TFP.
-      allow_nan_stats: as in TFP.
-      name: as in TFP.
+      **options: `validate_args`, `allow_nan_stats` and `name`, as in TFP.
 
     Raises:
       ValueError: if an n is below 1 (checked outside jit, where it is known).
-
-    References:
-      Wang et al. (2026), arXiv 2506.22376: the law of the best of N.
     """
 
-    def __init__(
-        self,
-        distribution: Distribution,
-        n: ArrayLike,
-        *,
-        validate_args: bool = False,
-        allow_nan_stats: bool = True,
-        name: str = "BestOfN",
-    ):
+    _names = ("distribution", "n")
+    _parameter_properties = classmethod(parameter_properties)
+
+    distribution = parameter(0, "The law of one score.")
+    n = parameter(1, "Number of draws, in the dtype of the scores.")
+
+    def __init__(self, distribution: Distribution, n: ArrayLike, **options: Any):
         counts = known(n)
         if counts is not None and np.any(counts < 1):
             raise ValueError(f"BestOfN: n must be >= 1, found {counts[counts < 1].flat[0]}")
-        self._set(
-            (distribution, jnp.asarray(n, distribution.dtype)),
-            (validate_args, allow_nan_stats, name),
-        )
-
-    def _set(self, children, options) -> None:
-        self._distribution, self._n = children
-        validate_args, allow_nan_stats, name = options
-        super().__init__(
-            dtype=getattr(self._distribution, "dtype", None),
-            reparameterization_type=tfp.distributions.FULLY_REPARAMETERIZED,
-            validate_args=validate_args,
-            allow_nan_stats=allow_nan_stats,
-            parameters=dict(
-                distribution=self._distribution,
-                n=self._n,
-                validate_args=validate_args,
-                allow_nan_stats=allow_nan_stats,
-                name=name,
-            ),
-            name=name,
-        )
-
-    @classmethod
-    def _parameter_properties(cls, dtype, num_classes=None):
-        return dict(
-            distribution=tfp.util.BatchedComponentProperties(),
-            n=tfp.util.ParameterProperties(),
-        )
-
-    @property
-    def distribution(self) -> Distribution:
-        """The law of one score."""
-        return self._distribution
-
-    @property
-    def n(self) -> Array:
-        """Number of draws, in the dtype of the scores."""
-        return self._n
-
-    def tree_flatten(self):
-        """The law of one score and n are the children: jit and vmap take the distribution whole."""
-        options = (self.validate_args, self.allow_nan_stats, self.name)
-        return (self._distribution, self._n), options
-
-    @classmethod
-    def tree_unflatten(cls, options, children):
-        """Inverse of `tree_flatten`; unchecked, because children may be gradients, axes or None."""
-        new = object.__new__(cls)
-        new._set(children, options)
-        return new
-
-    def _event_shape(self):
-        return ()
-
-    def _event_shape_tensor(self):
-        return np.array([], np.int32)
+        dtype = distribution.dtype
+        super().__init__(distribution, jnp.asarray(n, dtype), dtype=dtype, **options)
 
     def _log_cdf_of_one(self, x):
         """Log of F, from the smaller tail: log(F) has lost it to rounding where F is next to 1."""
@@ -139,7 +68,7 @@ class BestOfN(tfp.distributions.Distribution):
         except NotImplementedError:
             return log_cdf
         upper = log_cdf > -math.log(2.0)
-        return jnp.where(upper, log1mexp(-jnp.where(upper, log_sf, -1.0)), log_cdf)
+        return jnp.where(upper, jax.nn.log1mexp(-jnp.where(upper, log_sf, -1.0)), log_cdf)
 
     @compiled
     def _log_cdf(self, x):
@@ -147,19 +76,8 @@ class BestOfN(tfp.distributions.Distribution):
 
     @compiled
     def log_cdf_below(self, x: ArrayLike) -> Array:
-        """Log of P(best < x) = P(one < x)^n; differs from `log_cdf` where the law has atoms.
-
-        Args:
-          x: shape [...].
-
-        Returns:
-          Shape [...], <= 0.
-        """
+        """Log of P(best < x) = P(one < x)^n, [...]; not `log_cdf` where the law has atoms."""
         return self.n * log_cdf_below(self.distribution, x)
-
-    @compiled
-    def _cdf(self, x):
-        return jnp.exp(self._log_cdf(x))
 
     @compiled
     def _survival_function(self, x):
@@ -167,7 +85,7 @@ class BestOfN(tfp.distributions.Distribution):
 
     @compiled
     def _log_survival_function(self, x):
-        return log1mexp(-self._log_cdf(x))
+        return jax.nn.log1mexp(-self._log_cdf(x))
 
     @compiled
     def _log_prob(self, x):
@@ -175,11 +93,8 @@ class BestOfN(tfp.distributions.Distribution):
         log_cdf = self._log_cdf_of_one(x)
         zero = jnp.isneginf(log_cdf)
         # F = 0 at the lower end: the factor F^(n - 1) is 1 for n = 1, where 0 * -inf is NaN.
-        others = jnp.where(
-            zero,
-            jnp.where(n > 1, -jnp.inf, 0.0),
-            (n - 1) * jnp.where(zero, 0.0, log_cdf),
-        )
+        others = (n - 1) * jnp.where(zero, 0.0, log_cdf)
+        others = jnp.where(zero, jnp.where(n > 1, -jnp.inf, 0.0), others)
         one = self.distribution.log_prob(x)
         density = jnp.where(jnp.isneginf(one), one, jnp.log(n) + others + one)
         if not hasattr(self.distribution, "log_cdf_below"):
@@ -187,7 +102,7 @@ class BestOfN(tfp.distributions.Distribution):
         # At an atom, the mass of the best: P(one <= x)^n - P(one < x)^n.
         jump = n * (log_cdf - log_cdf_below(self.distribution, x))
         atom = jump > 0
-        mass = n * jnp.where(zero, 0.0, log_cdf) + log1mexp(jnp.where(atom, jump, 1.0))
+        mass = n * jnp.where(zero, 0.0, log_cdf) + jax.nn.log1mexp(jnp.where(atom, jump, 1.0))
         return jnp.where(atom, mass, density)
 
     def _inverse(self, log_u):
@@ -222,28 +137,15 @@ class BestOfN(tfp.distributions.Distribution):
     def _quantile(self, u):
         return self._inverse(jnp.log(jnp.asarray(u, self.dtype)) / self.n)
 
-    def _sample_n(self, n, seed=None):
-        return self._draw(int(n), tfp.random.sanitize_seed(seed))
-
-    @functools.partial(compiled, static=("n",))
-    def _draw(self, n: int, seed):
-        # Never an exact 0, whose quantile is the support's end for every n.
-        tiny = float(jnp.finfo(self.dtype).eps) / 4
-        shape = (n, *self.batch_shape)
-        return self._quantile(jax.random.uniform(seed, shape, self.dtype, minval=tiny, maxval=1.0))
-
     @compiled
-    def integration_rule(self) -> tuple[Array, Array, Array, Array]:
-        """Quadrature over the scores where F^n is neither 0 nor 1 to within rounding.
+    def integration_rule(self) -> tuple[Array, Array, Array]:
+        """(points, weights, upper end), [nodes, ...] and [...], of a quadrature over the scores.
 
-        The points are constants to differentiation: an integral over them has the derivative of
-        its integrand, because that integrand vanishes (or is constant) at the ends.
-
-        Returns:
-          (points, weights, lower, upper): points and weights of shape [nodes, ...], the ends of
-          shape [...]. Gauss-Legendre between two quantiles of the best of n, so that it resolves a
-          law of any width, with the points drawn towards both ends, where F may be singular. For
-          smooth laws an integral of F^n is good to 1e-9 of the range.
+        Over those where F^n is neither 0 nor 1 to within rounding: Gauss-Legendre between two
+        quantiles of the best of n, so that it resolves a law of any width, with the points drawn
+        towards both ends, where F may be singular. For smooth laws an integral of F^n is good to
+        1e-9 of the range. The points are constants to differentiation: an integral over them has
+        the derivative of its integrand, because that vanishes (or is constant) at the ends.
         """
         eps = float(jnp.finfo(self.dtype).eps)
         n = jnp.broadcast_to(self.n, self.batch_shape)
@@ -253,12 +155,12 @@ class BestOfN(tfp.distributions.Distribution):
         shape = (_NODES,) + (1,) * len(self.batch_shape)
         length = upper - lower
         points = lower + jnp.asarray(nodes.reshape(shape), self.dtype) * length
-        return points, jnp.asarray(weights.reshape(shape), self.dtype) * length, lower, upper
+        return points, jnp.asarray(weights.reshape(shape), self.dtype) * length, upper
 
     @compiled
     def _mean(self):
         """E = upper - integral of F^n, over the range where F^n is not 0 or 1."""
-        points, weights, _, upper = self.integration_rule()
+        points, weights, upper = self.integration_rule()
         return upper - jnp.sum(weights * self._cdf(points), axis=0)
 
     def _default_event_space_bijector(self):
@@ -272,7 +174,7 @@ def _rule() -> tuple[np.ndarray, np.ndarray]:
     A law such as Beta(1/2, 1) has F = x^(1/2) there, on which the plain rule keeps 6 digits; with
     the substitution, F = x^(1/10) keeps 11.
     """
-    t, weights = (np.asarray(v) for v in zip(*unit_quadrature(_NODES), strict=True))
+    t, weights = unit_quadrature(_NODES)
     return t**3 * (10 - 15 * t + 6 * t**2), weights * 30 * (t * (1 - t)) ** 2
 
 

@@ -1,16 +1,19 @@
 """The beta law of scores, exact in both tails and in its parameters' derivatives."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-from optscale_jax.distributions.compiled import compiled
-from optscale_jax.distributions.unit_interval import (
-    UnitInterval,
-    invert_log_odds,
+from optscale_jax.distributions.base import (
+    Interval,
+    compiled,
+    parameter,
     parameter_properties,
+    solve_falling,
 )
 from optscale_jax.special_beta import beta_tails, log_beta_density
-from optscale_jax.typing import Array, ArrayLike
+from optscale_jax.typing import ArrayLike
 
 __all__ = ["Beta"]
 
@@ -23,11 +26,9 @@ def _inverse_log_odds(target, a, b):
     def evaluate(t):
         x, y = jax.nn.sigmoid(t), jax.nn.sigmoid(-t)
         tails = beta_tails(x, y, a, b)
-        log_density = log_beta_density(x, y, a, b)
-        slope = jnp.exp(log_density - tails.log_cdf) + jnp.exp(log_density - tails.log_sf)
-        return tails.log_odds, -slope
+        return tails.log_odds, -tails.steepness(log_beta_density(x, y, a, b))
 
-    return jax.nn.sigmoid(invert_log_odds(evaluate, target, jnp.log(a) - jnp.log(b)))
+    return jax.nn.sigmoid(solve_falling(evaluate, target, jnp.log(a) - jnp.log(b)))
 
 
 @_inverse_log_odds.defjvp
@@ -41,13 +42,12 @@ def _(primals, tangents):
     zero = jnp.zeros_like(x)
     point = (inner, y, a, b)
     tails, moved = jax.jvp(beta_tails, point, (zero, zero, a_dot, b_dot))
-    log_density = log_beta_density(*point)
-    slope = jnp.exp(log_density - tails.log_cdf) + jnp.exp(log_density - tails.log_sf)
+    slope = tails.steepness(log_beta_density(*point))
     return x, (moved.log_odds - target_dot) / slope * inner * y
 
 
 @jax.tree_util.register_pytree_node_class
-class Beta(UnitInterval):
+class Beta(Interval):
     """The beta law on [0, 1].
 
         f(x) = x^(a - 1) (1 - x)^(b - 1) / B(a, b),    0 <= x <= 1.
@@ -61,9 +61,7 @@ class Beta(UnitInterval):
     Args:
       a: shape [...], > 0, exponent of the lower end, `concentration1` of TFP.
       b: shape [...], > 0, exponent of the upper end, `concentration0` of TFP.
-      validate_args: as in TFP.
-      allow_nan_stats: as in TFP.
-      name: as in TFP.
+      **options: `validate_args`, `allow_nan_stats` and `name`, as in TFP.
 
     Raises:
       ValueError: if a or b is <= 0 (checked outside jit, where they are known).
@@ -71,41 +69,20 @@ class Beta(UnitInterval):
 
     _names = ("a", "b")
     _positive = ("a", "b")
+    _parameter_properties = classmethod(parameter_properties)
 
-    def __init__(
-        self,
-        a: ArrayLike,
-        b: ArrayLike,
-        *,
-        validate_args: bool = False,
-        allow_nan_stats: bool = True,
-        name: str = "Beta",
-    ):
-        super().__init__(
-            a, b, validate_args=validate_args, allow_nan_stats=allow_nan_stats, name=name
-        )
+    a = parameter(0, "Exponent of the lower end.")
+    b = parameter(1, "Exponent of the upper end.")
 
-    @classmethod
-    def _parameter_properties(cls, dtype, num_classes=None):
-        return parameter_properties(dtype, cls._names, cls._positive)
-
-    @property
-    def a(self) -> Array:
-        """Exponent of the lower end."""
-        return self._values[0]
-
-    @property
-    def b(self) -> Array:
-        """Exponent of the upper end."""
-        return self._values[1]
+    def __init__(self, a: ArrayLike, b: ArrayLike, **options: Any):
+        super().__init__(a, b, **options)
 
     def _log_density(self, x):
         # Relative to the logit's density x (1 - x) f(x).
         return log_beta_density(x, 1 - x, self.a, self.b) - jnp.log(x) - jnp.log1p(-x)
 
     def _tails(self, x):
-        tails = beta_tails(x, 1 - x, self.a, self.b)
-        return tails.log_cdf, tails.log_sf
+        return beta_tails(x, 1 - x, self.a, self.b)
 
     def _inverse(self, log_odds):
         return _inverse_log_odds(*jnp.broadcast_arrays(log_odds, self.a, self.b))

@@ -1,19 +1,21 @@
 """The logit-normal law of scores: a normal law of their log-odds."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optscale_jax.distributions.compiled import compiled
-from optscale_jax.distributions.unit_interval import (
-    UnitInterval,
-    invert_log_odds,
+from optscale_jax.distributions.base import (
+    Interval,
+    compiled,
+    parameter,
     parameter_properties,
+    solve_falling,
 )
-from optscale_jax.special import mills_ratio
-from optscale_jax.typing import Array, ArrayLike
+from optscale_jax.special import Tails, mills_ratio
+from optscale_jax.typing import ArrayLike
 
 __all__ = ["LogitNormal"]
 
@@ -34,16 +36,17 @@ def _standard(x, y, loc, scale):
     return jnp.where(near, jnp.log(odds * half * half), plain) / scale
 
 
-def _log_density_of_logit(z, scale):
-    return -0.5 * z * z - jnp.log(scale) - 0.5 * math.log(2 * math.pi)
+def _log_phi(z):
+    return -0.5 * z * z - 0.5 * math.log(2 * math.pi)
 
 
-def _normal_tails(z):
-    """(log Phi(z), log Phi(-z)): the smaller from the Mills ratio, the larger from it."""
+def _normal_tails(z) -> Tails:
+    """Tails of the standard normal: the smaller from the Mills ratio, the larger from it."""
     far = jnp.abs(z)
-    smaller = -0.5 * far * far - 0.5 * math.log(2 * math.pi) + jnp.log(mills_ratio(far))
+    smaller = _log_phi(far) + jnp.log(mills_ratio(far))
     larger = jnp.log1p(-jnp.exp(smaller))
-    return jnp.where(z < 0, smaller, larger), jnp.where(z < 0, larger, smaller)
+    below, above = jnp.where(z < 0, smaller, larger), jnp.where(z < 0, larger, smaller)
+    return Tails(below, above, above - below)
 
 
 @jax.custom_jvp
@@ -52,27 +55,23 @@ def _normal_inverse(log_odds):
     """The z with log(Phi(-z) / Phi(z)) = log_odds."""
 
     def evaluate(z):
-        below, above = _normal_tails(z)
-        log_density = -0.5 * z * z - 0.5 * math.log(2 * math.pi)
-        return above - below, -(jnp.exp(log_density - below) + jnp.exp(log_density - above))
+        tails = _normal_tails(z)
+        return tails.log_odds, -tails.steepness(_log_phi(z))
 
     size = jnp.abs(log_odds)
     # log_odds is about z^2 / 2 far out and 1.6 z about 0.
     start = -jnp.sign(log_odds) * jnp.minimum(size / 1.6, jnp.sqrt(2 * size))
-    return invert_log_odds(evaluate, log_odds, start)
+    return solve_falling(evaluate, log_odds, start)
 
 
 @_normal_inverse.defjvp
 def _(primals, tangents):
     z = _normal_inverse(*primals)
-    below, above = _normal_tails(z)
-    log_density = -0.5 * z * z - 0.5 * math.log(2 * math.pi)
-    slope = jnp.exp(log_density - below) + jnp.exp(log_density - above)
-    return z, -tangents[0] / slope
+    return z, -tangents[0] / _normal_tails(z).steepness(_log_phi(z))
 
 
 @jax.tree_util.register_pytree_node_class
-class LogitNormal(UnitInterval):
+class LogitNormal(Interval):
     """The law of sigmoid(Y), Y normal: a normal law of the scores' log-odds.
 
         f(x) = phi((logit(x) - loc) / scale) / (scale x (1 - x)),    0 < x < 1.
@@ -85,9 +84,7 @@ class LogitNormal(UnitInterval):
     Args:
       loc: shape [...], mean of the log-odds.
       scale: shape [...], > 0, their standard deviation.
-      validate_args: as in TFP.
-      allow_nan_stats: as in TFP.
-      name: as in TFP.
+      **options: `validate_args`, `allow_nan_stats` and `name`, as in TFP.
 
     Raises:
       ValueError: if a scale is <= 0 (checked outside jit, where it is known).
@@ -95,38 +92,19 @@ class LogitNormal(UnitInterval):
 
     _names = ("loc", "scale")
     _positive = ("scale",)
+    _parameter_properties = classmethod(parameter_properties)
 
-    def __init__(
-        self,
-        loc: ArrayLike,
-        scale: ArrayLike,
-        *,
-        validate_args: bool = False,
-        allow_nan_stats: bool = True,
-        name: str = "LogitNormal",
-    ):
-        super().__init__(
-            loc, scale, validate_args=validate_args, allow_nan_stats=allow_nan_stats, name=name
-        )
+    loc = parameter(0, "Mean of the log-odds; its sigmoid is the median of the scores.")
+    scale = parameter(1, "Standard deviation of the log-odds.")
 
-    @classmethod
-    def _parameter_properties(cls, dtype, num_classes=None):
-        return parameter_properties(dtype, cls._names, cls._positive)
-
-    @property
-    def loc(self) -> Array:
-        """Mean of the log-odds; its sigmoid is the median of the scores."""
-        return self._values[0]
-
-    @property
-    def scale(self) -> Array:
-        """Standard deviation of the log-odds."""
-        return self._values[1]
+    def __init__(self, loc: ArrayLike, scale: ArrayLike, **options: Any):
+        super().__init__(loc, scale, **options)
 
     def _log_density(self, x):
         y = 1 - x
         z = _standard(x, y, self.loc, self.scale)
-        return _log_density_of_logit(z, self.scale) - jnp.log(x) - jnp.log(y)
+        of_logit = -0.5 * z * z - jnp.log(self.scale) - 0.5 * math.log(2 * math.pi)
+        return of_logit - jnp.log(x) - jnp.log(y)
 
     def _tails(self, x):
         return _normal_tails(_standard(x, 1 - x, self.loc, self.scale))
@@ -155,7 +133,7 @@ class LogitNormal(UnitInterval):
         )
         t = jnp.asarray(np.linspace(-40.0, 40.0, 161), self.dtype)
         t = t.reshape((-1,) + (1,) * loc.ndim)
-        log_above = _normal_tails((t - loc) / jnp.where(narrow, 2.0, scale))[1]
+        log_above = _normal_tails((t - loc) / jnp.where(narrow, 2.0, scale)).log_sf
         zero = function(jnp.zeros_like(loc))
         by_logistic = zero + jnp.sum(0.5 * slope(t) * jnp.exp(log_above), axis=0)
         return jnp.where(narrow, by_normal, by_logistic)

@@ -2,29 +2,32 @@
 
 `TruncatedNormal` behaves as `tfp.distributions.TruncatedNormal` and is right where that is not:
 a mode far outside the interval, a scale far narrower or wider than it, both tails, float32.
-The functions above the class are elementwise and differentiable to any order; the class only
-adapts them to TFP. They are compiled as wholes: outside jit they would be hundreds of dispatches,
-and the quantile's loop would be compiled anew at every call. The numerics are those of
-`optscale_jax.special`.
+The functions above the class are elementwise and differentiable to any order. They are compiled as
+wholes: outside jit they would be hundreds of dispatches, and the quantile's loop would be compiled
+anew at every call.
 """
 
-import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tensorflow_probability.substrates import jax as tfp
 
-from optscale_jax.distributions.checks import known
-from optscale_jax.distributions.compiled import compiled
+from optscale_jax.distributions.base import (
+    Interval,
+    compiled,
+    known,
+    parameter,
+    parameter_properties,
+    solve_falling,
+)
 from optscale_jax.special import (
+    Tails,
     adjacent_masses,
     gaussian_mass,
     gaussian_moments,
     log1p_below_one,
-    log_expm1,
 )
 from optscale_jax.typing import Array, ArrayLike
 
@@ -47,7 +50,7 @@ def _energy(x, mode, loc, scale):
     return step * (0.5 * step + (mode - loc) / scale)
 
 
-def _log_mass(loc, scale, low, high):
+def log_mass(loc, scale, low, high):
     """Log of the integral of exp(-energy) over [low, high]."""
     gap = jnp.maximum(low - loc, loc - high)
     outside = gap > 0
@@ -88,7 +91,7 @@ def _interval_moments(loc, scale, low, high) -> _IntervalMoments:
 @jax.jit
 def _log_density(x, loc, scale, low, high):
     energy = _energy(x, _mode(loc, low, high), loc, scale)
-    return -energy - _log_mass(loc, scale, low, high)
+    return -energy - log_mass(loc, scale, low, high)
 
 
 @_log_density.defjvp
@@ -156,15 +159,9 @@ def _sides(x, loc, scale, low, high) -> _Sides:
     )
 
 
-class _Tails(NamedTuple):
-    log_cdf: Array
-    log_sf: Array
-    log_odds: Array  # log_sf - log_cdf, without that difference's cancellation
-
-
 @jax.custom_jvp
 @jax.jit
-def _tails(x, loc, scale, low, high) -> _Tails:
+def _tails(x, loc, scale, low, high) -> Tails:
     """Logs of F(x), 1 - F(x) and their ratio, for low < x < high."""
     sides = _sides(x, loc, scale, low, high)
     far_over_near = jnp.log(sides.ratio) - sides.energy
@@ -172,7 +169,7 @@ def _tails(x, loc, scale, low, high) -> _Tails:
     larger = -log1p_below_one(jnp.minimum(sides.odds, 1.0 / sides.odds))
     log_near = jnp.minimum(-far_over_near, 0.0) + larger
     log_far = jnp.minimum(far_over_near, 0.0) + larger
-    return _Tails(
+    return Tails(
         log_cdf=jnp.where(sides.mode_below, log_near, log_far),
         log_sf=jnp.where(sides.mode_below, log_far, log_near),
         log_odds=jnp.where(sides.mode_below, far_over_near, -far_over_near),
@@ -204,11 +201,7 @@ def _(primals, tangents):
         + at_low * low_dot
         + at_high * high_dot
     )
-    return out, _Tails(
-        log_cdf=-jnp.exp(out.log_sf) * log_odds_dot,
-        log_sf=jnp.exp(out.log_cdf) * log_odds_dot,
-        log_odds=log_odds_dot,
-    )
+    return out, out.tangent(log_odds_dot)
 
 
 @jax.custom_jvp
@@ -224,29 +217,13 @@ def _inverse_log_odds(target, loc, scale, low, high):
     reach = scale * (2 * cutoff / (slope + jnp.sqrt(slope * slope + 2 * cutoff)))
     lower = jnp.maximum(low, mode - reach)
     upper = jnp.minimum(high, mode + reach)
-    start = jnp.clip(mode + m.offset, lower, upper)
-    eps = float(jnp.finfo(dtype).eps)
 
-    def unfinished(carry):
-        step, _, _, _, moving = carry
-        return (step < 4 * jnp.finfo(dtype).bits) & jnp.any(moving)
-
-    def body(carry):
-        step, x, lower, upper, _ = carry
+    def evaluate(x):
         sides = _sides(x, loc, scale, low, high)
         far_over_near = jnp.log(sides.ratio) - sides.energy
-        # Falls as x grows.
-        excess = jnp.where(sides.mode_below, far_over_near, -far_over_near) - target
-        lower = jnp.where(excess > 0, x, lower)
-        upper = jnp.where(excess > 0, upper, x)
-        newton = x + excess / sides.slope
-        inside = (newton > lower) & (newton < upper)
-        new = jnp.where(inside, newton, lower + 0.5 * (upper - lower))
-        moving = jnp.abs(new - x) > 0.5 * eps * jnp.abs(x)
-        return step + 1, jnp.where(moving, new, x), lower, upper, moving
+        return jnp.where(sides.mode_below, far_over_near, -far_over_near), -sides.slope
 
-    everywhere = jnp.ones_like(start, bool)
-    return jax.lax.while_loop(unfinished, body, (0, start, lower, upper, everywhere))[1]
+    return solve_falling(evaluate, target, mode + m.offset, lower, upper)
 
 
 @_inverse_log_odds.defjvp
@@ -263,19 +240,8 @@ def _(primals, tangents):
     return x, (moved.log_odds - target_dot) / steepness
 
 
-def _check(scale: ArrayLike, low: ArrayLike, high: ArrayLike) -> None:
-    scales = known(scale)
-    if scales is not None and np.any(scales <= 0):
-        bad = scales[scales <= 0].flat[0]
-        raise ValueError(f"TruncatedNormal: scale must be > 0, found {bad}")
-    lows, highs = known(low), known(high)
-    if lows is not None and highs is not None and np.any(lows >= highs):
-        lows, highs = (v[lows >= highs].flat[0] for v in np.broadcast_arrays(lows, highs))
-        raise ValueError(f"TruncatedNormal: low must be < high, found [{lows}, {highs}]")
-
-
 @jax.tree_util.register_pytree_node_class
-class TruncatedNormal(tfp.distributions.Distribution):
+class TruncatedNormal(Interval):
     """Normal(loc, scale) restricted to [low, high].
 
     With phi and Phi the standard normal's density and distribution function,
@@ -294,9 +260,7 @@ class TruncatedNormal(tfp.distributions.Distribution):
       scale: shape [...], > 0, its standard deviation, in units of the score.
       low: shape [...], lower end of the support.
       high: shape [...], upper end, > low.
-      validate_args: as in TFP.
-      allow_nan_stats: as in TFP.
-      name: as in TFP.
+      **options: `validate_args`, `allow_nan_stats` and `name`, as in TFP.
 
     Raises:
       ValueError: if a scale is <= 0 or a low >= high (checked outside jit, where they are known).
@@ -306,183 +270,44 @@ class TruncatedNormal(tfp.distributions.Distribution):
       the law of one problem's verifier scores.
     """
 
+    _names = ("loc", "scale", "low", "high")
+    _positive = ("scale",)
+    _parameter_properties = classmethod(parameter_properties)
+
+    loc = parameter(0, "Mode of the untruncated normal.")
+    scale = parameter(1, "Standard deviation of the untruncated normal.")
+    low = parameter(2, "Lower end of the support.")
+    high = parameter(3, "Upper end of the support.")
+
     def __init__(
         self,
         loc: ArrayLike,
         scale: ArrayLike,
         low: ArrayLike = 0.0,
         high: ArrayLike = 1.0,
-        *,
-        validate_args: bool = False,
-        allow_nan_stats: bool = True,
-        name: str = "TruncatedNormal",
+        **options: Any,
     ):
-        _check(scale, low, high)
-        arrays = [a for a in (loc, scale, low, high) if hasattr(a, "dtype")]
-        dtype = jnp.result_type(*arrays) if arrays else jnp.result_type(float)
-        if not jnp.issubdtype(dtype, jnp.floating):
-            dtype = jnp.result_type(float)
-        dtype = jnp.promote_types(dtype, jnp.float32)
-        params = [jnp.asarray(a, dtype) for a in (loc, scale, low, high)]
-        self._set(params, dtype, (validate_args, allow_nan_stats, name))
-
-    def _set(self, params, dtype, options) -> None:
-        self._loc, self._scale, self._low, self._high = params
-        validate_args, allow_nan_stats, name = options
-        super().__init__(
-            dtype=dtype,
-            reparameterization_type=tfp.distributions.FULLY_REPARAMETERIZED,
-            validate_args=validate_args,
-            allow_nan_stats=allow_nan_stats,
-            parameters=dict(
-                loc=self._loc,
-                scale=self._scale,
-                low=self._low,
-                high=self._high,
-                validate_args=validate_args,
-                allow_nan_stats=allow_nan_stats,
-                name=name,
-            ),
-            name=name,
-        )
-
-    @classmethod
-    def _parameter_properties(cls, dtype, num_classes=None):
-        properties = tfp.util.ParameterProperties
-        return dict(
-            loc=properties(),
-            scale=properties(
-                default_constraining_bijector_fn=lambda: tfp.bijectors.Softplus(
-                    low=np.finfo(np.dtype(dtype)).eps
-                )
-            ),
-            low=properties(),
-            high=properties(),
-        )
-
-    @property
-    def loc(self) -> Array:
-        """Mode of the untruncated normal."""
-        return self._loc
-
-    @property
-    def scale(self) -> Array:
-        """Standard deviation of the untruncated normal."""
-        return self._scale
-
-    @property
-    def low(self) -> Array:
-        """Lower end of the support."""
-        return self._low
-
-    @property
-    def high(self) -> Array:
-        """Upper end of the support."""
-        return self._high
-
-    def tree_flatten(self):
-        """The parameters are a pytree's leaves: jit and vmap take the distribution whole."""
-        options = (self.validate_args, self.allow_nan_stats, self.name)
-        return (self._loc, self._scale, self._low, self._high), (self.dtype, options)
-
-    @classmethod
-    def tree_unflatten(cls, static, leaves):
-        """Inverse of `tree_flatten`; unchecked, because leaves may be gradients, axes or None."""
-        new = object.__new__(cls)
-        new._set(leaves, *static)
-        return new
-
-    def _event_shape(self):
-        return ()
-
-    def _event_shape_tensor(self):
-        return np.array([], np.int32)
-
-    @property
-    def _params(self):
-        return self.loc, self.scale, self.low, self.high
+        lows, highs = known(low), known(high)
+        if lows is not None and highs is not None and np.any(lows >= highs):
+            lows, highs = (v[lows >= highs].flat[0] for v in np.broadcast_arrays(lows, highs))
+            raise ValueError(f"TruncatedNormal: low must be < high, found [{lows}, {highs}]")
+        super().__init__(loc, scale, low, high, **options)
 
     def _broadcast(self, *values):
-        return jnp.broadcast_arrays(*(jnp.asarray(v, self.dtype) for v in values), *self._params)
+        return jnp.broadcast_arrays(*(jnp.asarray(v, self.dtype) for v in values), *self._values)
 
     @compiled
     def _log_prob(self, x):
         x = jnp.asarray(x, self.dtype)
         outside = (x < self.low) | (x > self.high)
         inside = jnp.where(outside, self._midpoint(), x)
-        return jnp.where(outside, -jnp.inf, _log_density(inside, *self._params))
+        return jnp.where(outside, -jnp.inf, _log_density(inside, *self._values))
 
-    def _midpoint(self):
-        """A harmless x, for `jnp.where` differentiates the branch that is not taken too."""
-        return self.low + 0.5 * (self.high - self.low)
+    def _tails(self, x):
+        return _tails(x, *self._values)
 
-    def _log_tail(self, x, name: str, at_low: float, at_high: float):
-        """A field of `_tails`, and its limits at and beyond the ends of the support."""
-        x = jnp.asarray(x, self.dtype)
-        below, above = x <= self.low, x >= self.high
-        inside = jnp.where(below | above, self._midpoint(), x)
-        # Parameters are not broadcast against x: what depends on them alone is computed once.
-        value = getattr(_tails(inside, *self._params), name)
-        return jnp.where(below, at_low, jnp.where(above, at_high, value))
-
-    @compiled
-    def _log_cdf(self, x):
-        return self._log_tail(x, "log_cdf", -jnp.inf, 0.0)
-
-    @compiled
-    def _log_survival_function(self, x):
-        return self._log_tail(x, "log_sf", 0.0, -jnp.inf)
-
-    @compiled
-    def _cdf(self, x):
-        return jnp.exp(self._log_cdf(x))
-
-    @compiled
-    def _survival_function(self, x):
-        return jnp.exp(self._log_survival_function(x))
-
-    @compiled
-    def _quantile(self, u):
-        u, *params = self._broadcast(u)
-        at_low, at_high = u <= 0, u >= 1
-        safe = jnp.where(at_low | at_high, 0.5, u)
-        x = _inverse_log_odds(jnp.log1p(-safe) - jnp.log(safe), *params)
-        return self._support_ends(x, params, at_low, at_high, (u >= 0) & (u <= 1))
-
-    @compiled
-    def log_cdf_inverse(self, log_u: ArrayLike) -> Array:
-        """The x with log_cdf(x) = log_u: the quantile for u too close to 1 to be stored as u.
-
-        `BestOfN` reads its quantiles from here: the median of the best of 10^6 is the quantile of
-        u = 1 - 7e-7, of which float32 holds one digit, but log u keeps all of them.
-
-        Args:
-          log_u: shape [...], <= 0.
-
-        Returns:
-          Shape [...], in [low, high]; NaN for log_u > 0.
-        """
-        log_u, *params = self._broadcast(log_u)
-        at_low, at_high = jnp.isneginf(log_u), log_u >= 0
-        safe = jnp.where(at_low | at_high, -math.log(2.0), log_u)
-        x = _inverse_log_odds(log_expm1(-safe), *params)
-        return self._support_ends(x, params, at_low, at_high, log_u <= 0)
-
-    @staticmethod
-    def _support_ends(x, params, at_low, at_high, valid):
-        low, high = params[2:]
-        return jnp.where(valid, jnp.where(at_low, low, jnp.where(at_high, high, x)), jnp.nan)
-
-    def _sample_n(self, n, seed=None):
-        return self._draw(int(n), tfp.random.sanitize_seed(seed))
-
-    @functools.partial(compiled, static=("n",))
-    def _draw(self, n: int, seed):
-        # Strictly inside (0, 1): an exact 0 would be the support's end, with an infinite gradient.
-        tiny = float(jnp.finfo(self.dtype).eps) / 4
-        shape = (n, *self.batch_shape)
-        u = jax.random.uniform(seed, shape, self.dtype, minval=tiny, maxval=1.0)
-        return self._quantile(u)
+    def _inverse(self, log_odds):
+        return _inverse_log_odds(*self._broadcast(log_odds))
 
     @compiled
     def _mean(self):
@@ -501,7 +326,4 @@ class TruncatedNormal(tfp.distributions.Distribution):
     @compiled
     def _entropy(self):
         params = self._broadcast()
-        return _log_mass(*params) + _interval_moments(*params).energy
-
-    def _default_event_space_bijector(self):
-        return tfp.bijectors.Sigmoid(low=self.low, high=self.high)
+        return log_mass(*params) + _interval_moments(*params).energy

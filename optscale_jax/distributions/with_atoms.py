@@ -1,7 +1,7 @@
 """A continuous law of scores with point masses at 0 and 1: for verifiers that saturate."""
 
-import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,8 @@ import numpy as np
 from tensorflow_probability.substrates import jax as tfp
 from tensorflow_probability.substrates.jax.distributions import Distribution
 
+from optscale_jax.distributions.base import Scalar, compiled, known, parameter, parameter_properties
 from optscale_jax.distributions.best_of_n import BestOfN
-from optscale_jax.distributions.checks import known
-from optscale_jax.distributions.compiled import compiled
 from optscale_jax.typing import Array, ArrayLike
 
 __all__ = ["WithAtoms"]
@@ -33,7 +32,7 @@ def _log_add(first, second):
 
 
 @jax.tree_util.register_pytree_node_class
-class WithAtoms(tfp.distributions.Distribution):
+class WithAtoms(Scalar):
     """A mixture: 0 with probability at_zero, 1 with at_one, else a draw from `distribution`.
 
     With F the distribution function of the continuous part and w = 1 - at_zero - at_one,
@@ -50,28 +49,28 @@ class WithAtoms(tfp.distributions.Distribution):
         `log_survival_function`.
       at_zero: shape [...], >= 0, probability of an exact 0.
       at_one: shape [...], >= 0, probability of an exact 1; at_zero + at_one <= 1.
-      validate_args: as in TFP.
-      allow_nan_stats: as in TFP.
-      name: as in TFP.
+      **options: `validate_args`, `allow_nan_stats` and `name`, as in TFP.
 
     Raises:
       ValueError: if the masses are no probabilities (checked outside jit, where they are known).
     """
 
+    _names = ("distribution", "at_zero", "at_one")
+    _reparameterization = tfp.distributions.NOT_REPARAMETERIZED
+    _parameter_properties = classmethod(parameter_properties)
+
+    distribution = parameter(0, "The continuous part.")
+    at_zero = parameter(1, "Probability of an exact 0.")
+    at_one = parameter(2, "Probability of an exact 1.")
+
     def __init__(
-        self,
-        distribution: Distribution,
-        at_zero: ArrayLike,
-        at_one: ArrayLike,
-        *,
-        validate_args: bool = False,
-        allow_nan_stats: bool = True,
-        name: str = "WithAtoms",
+        self, distribution: Distribution, at_zero: ArrayLike, at_one: ArrayLike, **options: Any
     ):
+        dtype = distribution.dtype
         low, high = known(at_zero), known(at_one)
         if low is not None and high is not None:
             # A sum that is 1 in exact arithmetic may round to a little more.
-            slack = 4 * float(jnp.finfo(distribution.dtype).eps)
+            slack = 4 * float(jnp.finfo(dtype).eps)
             bad = (low < 0) | (high < 0) | (low + high > 1 + slack)
             if np.any(bad):
                 low, high = (v[bad].flat[0] for v in np.broadcast_arrays(low, high))
@@ -79,63 +78,8 @@ class WithAtoms(tfp.distributions.Distribution):
                     "WithAtoms: at_zero and at_one must be >= 0, with a sum of at most 1, found "
                     f"{low} and {high}"
                 )
-        masses = (jnp.asarray(m, distribution.dtype) for m in (at_zero, at_one))
-        self._set((distribution, *masses), (validate_args, allow_nan_stats, name))
-
-    def _set(self, children, options) -> None:
-        self._distribution, self._at_zero, self._at_one = children
-        validate_args, allow_nan_stats, name = options
-        options = dict(validate_args=validate_args, allow_nan_stats=allow_nan_stats, name=name)
-        super().__init__(
-            dtype=getattr(self._distribution, "dtype", None),
-            reparameterization_type=tfp.distributions.NOT_REPARAMETERIZED,
-            parameters=dict(
-                distribution=self._distribution, at_zero=self._at_zero, at_one=self._at_one
-            )
-            | options,
-            **options,
-        )
-
-    @classmethod
-    def _parameter_properties(cls, dtype, num_classes=None):
-        return dict(
-            distribution=tfp.util.BatchedComponentProperties(),
-            at_zero=tfp.util.ParameterProperties(),
-            at_one=tfp.util.ParameterProperties(),
-        )
-
-    @property
-    def distribution(self) -> Distribution:
-        """The continuous part."""
-        return self._distribution
-
-    @property
-    def at_zero(self) -> Array:
-        """Probability of an exact 0."""
-        return self._at_zero
-
-    @property
-    def at_one(self) -> Array:
-        """Probability of an exact 1."""
-        return self._at_one
-
-    def tree_flatten(self):
-        """The continuous part and both masses are the children."""
-        options = (self.validate_args, self.allow_nan_stats, self.name)
-        return (self._distribution, self._at_zero, self._at_one), options
-
-    @classmethod
-    def tree_unflatten(cls, options, children):
-        """Inverse of `tree_flatten`; unchecked, because children may be gradients, axes or None."""
-        new = object.__new__(cls)
-        new._set(children, options)
-        return new
-
-    def _event_shape(self):
-        return ()
-
-    def _event_shape_tensor(self):
-        return np.array([], np.int32)
+        masses = (jnp.asarray(mass, dtype) for mass in (at_zero, at_one))
+        super().__init__(distribution, *masses, dtype=dtype, **options)
 
     @property
     def _weight(self):
@@ -166,14 +110,7 @@ class WithAtoms(tfp.distributions.Distribution):
 
     @compiled
     def log_cdf_below(self, x: ArrayLike) -> Array:
-        """Log of P(X < x), which an atom at x does not count towards.
-
-        Args:
-          x: shape [...].
-
-        Returns:
-          Shape [...], <= 0.
-        """
+        """Log of P(X < x), [...], which an atom at x does not count towards."""
         x, inner = self._clipped(x)
         value = self._inside(inner)[0]
         return jnp.where(x <= 0, -jnp.inf, jnp.where(x > 1, 0.0, value))
@@ -183,10 +120,6 @@ class WithAtoms(tfp.distributions.Distribution):
         x, inner = self._clipped(x)
         value = self._inside(inner)[1]
         return jnp.where(x < 0, 0.0, jnp.where(x >= 1, -jnp.inf, value))
-
-    @compiled
-    def _cdf(self, x):
-        return jnp.exp(self._log_cdf(x))
 
     @compiled
     def _survival_function(self, x):
@@ -207,14 +140,7 @@ class WithAtoms(tfp.distributions.Distribution):
 
     @compiled
     def log_cdf_inverse(self, log_u: ArrayLike) -> Array:
-        """The least x with log_cdf(x) >= log_u: the quantile for u too close to 1 to be stored.
-
-        Args:
-          log_u: shape [...], <= 0.
-
-        Returns:
-          Shape [...], in [0, 1]; NaN for log_u > 0.
-        """
+        """The least x with log_cdf(x) >= log_u, [...], as of a law on an interval."""
         log_u = jnp.asarray(log_u, self.dtype)
         return self._invert(jnp.exp(log_u), -jnp.expm1(log_u), log_u <= 0)
 
@@ -229,15 +155,6 @@ class WithAtoms(tfp.distributions.Distribution):
         log_below = jnp.where(above < 0.5, jnp.log1p(-jnp.minimum(above, 0.5)), jnp.log(below))
         x = BestOfN(self.distribution, 1.0)._inverse(log_below)
         return jnp.where(valid, jnp.where(zero, 0.0, jnp.where(one, 1.0, x)), jnp.nan)
-
-    def _sample_n(self, n, seed=None):
-        return self._draw(int(n), tfp.random.sanitize_seed(seed))
-
-    @functools.partial(compiled, static=("n",))
-    def _draw(self, n: int, seed):
-        tiny = float(jnp.finfo(self.dtype).eps) / 4
-        shape = (n, *self.batch_shape)
-        return self._quantile(jax.random.uniform(seed, shape, self.dtype, minval=tiny, maxval=1.0))
 
     @compiled
     def _mean(self):

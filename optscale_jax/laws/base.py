@@ -1,8 +1,7 @@
 """The contract of a law of scores: what a policy believes of them, and how it learns it.
 
-A law is a value, as a policy is: a frozen dataclass registered as a pytree, whose numbers are
-leaves and whose choices are static fields. Its methods are pure and written for one problem; replay
-and calibration map them over problems. A policy runs it so:
+A law is a value (`optscale_jax.values`), as a policy is. Its methods are pure and written for one
+problem; replay and calibration map them over problems. A policy runs it so:
 
     memory, params = law.init(max_samples, dtype), law.start(prior, dtype)
     after each score:
@@ -38,50 +37,30 @@ class Law(Value, abc.ABC):
     A law of one's own names its `parameters` and defines `start`, `fit` and `distribution`. What it
     remembers is by default `ScoreStats` (count, mean and centred sum of squares), which is enough
     for a fit by moments; a law that needs more defines `init` and `add` too.
-
-    Attributes:
-      parameters: names of the parameters, in order: the keys of `Params`.
-      takes_prior: whether `start` and `fit` use a `Prior`; a law that does not refuses one.
     """
 
-    parameters: ClassVar[tuple[str, ...]]
-    takes_prior: ClassVar[bool] = False
+    parameters: ClassVar[tuple[str, ...]]  # names, in order: the keys of `Params`
+    takes_prior: ClassVar[bool] = False  # whether `start` and `fit` use a `Prior`, or refuse one
 
     def init(self, max_samples: int, dtype) -> Any:
-        """What is remembered before the first score.
+        """What is remembered before the first score: a pytree of arrays whose shapes `add` keeps.
 
         Args:
           max_samples: the most scores that `add` will be given; a Python int >= 1.
           dtype: floating type of the scores.
-
-        Returns:
-          The memory: a pytree of arrays whose shapes `add` keeps.
         """
         del max_samples
         return ScoreStats.empty(dtype)
 
     def add(self, memory: Any, score: ArrayLike) -> Any:
-        """What is remembered with one more score.
-
-        Args:
-          memory: of one problem.
-          score: scalar, in [0, 1].
-
-        Returns:
-          The memory, of the same shapes and types.
-        """
+        """One problem's memory with one more score, of the same shapes and types."""
         return memory.add(score)
 
     @abc.abstractmethod
     def start(self, prior: Prior | None, dtype) -> Params:
-        """The parameters before there are enough scores for a fit.
+        """The parameters before there are enough scores for a fit, scalars of a dtype.
 
-        Args:
-          prior: the problem's prior, scalar fields, or None.
-          dtype: floating type of the parameters.
-
-        Returns:
-          The prior's mean, or without one the law's stated start; scalars.
+        The prior's mean, or without one the law's stated start.
 
         Raises:
           ValueError: a prior is given and the law takes none.
@@ -105,15 +84,10 @@ class Law(Value, abc.ABC):
 
     @abc.abstractmethod
     def distribution(self, params: Params) -> Distribution:
-        """The law with these parameters, as a TFP distribution.
+        """The law with parameters [...], as a TFP distribution on [0, 1] of batch shape [...].
 
-        Args:
-          params: arrays of a common shape [...].
-
-        Returns:
-          A distribution on [0, 1] of batch shape [...]. The bound reads its `log_cdf` (or
-          `log_cdf_below`, where it has atoms), `bounds.marginal_gain` its
-          `log_survival_function` as well.
+        The bound reads its `log_cdf` (or `log_cdf_below`, where it has atoms), and
+        `bounds.marginal_gain` its `log_survival_function` as well.
         """
 
     def expected_rise(self, params: Params, best: Array) -> Array:
@@ -121,14 +95,7 @@ class Law(Value, abc.ABC):
 
             E[max(X - best, 0)] = int_best^1 P(X > x) dx,
 
-        by Gauss-Legendre quadrature.
-
-        Args:
-          params: scalars.
-          best: the best score so far, scalar in [0, 1].
-
-        Returns:
-          Floating scalar in [0, 1 - best].
+        by Gauss-Legendre quadrature; a scalar in [0, 1 - best].
         """
         nodes, weights = np.polynomial.legendre.leggauss(_NODES)
         half = (1.0 - best) / 2
@@ -137,19 +104,14 @@ class Law(Value, abc.ABC):
         return half * jnp.sum(jnp.asarray(weights, half.dtype) * above)
 
     def scores_for_a_fit(self, prior: Prior | None) -> int:
-        """How many scores a fit takes at least, a Python int >= 1.
+        """How many scores a fit takes at least, a Python int: 1 with a prior, 2 without.
 
-        Args:
-          prior: the problem's prior, or None.
-
-        Returns:
-          1 with a prior; 2 without, because one score has no spread, and every law through it is
-          as likely as it is narrow.
+        One score has no spread, and every law through it is as likely as it is narrow.
         """
         return 2 if prior is None else 1
 
     def memory_of(self, scores: ArrayLike, mask: ArrayLike | None = None) -> Any:
-        """What is remembered of whole rows of scores, for fits to recorded ones.
+        """What is remembered of rows of scores [..., N], for fits to recorded ones.
 
         Args:
           scores: shape [..., N].
@@ -160,7 +122,7 @@ class Law(Value, abc.ABC):
         """
         scores = jnp.asarray(scores)
         scores = scores.astype(jnp.result_type(scores.dtype, jnp.float32))
-        present = jnp.ones(scores.shape, bool) if mask is None else jnp.asarray(mask, bool)
+        present = jnp.asarray(True if mask is None else mask, bool)
         scores, present = jnp.broadcast_arrays(scores, present)
         empty = self.init(scores.shape[-1], scores.dtype)
 

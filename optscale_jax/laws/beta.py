@@ -4,18 +4,16 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+from tensorflow_probability.substrates.jax.distributions import Distribution
 
 from optscale_jax.distributions import Beta
-from optscale_jax.estimation import Boundary, Prior, descend
+from optscale_jax.estimation import Prior, descend
 from optscale_jax.laws.base import Params
 from optscale_jax.laws.logits import MARGIN, LogitInfo, LogitLaw, LogitStats, spread_floor
 from optscale_jax.special_beta import digamma_gap, log_beta_peak, softplus_divergence
 from optscale_jax.typing import Array, ArrayLike
 
-__all__ = ["START", "BetaLaw", "beta"]
-
-START = (4.9, 1.7)
-"""(a, b) before there are enough scores: about the mean and deviation of the truncated normal's."""
+__all__ = ["BetaLaw", "beta"]
 
 _STEPS = 12
 _SLACK = 32  # units of rounding in the log-likelihood, most of it in Stirling's remainders
@@ -27,18 +25,12 @@ def _remainder(x: Array) -> Array:
 
 
 class BetaLaw(LogitLaw):
-    """The beta law, fitted by maximum likelihood.
-
-    It remembers `LogitStats`, which are sufficient. `START` before a fit.
-    """
+    """The beta law, fitted by maximum likelihood."""
 
     parameters: ClassVar[tuple[str, ...]] = ("a", "b")
-
-    def start(self, prior: Prior | None, dtype) -> Params:
-        """`START`."""
-        self.refuse_prior(prior)
-        a, b = START
-        return {"a": jnp.asarray(a, dtype), "b": jnp.asarray(b, dtype)}
+    family: ClassVar[type[Distribution]] = Beta
+    # About the mean and deviation of the truncated normal's start.
+    first: ClassVar[tuple[float, float]] = (4.9, 1.7)
 
     def fit(self, memory: LogitStats, prior: Prior | None = None) -> tuple[Params, LogitInfo]:
         """Maximum likelihood, by Newton's method on the mean's log-odds and log(a + b).
@@ -86,42 +78,14 @@ class BetaLaw(LogitLaw):
             step = jnp.clip(downhill / jnp.maximum(curvature, 1e-3), -2.0, 2.0)
             return value, (jnp.clip(-(g1 + h12 * step) / h11, -2.0, 2.0), step)
 
-        def advance(point, step, length):
-            return point[0] + length * step[0], point[1] + length * step[1]
-
         # s D tends to 1/2 for narrow laws and to 1 for wide ones.
         start = (jnp.zeros_like(centre), jnp.log(0.5 / spread + 0.25))
-        point, value, step = descend(
-            evaluate, advance, start, -jnp.inf, jnp.inf, _STEPS, slack=_SLACK
-        )
+        point, value, step = descend(evaluate, start, -jnp.inf, jnp.inf, _STEPS, slack=_SLACK)
         p, q, total = exponents(point)
-        some = memory.n > 0
-        boundary = jnp.where(spread > floor, Boundary.NONE, Boundary.SCALE_FLOOR)
-        boundary = jnp.where(some, boundary, Boundary.NO_SCORES).astype(jnp.int32)
-        params = {
-            "a": jnp.where(some, total * p, jnp.nan),
-            "b": jnp.where(some, total * q, jnp.nan),
-        }
-        size = jnp.where(some, jnp.hypot(step[0] * jnp.sqrt(total * p * q), step[1]), 0.0)
-        # The floor narrows the law, not the scores.
-        objective = memory.n * (value + memory.log_slope)
-        return params, LogitInfo(boundary, objective, size, memory.moved)
-
-    def distribution(self, params: Params) -> Beta:
-        """`Beta(a, b)`."""
-        return Beta(params["a"], params["b"])
+        size = jnp.hypot(step[0] * jnp.sqrt(total * p * q), step[1])
+        return self.fitted(memory, (total * p, total * q), value, size, spread > floor)
 
 
 def beta(margin: ArrayLike = MARGIN) -> BetaLaw:
-    """The beta law of scores; parameters a and b, the exponents at 0 and at 1.
-
-    Args:
-      margin: scores nearer than this to 0 or 1 are read as this far from it, in (0, 1/2).
-
-    Returns:
-      The law.
-
-    Raises:
-      ValueError: the margin is outside its domain.
-    """
+    """The beta law of scores; parameters a and b, the exponents at 0 and at 1; see `LogitLaw`."""
     return BetaLaw(margin=margin)

@@ -6,18 +6,18 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tensorflow_probability.substrates.jax.distributions import Distribution
 
-from optscale_jax.distributions.checks import known
-from optscale_jax.estimation import MIN_SCALE
-from optscale_jax.laws.base import Law
+from optscale_jax.distributions.base import known
+from optscale_jax.estimation import MIN_SCALE, Boundary, Prior
+from optscale_jax.laws.base import Law, Params
 from optscale_jax.special_beta import softplus_divergence
 from optscale_jax.typing import Array, ArrayLike
 
 __all__ = ["MARGIN", "LogitInfo", "LogitLaw", "LogitStats", "spread_floor"]
 
 MARGIN = 1e-6
-"""Scores nearer than this to 0 or 1 are read as this far from it, where a density of log-odds would
-be 0 or infinite: some sixteen of the steps by which float32 holds numbers below 1."""
+"""Some sixteen of the steps by which float32 holds numbers below 1."""
 
 
 @jax.tree_util.register_dataclass
@@ -27,22 +27,16 @@ class LogitStats:
 
     Sufficient for the beta law (n, mean, divergence) and for the logit-normal (n, mean, m2). The
     beta law's own statistics, the means of log x and log(1 - x), are no use: what they tell of the
-    spread is in the last digits of their sum.
-
-    Attributes:
-      n: shape [...], number of scores.
-      mean: shape [...], mean log-odds; 0 where n = 0.
-      m2: shape [...], sum of squared deviations from the mean.
-      divergence: shape [...], sum of `softplus_divergence` from the mean:
-        -sum(log x + log(1 - x)) / 2, less its value for as many scores at the mean.
-      moved: shape [...], number of scores that were moved to the margin.
+    spread is in the last digits of their sum. Every field of shape [...].
     """
 
-    n: Any
-    mean: Any
-    m2: Any
+    n: Any  # number of scores
+    mean: Any  # mean log-odds; 0 where n = 0
+    m2: Any  # sum of squared deviations from the mean
+    # Sum of `softplus_divergence` from the mean: -sum(log x + log(1 - x)) / 2, less its value for
+    # as many scores at the mean.
     divergence: Any
-    moved: Any
+    moved: Any  # number of scores that were moved to the margin
 
     @classmethod
     def single(cls, score: ArrayLike, margin: ArrayLike, dtype) -> "LogitStats":
@@ -90,19 +84,14 @@ class LogitStats:
 
 
 class LogitInfo(NamedTuple):
-    """How a fit to log-odds ended, every field of shape [...].
+    """How a fit to log-odds ended, every field of shape [...]."""
 
-    Attributes:
-      boundary: an `estimation.Boundary`, as int32: NO_SCORES, SCALE_FLOOR (one score, or equal
-        ones: the law is as narrow as `MIN_SCALE`), or NONE.
-      objective: the negative log-likelihood of the scores, those at the margin as moved.
-      gradient: as `estimation.FitInfo`; 0 where the fit is in closed form.
-      moved: number of scores at 0 or 1, or nearer than the margin, that were moved inward to it.
-    """
-
+    # An `estimation.Boundary`, as int32: NO_SCORES, SCALE_FLOOR (one score, or equal ones: the law
+    # is as narrow as `MIN_SCALE`), or NONE.
     boundary: Array
-    objective: Array
-    gradient: Array
+    objective: Array  # the negative log-likelihood of the scores, those at the margin as moved
+    gradient: Array  # as `estimation.FitInfo`; 0 where the fit is in closed form
+    # Number of scores at 0 or 1, or nearer than the margin, that were moved inward to it.
     moved: Array
 
 
@@ -114,20 +103,54 @@ def spread_floor(mean: Array) -> Array:
 class LogitLaw(Law):
     """A law of log-odds, fitted by maximum likelihood from `LogitStats`.
 
+    A subclass gives its distributions' class, its parameters before a fit, and a `fit` that ends in
+    `fitted`.
+
     Attributes:
-      margin: scores nearer than this to 0 or 1 are read as this far from it, in (0, 1/2): a density
-        of log-odds gives an exact 0 or 1 no likelihood, or an infinite one. `with_atoms` does
-        without.
+      margin: scores nearer than this to 0 or 1 are read as this far from it, in (0, 1/2), a
+        ValueError otherwise: a density of log-odds gives an exact 0 or 1 no likelihood, or an
+        infinite one. `with_atoms` does without.
     """
 
-    margin: Any = MARGIN
+    family: ClassVar[type[Distribution]]
+    first: ClassVar[tuple[float, float]]
 
-    takes_prior: ClassVar[bool] = False
+    margin: Any = MARGIN
 
     def __post_init__(self):
         margin = known(self.margin)
         if margin is not None and not np.all((margin > 0) & (margin < 0.5)):
             raise ValueError(f"margin must be inside (0, 1/2), found {self.margin}")
+
+    def start(self, prior: Prior | None, dtype) -> Params:
+        """`first`."""
+        self.refuse_prior(prior)
+        values = (jnp.asarray(value, dtype) for value in self.first)
+        return dict(zip(self.parameters, values, strict=True))
+
+    def fitted(
+        self, memory: LogitStats, params: tuple[Array, Array], value, size, spread_out
+    ) -> tuple[Params, LogitInfo]:
+        """What `fit` returns: NaN parameters without scores.
+
+        Args:
+          memory: what was fitted to.
+          params: the parameters, in order.
+          value: negative log-likelihood of the log-odds, a score.
+          size: `FitInfo.gradient`.
+          spread_out: whether the scores are wider than the floor, which narrows the law, not them.
+        """
+        some = memory.n > 0
+        boundary = jnp.where(spread_out, Boundary.NONE, Boundary.SCALE_FLOOR)
+        boundary = jnp.where(some, boundary, Boundary.NO_SCORES).astype(jnp.int32)
+        found = (jnp.where(some, each, jnp.nan) for each in params)
+        objective = memory.n * (value + memory.log_slope)
+        info = LogitInfo(boundary, objective, jnp.where(some, size, 0.0), memory.moved)
+        return dict(zip(self.parameters, found, strict=True)), info
+
+    def distribution(self, params: Params) -> Distribution:
+        """Of the family."""
+        return self.family(*(params[name] for name in self.parameters))
 
     def init(self, max_samples: int, dtype) -> LogitStats:
         """`LogitStats` of no scores."""
@@ -143,7 +166,7 @@ class LogitLaw(Law):
         """`LogitStats` of each row, in two passes."""
         scores = jnp.asarray(scores)
         dtype = jnp.result_type(scores.dtype, jnp.float32)
-        present = jnp.ones(scores.shape, bool) if mask is None else jnp.asarray(mask, bool)
+        present = jnp.asarray(True if mask is None else mask, bool)
         scores, present = jnp.broadcast_arrays(scores, present)
         each = LogitStats.single(jnp.where(present, scores, 0.5), self.margin, dtype)
 

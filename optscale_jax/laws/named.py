@@ -23,13 +23,7 @@ LAWS |= {f"{name}_with_atoms": with_atoms(law) for name, law in LAWS.items()}
 
 
 def make_law(law: str | Law) -> Law:
-    """The law of a name, or the one given.
-
-    Args:
-      law: a `Law`; a name in `LAWS`, such as "beta"; or `module:name` for one's own.
-
-    Returns:
-      The law.
+    """The law of a name in `LAWS`, such as "beta", or of `module:name`, or the one given.
 
     Raises:
       ValueError: no law has that name, it is no law, or its distribution has no log_cdf.

@@ -18,11 +18,7 @@ START = (0.8, 0.2)
 class TruncatedNormalLaw(Law):
     """A normal law restricted to [0, 1], fitted by maximum likelihood, or MAP with a prior.
 
-    It remembers `ScoreStats`, which are sufficient: a fit costs the same for 3 scores and for 3
-    million. `START` before a fit, or the prior's mean.
-
-    References:
-      Wang et al. (2026), arXiv 2506.22376: OptScale^0 and OptScale^t.
+    It remembers `ScoreStats`, which are sufficient.
     """
 
     parameters: ClassVar[tuple[str, ...]] = ("loc", "scale")

@@ -14,34 +14,22 @@ __all__ = ["AtomsInfo", "AtomsMemory", "WithAtomsLaw", "with_atoms"]
 
 
 class AtomsMemory(NamedTuple):
-    """What is remembered of one problem's scores; counts are scalars of the scores' type.
+    """What is remembered of one problem's scores; counts are scalars of the scores' type."""
 
-    Attributes:
-      zeros: number of scores of exactly 0.
-      ones: number of scores of exactly 1.
-      between: number of the others.
-      inner: what the inner law remembers of those.
-    """
-
-    zeros: Array
-    ones: Array
-    between: Array
-    inner: Any
+    zeros: Array  # number of scores of exactly 0
+    ones: Array  # number of scores of exactly 1
+    between: Array  # number of the others
+    inner: Any  # what the inner law remembers of those
 
 
 class AtomsInfo(NamedTuple):
-    """How a fit ended.
+    """How a fit ended."""
 
-    Attributes:
-      boundary: the inner fit's, if its info has one, else 0.
-      between: number of scores that are neither 0 nor 1, on which the inner law was fitted; where
-        it is below `scores_for_a_fit` the inner law is its start.
-      inner: the inner fit's info.
-    """
-
-    boundary: Array
+    boundary: Array  # the inner fit's, if its info has one, else 0
+    # Number of scores that are neither 0 nor 1, on which the inner law was fitted; where it is
+    # below `scores_for_a_fit` the inner law is its start.
     between: Array
-    inner: Any
+    inner: Any  # the inner fit's info
 
 
 class WithAtomsLaw(Law):
@@ -119,7 +107,7 @@ class WithAtomsLaw(Law):
         """Counts of each row, and what the inner law remembers of the scores between."""
         scores = jnp.asarray(scores)
         scores = scores.astype(jnp.result_type(scores.dtype, jnp.float32))
-        present = jnp.ones(scores.shape, bool) if mask is None else jnp.asarray(mask, bool)
+        present = jnp.asarray(True if mask is None else mask, bool)
         scores, present = jnp.broadcast_arrays(scores, present)
         zero, one = present & (scores <= 0), present & (scores >= 1)
         between = present & ~(zero | one)
@@ -136,9 +124,6 @@ def with_atoms(law: Law) -> WithAtomsLaw:
 
     Args:
       law: the law of the scores between; one without atoms.
-
-    Returns:
-      The law.
 
     Raises:
       ValueError: the law has atoms already, or is no `Law`.

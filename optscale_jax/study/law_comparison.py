@@ -26,7 +26,6 @@ import numpy as np
 from optscale_jax.distributions.best_of_n import log_cdf_below
 from optscale_jax.laws.base import Law, fit_rows
 from optscale_jax.pool import Pool, PoolError
-from optscale_jax.special import log1mexp
 from optscale_jax.study.metrics import Comparison, paired_intervals
 from optscale_jax.typing import Array, ArrayLike
 
@@ -94,7 +93,7 @@ def log_cell(distribution, scores: ArrayLike, resolution: ArrayLike) -> Array:
         gap = jnp.where(jnp.isneginf(small), jnp.inf, large - small)
         gap = jnp.maximum(gap, 0.0)
         finite = jnp.isfinite(gap)
-        return large + jnp.where(finite, log1mexp(jnp.where(finite, gap, 1.0)), 0.0)
+        return large + jnp.where(finite, jax.nn.log1mexp(jnp.where(finite, gap, 1.0)), 0.0)
 
     return jnp.where(lower, difference(up_to, below), difference(from_low, above))
 
