@@ -9,12 +9,7 @@ only; the live loop is loaded when it is asked for.
 from typing import TYPE_CHECKING, Any
 
 from optscale_jax import laws, policies
-from optscale_jax.bounds import (
-    expected_best,
-    marginal_gain,
-    required_samples,
-    success_probability,
-)
+from optscale_jax.bounds import expected_best, marginal_gain, required_samples, success_probability
 from optscale_jax.distributions import BestOfN, TruncatedNormal
 from optscale_jax.errors import InputError, PoolError
 from optscale_jax.estimation import Prior, ScoreStats, fit_map, fit_mle

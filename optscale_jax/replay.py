@@ -1,11 +1,9 @@
 """Runs policies over a pool of recorded completions, vectorised over everything.
 
 The same pure functions that decide live run here under `lax.scan` over the completions of one
-problem, vmapped over problems, permutations and settings. A policy is an argument of the compiled
-program and not a part of it, so rules of equal structure share one compilation, whatever their
-numbers. A policy's state goes on observing after its stop (what it was at the stop is kept), so
-whatever does not depend on the settings, above all the fit of the law of scores, is computed once
-for all of them.
+problem, vmapped over problems, permutations and settings. A policy's state goes on observing after
+its stop (what it was at the stop is kept), so whatever does not depend on the settings, above all
+the fit of the law of scores, is computed once for all of them.
 """
 
 import dataclasses
@@ -26,7 +24,6 @@ from optscale_jax.typing import Array
 __all__ = [
     "Refusal",
     "ReplayResult",
-    "check_pool",
     "compilations",
     "permutations",
     "refusal",
@@ -35,31 +32,18 @@ __all__ = [
 
 
 class ReplayResult(NamedTuple):
-    """What a policy did, NumPy arrays of shape [..., K, P]: settings, permutations, problems.
+    """What a policy did, NumPy arrays of shape [..., K, P]: settings, permutations, problems."""
 
-    Attributes:
-      num_samples: int32, completions drawn.
-      tokens: int32, tokens of all completions drawn; -1 where one of them is unknown.
-      selected_index: int32, column in the pool of the completion returned; -1 = none was eligible.
-      score: float32, its score; NaN if there is none.
-      correct: bool, whether it is correct (never, if there is none); None if the pool does not
-        know.
-      required: int32, the number of samples that the policy wanted in all when it stopped.
-      params: the fitted law's parameters at the stop, by name; {} for policies that fit none.
-      stop_reason: int32 `StopReason`.
-      presampled: int32, how many of the completions drawn were drawn by a search over all problems
-        (see `Policy.plan`); they are the first ones, and `num_samples` counts them.
-      presampled_tokens: int32, their tokens, which `tokens` counts too; -1 where one is unknown.
-    """
-
-    num_samples: np.ndarray
-    tokens: np.ndarray
-    selected_index: np.ndarray
-    score: np.ndarray
-    correct: np.ndarray | None
-    required: np.ndarray
-    params: dict[str, np.ndarray]
-    stop_reason: np.ndarray
+    num_samples: np.ndarray  # int32, completions drawn
+    tokens: np.ndarray  # int32, tokens of all completions drawn; -1 where one of them is unknown
+    selected_index: np.ndarray  # int32, column of the completion returned; -1 = none is eligible
+    score: np.ndarray  # float32, its score; NaN if there is none
+    correct: np.ndarray | None  # bool, False if there is none; None if the pool does not know
+    required: np.ndarray  # int32, samples that the policy wanted in all when it stopped
+    params: dict[str, np.ndarray]  # the fitted law's at the stop; {} for policies that fit none
+    stop_reason: np.ndarray  # int32 `StopReason`
+    # int32, how many of those drawn a search over all problems drew (see `Policy.plan`): the first
+    # ones, which `num_samples` counts; and their tokens, which `tokens` counts; -1 = unknown.
     presampled: np.ndarray
     presampled_tokens: np.ndarray
 
@@ -74,7 +58,7 @@ def permutations(pool: Pool, key: Array | None, num_permutations: int) -> np.nda
     """Orders in which to replay each problem's completions.
 
     Args:
-      pool: the pool, of P problems and N completions.
+      pool: P problems of N completions.
       key: a JAX random key; may be None if num_permutations is 0.
       num_permutations: K >= 1 independent uniform orders for each problem, or 0 for the stored one.
 
@@ -150,29 +134,14 @@ def _run(policy, prior, scores, answers, tokens) -> _Stop:
 
 
 class Refusal(NamedTuple):
-    """Why a policy cannot be replayed over a pool.
+    """Why a policy cannot be replayed over a pool."""
 
-    Attributes:
-      reason: what the pool lacks.
-      remedy: what to do; "" where there is nothing.
-    """
-
-    reason: str
-    remedy: str = ""
+    reason: str  # what the pool lacks
+    remedy: str = ""  # what to do; "" where there is nothing
 
 
 def refusal(pool: Pool, policy: Policy, num_permutations: int) -> Refusal | None:
-    """Why a policy cannot be replayed over a pool, or None if it can.
-
-    Args:
-      pool: the pool.
-      policy: the rule.
-      num_permutations: K, as for `replay`.
-
-    Returns:
-      The pool lacks scores, answers or lengths that the policy needs, has too few completions for
-      its cap, or is sequential and the policy parallel or the reverse.
-    """
+    """Why a policy cannot be replayed over a pool, in K permutations, or None if it can."""
     if policy.kind != pool.kind:
         if pool.kind == "sequential":
             return Refusal(
@@ -193,7 +162,7 @@ def refusal(pool: Pool, policy: Policy, num_permutations: int) -> Refusal | None
         return Refusal("it has no verifier scores, which this policy needs")
     if policy.uses_answers and not pool.has_answers:
         return Refusal("it has no answers to compare, which this policy's votes need")
-    if policy.uses_tokens and not pool.has_tokens:
+    if policy.rule_uses_tokens and not pool.has_tokens:
         return Refusal("it lacks the length of some completions, which this policy needs")
     deepest = int(np.max(policy.max_samples))
     short = pool.samples_per_problem < deepest
@@ -205,22 +174,6 @@ def refusal(pool: Pool, policy: Policy, num_permutations: int) -> Refusal | None
             "lower max_samples or use a deeper pool",
         )
     return None
-
-
-def check_pool(pool: Pool, policy: Policy, num_permutations: int) -> None:
-    """Refuses a pool that a policy cannot be replayed over.
-
-    Args:
-      pool: the pool.
-      policy: the rule.
-      num_permutations: K, as for `replay`.
-
-    Raises:
-      PoolError: as `refusal` says.
-    """
-    found = refusal(pool, policy, num_permutations)
-    if found is not None:
-        raise PoolError(f"pool: {'; '.join(part for part in found if part)}")
 
 
 def _priors(prior: Prior | None, num_problems: int) -> Prior | None:
@@ -315,7 +268,8 @@ def replay(
     if not isinstance(policy, Policy):
         raise ValueError(f"policy must be a policies.Policy, found {policy!r}")
     num_settings(policy)
-    check_pool(pool, policy, num_permutations)
+    if refused := refusal(pool, policy, num_permutations):
+        raise PoolError(f"pool: {'; '.join(part for part in refused if part)}")
     given = policy.prior if prior is None else prior
     policy = as_arrays(dataclasses.replace(policy, prior=None))
 

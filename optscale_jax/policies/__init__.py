@@ -22,12 +22,7 @@ from optscale_jax.policies.early_stopping_self_consistency import early_stopping
 from optscale_jax.policies.first_hit import first_hit
 from optscale_jax.policies.known_law import known_law
 from optscale_jax.policies.mr_thinking import mr_thinking
-from optscale_jax.policies.optscale import (
-    PAPER_ALPHA,
-    PAPER_S_MIN,
-    min_samples_for,
-    optscale,
-)
+from optscale_jax.policies.optscale import PAPER_ALPHA, PAPER_S_MIN, min_samples_for, optscale
 from optscale_jax.policies.seen import Best, Observation, State, Votes, is_eligible
 from optscale_jax.policies.selection import SELECTORS, Selector, make_selector
 from optscale_jax.policies.self_consistency import self_consistency, weighted_self_consistency

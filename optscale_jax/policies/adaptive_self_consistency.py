@@ -4,9 +4,9 @@ import functools
 
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
-from optscale_jax.policies.base import Policy, Request, StopReason, check_count, until
+from optscale_jax.distributions.base import known
+from optscale_jax.policies.base import Policy, Request, StopReason, until
 from optscale_jax.policies.seen import State, Votes
 from optscale_jax.policies.selection import Selector, make_selector
 from optscale_jax.typing import Array, Count, Number
@@ -26,9 +26,6 @@ def doubt(max_samples: int) -> np.ndarray:
     the probability of at most b heads in a+b+1 tosses. This is the tail that stays exact: its
     complement rounds to 1 in float32 from a = 24, b = 0 on. The sums obey Pascal's rule, so they
     are added up in integers and divided once.
-
-    Args:
-      max_samples: the most votes that there can be, >= 1.
 
     Returns:
       float64 [max_samples + 1, max_samples + 1], indexed [a, b]; it falls along a. 1 where a < b,
@@ -54,10 +51,6 @@ def certain_lead(threshold: Number, max_samples: int) -> Array:
 
         a*(b) = min {a >= b : P(p > 1/2 | Beta(a + 1, b + 1)) >= threshold}
 
-    Args:
-      threshold: inside (1/2, 1).
-      max_samples: the most votes that there can be, >= 1.
-
     Returns:
       int32 [max_samples + 1], indexed by b; max_samples - b + 1, out of reach, where no lead within
       that many votes is enough.
@@ -77,10 +70,9 @@ def short_of_certain(votes: Votes, threshold: Number, max_samples: int) -> Array
 
 def check_threshold(threshold: Number) -> None:
     """A ValueError, where the threshold's value is known, if it is outside (1/2, 1)."""
-    if not isinstance(threshold, Tracer):
-        values = np.asarray(threshold, np.float64)
-        if not ((values > 0.5) & (values < 1)).all():
-            raise ValueError(f"threshold must be inside (1/2, 1), found {threshold}")
+    values = known(threshold)
+    if values is not None and not np.all((values > 0.5) & (values < 1)):
+        raise ValueError(f"threshold must be inside (1/2, 1), found {threshold}")
 
 
 class AdaptiveSelfConsistency(Policy):
@@ -113,18 +105,14 @@ def adaptive_self_consistency(
         P(p > 1/2) = 2^-(a+b+1) sum_{k <= a} C(a+b+1, k),
 
     or at max_samples, and return the majority. An answerless completion is drawn, but does not
-    vote.
+    vote. It asks for the fewest completions after which it could stop, so a live run wastes none by
+    drawing them together.
 
     Args:
       threshold: probability that the leading answer is the majority, inside (1/2, 1). The authors
         use 0.95.
       max_samples: most completions to draw, >= 1.
-      selection: which completion to return: best_score, that of a majority or weighted_vote, or a
-        `Selector`.
-
-    Returns:
-      The policy; it selects the first completion with the winning answer. It asks for the fewest
-      completions after which it could stop, so a live run wastes none by drawing them together.
+      selection: which completion to return, a name in `SELECTORS` or a `Selector`.
 
     Raises:
       ValueError: threshold or max_samples outside its domain, or an unknown selection.
@@ -135,7 +123,5 @@ def adaptive_self_consistency(
     """
     check_threshold(threshold)
     return AdaptiveSelfConsistency(
-        threshold=threshold,
-        max_samples=check_count("max_samples", max_samples),
-        selection=make_selector(selection),
+        threshold=threshold, max_samples=max_samples, selection=make_selector(selection)
     )

@@ -1,9 +1,8 @@
 """The contract of a stopping rule, shared by replay and by the live loop.
 
-A policy is a value: a frozen dataclass whose numbers are leaves of a pytree and whose choices are
-static (`optscale_jax.values`), with pure methods over a state of fixed shapes. Whoever drives it
-draws completions and feeds them in *launch order*: short completions finish first, so deciding in
-completion order would make the first scores those of short answers.
+A policy is a value (`optscale_jax.values`) with pure methods over a state of fixed shapes. Whoever
+drives it draws completions and feeds them in *launch order*: short completions finish first, so
+deciding in completion order would make the first scores those of short answers.
 
 The driver's loop, for one problem:
 
@@ -28,8 +27,8 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
+from optscale_jax.distributions.base import known
 from optscale_jax.estimation import Prior
 from optscale_jax.policies.seen import Best, Observation, State, Votes
 from optscale_jax.policies.selection import BestScore, Selector, make_selector
@@ -57,43 +56,25 @@ PolicyKind = Literal["parallel", "sequential"]
 
 
 class StopReason(IntEnum):
-    """Why a policy stopped.
+    """Why a policy stopped."""
 
-    Attributes:
-      RUNNING: it has not.
-      FIXED_COUNT: the number of samples fixed beforehand is drawn.
-      BOUND_REACHED: as many samples are drawn as the bound requires.
-      SCORE_REACHED: a score reached s_min.
-      MAX_SAMPLES: the cap was reached before the rule was satisfied.
-      WINDOW_UNANIMOUS: a whole window of completions gave one answer.
-      LEAD_CERTAIN: the leading answer is the majority with the probability asked for.
-      EASY_PROBLEM: a search over all problems found this one easy enough for what is drawn.
-      SATISFIED: the rule is satisfied, for rules that have no reason of their own here.
-    """
-
-    RUNNING = 0
-    FIXED_COUNT = 1
-    BOUND_REACHED = 2
-    SCORE_REACHED = 3
-    MAX_SAMPLES = 4
-    WINDOW_UNANIMOUS = 5
-    LEAD_CERTAIN = 6
-    EASY_PROBLEM = 7
-    SATISFIED = 8
+    RUNNING = 0  # it has not
+    FIXED_COUNT = 1  # the number of samples fixed beforehand is drawn
+    BOUND_REACHED = 2  # as many samples are drawn as the bound requires
+    SCORE_REACHED = 3  # a score reached s_min
+    MAX_SAMPLES = 4  # the cap was reached before the rule was satisfied
+    WINDOW_UNANIMOUS = 5  # a whole window of completions gave one answer
+    LEAD_CERTAIN = 6  # the leading answer is the majority with the probability asked for
+    EASY_PROBLEM = 7  # a search over all problems found this one easy enough for what is drawn
+    SATISFIED = 8  # the rule is satisfied, for rules that have no reason of their own here
 
 
 class Request(NamedTuple):
-    """A policy's one decision, every field an int32 scalar.
+    """A policy's one decision, every field an int32 scalar."""
 
-    Attributes:
-      more: how many more completions to draw now; 0 = stop.
-      reason: `StopReason`; RUNNING while `more` is above 0.
-      required: how many completions it now wants in all; -1 where unknown.
-    """
-
-    more: Array
-    reason: Array
-    required: Array
+    more: Array  # how many more completions to draw now; 0 = stop
+    reason: Array  # `StopReason`; RUNNING while `more` is above 0
+    required: Array  # how many completions it now wants in all; -1 where unknown
 
 
 def until(
@@ -103,16 +84,13 @@ def until(
     more: Array | int = 1,
     required: Array | int = -1,
 ) -> Request:
-    """The request of a rule that draws until something holds.
+    """The request of a rule that draws until something holds; `Policy.request` sees to the cap.
 
     Args:
       satisfied: bool scalar, whether to stop.
       reason: why, then.
       more: how many to draw at once otherwise, >= 1.
       required: how many it wants in all; -1 where unknown.
-
-    Returns:
-      The request. The cap on samples is `Policy.request`'s affair and need not be seen to.
     """
     return Request(
         jnp.where(satisfied, 0, more).astype(jnp.int32),
@@ -122,19 +100,13 @@ def until(
 
 
 class Info(NamedTuple):
-    """What a person would plot, every field a scalar.
+    """What a person would plot, every field a scalar."""
 
-    Attributes:
-      required: int32, the number of samples that the policy now wants in all; -1 where unknown.
-      params: the fitted law's parameters by name; {} for policies that fit none.
-      stop_reason: int32 `StopReason`.
-      presampled: int32, how many of the completions a search over all problems drew before the
-        rule was asked (see `Policy.plan`); 0 for rules without one.
-    """
-
-    required: Array
-    params: dict[str, Array]
-    stop_reason: Array
+    required: Array  # int32, samples that the policy now wants in all; -1 where unknown
+    params: dict[str, Array]  # the fitted law's parameters by name; {} for policies that fit none
+    stop_reason: Array  # int32 `StopReason`
+    # int32, how many of the completions a search over all problems drew before the rule was asked
+    # (see `Policy.plan`); 0 for rules without one.
     presampled: Array | int = 0
 
 
@@ -150,20 +122,14 @@ class Policy(Value):
       slots: the most completions that the state has room for, which decides shapes; max_samples
         by default. Policies that differ in max_samples alone share a compilation once they have
         the same slots (`stack` sees to it).
-      kind: "parallel" for independent draws, "sequential" for rounds that see the answer before.
-      cap_reason: why it stops at max_samples.
-      couples_problems: whether `plan` has to look at all problems of a run first.
-      rule_uses_scores: whether the rule itself reads scores.
-      rule_uses_answers: whether the rule itself compares answers.
-      rule_uses_tokens: whether it needs the length of every completion.
     """
 
     kind: ClassVar[PolicyKind] = "parallel"
-    cap_reason: ClassVar[StopReason] = StopReason.MAX_SAMPLES
-    couples_problems: ClassVar[bool] = False
-    rule_uses_scores: ClassVar[bool] = True
-    rule_uses_answers: ClassVar[bool] = False
-    rule_uses_tokens: ClassVar[bool] = False
+    cap_reason: ClassVar[StopReason] = StopReason.MAX_SAMPLES  # why it stops at max_samples
+    couples_problems: ClassVar[bool] = False  # whether `plan` looks at all problems of a run first
+    rule_uses_scores: ClassVar[bool] = True  # whether the rule itself reads scores,
+    rule_uses_answers: ClassVar[bool] = False  # compares answers,
+    rule_uses_tokens: ClassVar[bool] = False  # needs the length of every completion
 
     max_samples: Count
     selection: Selector = BestScore()
@@ -171,9 +137,9 @@ class Policy(Value):
     slots: int = static(default=0)
 
     def __post_init__(self):
-        """Finds a selection given by name, and makes room for max_samples."""
-        if isinstance(self.selection, str):
-            object.__setattr__(self, "selection", make_selector(self.selection))
+        """Checks max_samples and makes room for them; finds a selection given by name."""
+        object.__setattr__(self, "max_samples", check_count("max_samples", self.max_samples))
+        object.__setattr__(self, "selection", make_selector(self.selection))
         if self.slots == 0:
             object.__setattr__(self, "slots", int(np.max(self.max_samples)))
 
@@ -182,11 +148,7 @@ class Policy(Value):
     def rule(self, state: State) -> Request:
         """How many more completions the rule wants, and why it stops; the cap is seen to after it.
 
-        Args:
-          state: after at least no completion.
-
-        Returns:
-          The request; `until` makes it of a condition.
+        `until` makes the request of a condition.
         """
         raise NotImplementedError(f"{type(self).__name__} gives no rule(state)")
 
@@ -195,15 +157,7 @@ class Policy(Value):
         del prior
 
     def update(self, state: State, observation: Observation) -> Any:
-        """What the rule itself remembers with one more completion.
-
-        Args:
-          state: with the completion counted, and `own` as it was before it.
-          observation: the completion.
-
-        Returns:
-          The new `own`, of the same shapes.
-        """
+        """The state's `own` with one more completion, which the rest of it counts already."""
         del observation
         return state.own
 
@@ -215,12 +169,9 @@ class Policy(Value):
     def plan(self, observations: Observation) -> Any:
         """The step over all problems of a run, for rules that couple them (`couples_problems`).
 
-        Args:
-          observations: fields [P, N]. It may look only at completions that it reports as drawn, in
-            `Info.presampled`.
-
-        Returns:
-          A pytree with one entry a problem, each of which goes to `init` in the prior's place.
+        Of observations [P, N] it may look only at those that it reports as drawn, in
+        `Info.presampled`. It returns a pytree with one entry a problem, which goes to `init` in the
+        prior's place.
         """
         raise NotImplementedError(f"{type(self).__name__} couples no problems")
 
@@ -236,19 +187,11 @@ class Policy(Value):
         """Whether answers are compared, as every vote does."""
         return self.rule_uses_answers or self.selection.uses_answers
 
-    @property
-    def uses_tokens(self) -> bool:
-        """Whether the length of every completion is needed."""
-        return self.rule_uses_tokens
-
     def init(self, prior: Any = None) -> State:
         """The state before any completion.
 
         Args:
           prior: the problem's prior, scalar fields, or what `plan` made for it; None: `prior`.
-
-        Returns:
-          The state.
         """
         return State(
             count=jnp.zeros((), jnp.int32),
@@ -315,17 +258,11 @@ def finish(policy: Policy, state: State) -> tuple[Array, Info]:
 
 
 class Outcome(NamedTuple):
-    """Result of `run`.
+    """Result of `run`."""
 
-    Attributes:
-      num_samples: how many completions were drawn.
-      selected_index: launch order of the one to return; -1 = none is eligible.
-      info: the policy's `Info` at the stop.
-    """
-
-    num_samples: int
-    selected_index: int
-    info: Info
+    num_samples: int  # how many completions were drawn
+    selected_index: int  # launch order of the one to return; -1 = none is eligible
+    info: Info  # at the stop
 
 
 def run(policy: Policy, observations: Iterable[Observation], *, prior: Any = None) -> Outcome:
@@ -338,9 +275,6 @@ def run(policy: Policy, observations: Iterable[Observation], *, prior: Any = Non
       observations: completions in launch order, drawn from only while the policy asks for more.
       prior: the problem's prior, or what `policy.plan` made for it; default `policy.prior`, which
         must then be scalar.
-
-    Returns:
-      `Outcome`.
 
     Raises:
       ValueError: the completions ran out while the policy still asked for more.
@@ -365,22 +299,18 @@ def run(policy: Policy, observations: Iterable[Observation], *, prior: Any = Non
 # Checks of a factory's arguments ------------------------------------------------------------------
 
 
-def check_count(name: str, value: Any, least: int = 1) -> Any:
-    """An integer >= least, or several, or a ValueError that names the argument.
-
-    Traced values pass as they are: theirs cannot be looked at.
-    """
-    if isinstance(value, Tracer):
+def check_count(name: str, value: Any) -> Any:
+    """An integer >= 1, or several, or a ValueError that names the argument."""
+    array = known(value)
+    if array is None:
         return value
-    array = np.asarray(value)
-    if not np.issubdtype(array.dtype, np.integer) or (array < least).any():
-        raise ValueError(f"{name} must be an integer >= {least}, found {value!r}")
+    if not np.issubdtype(array.dtype, np.integer) or (array < 1).any():
+        raise ValueError(f"{name} must be an integer >= 1, found {value!r}")
     return value if array.ndim else int(array)
 
 
 def check_not_above(name: str, value: Any, limit: str, largest: Any) -> None:
     """A ValueError that names the arguments, where a value is known to be above another."""
-    if isinstance(value, Tracer) or isinstance(largest, Tracer):
-        return
-    if np.any(np.asarray(value) > np.asarray(largest)):
+    values, limits = known(value), known(largest)
+    if values is not None and limits is not None and np.any(values > limits):
         raise ValueError(f"{name} must be at most {limit}, found {value} > {largest}")

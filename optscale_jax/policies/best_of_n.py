@@ -32,9 +32,6 @@ def best_of_n(n: Count, *, selection: str | Selector = "best_score") -> Policy:
       selection: which completion to return instead: that of a majority or weighted_vote, or a
         `Selector`.
 
-    Returns:
-      The policy.
-
     Raises:
       ValueError: n is not an integer >= 1, or an unknown selection.
 

@@ -1,8 +1,7 @@
 """DSC: one completion for the problems that a search finds easy, ASC for the rest.
 
-The one rule here that couples problems. What couples them is a step over all of a run's problems,
-`Policy.plan`, that ranks them by difficulty and searches for the boundary of the easy ones; what it
-yields, an `Allotment` for each problem, goes to the rule of that problem alone.
+The one rule here that couples problems: `Policy.plan` ranks those of a run and searches for the
+boundary of the easy ones. Its `Allotment` for each problem goes to the rule of that problem alone.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -34,33 +33,22 @@ __all__ = [
 
 
 class Allotment(NamedTuple):
-    """What the step over all problems decided for one, every field a scalar.
+    """What the step over all problems decided for one, every field a scalar."""
 
-    Attributes:
-      easy: bool, whether the problem needs no more than what was drawn for it, or one.
-      first: int32, completions to draw before the rule first looks at them, >= 1.
-      presampled: int32, how many of those the search drew; 0 if it never judged the problem.
-    """
-
-    easy: Array
-    first: Array
-    presampled: Array
+    easy: Array  # bool, whether it needs no more than what was drawn for it, or one
+    first: Array  # int32, completions to draw before the rule first looks at them, >= 1
+    presampled: Array  # int32, how many of those the search drew; 0 if it never judged the problem
 
 
 class DifficultyAdaptiveSelfConsistency(Policy):
-    """See `difficulty_adaptive_self_consistency`.
-
-    Attributes:
-      difficulty: what of the first completion ranks problems; "given" for `ranks`.
-      ranks: places of the problems, easiest first, a tuple of all of them; () otherwise.
-    """
+    """See `difficulty_adaptive_self_consistency`."""
 
     couples_problems = True
     rule_uses_answers = True
 
     threshold: Number
-    difficulty: str = static()
-    ranks: tuple[int, ...] = static(default=())
+    difficulty: str = static()  # what of the first completion ranks problems; "given" for `ranks`
+    ranks: tuple[int, ...] = static(default=())  # the problems, easiest first
     window: int = static()
     judge_window: int = static()
     extension: int = static()
@@ -153,7 +141,7 @@ class DifficultyAdaptiveSelfConsistency(Policy):
             enough,
             jnp.where(allotment.easy, StopReason.EASY_PROBLEM, StopReason.LEAD_CERTAIN),
             more=more,
-            required=jnp.where(enough, state.count, state.count + more),
+            required=state.count + jnp.where(enough, 0, more),
         )
 
     def info(self, state: State) -> Info:
@@ -190,7 +178,8 @@ def difficulty_adaptive_self_consistency(
     v log2(P) problems.
 
     Nothing is looked at that is not paid for. (The published re-implementation ranks by the mean
-    score of all completions that there are, of which most are never drawn.)
+    score of all completions that there are, of which most are never drawn.) Driven without a
+    `plan`, it takes every problem for one that is not easy.
 
     Args:
       threshold: probability that the leading answer is the majority, inside (1/2, 1).
@@ -201,12 +190,7 @@ def difficulty_adaptive_self_consistency(
       window: w, completions to judge a problem by, an integer in [1, max_samples].
       judge_window: v, problems to judge together in the search for easy ones, >= 1.
       extension: e, completions to add at a time to a problem that is not easy, >= 1.
-      selection: which completion to return: best_score, that of a majority or weighted_vote, or a
-        `Selector`.
-
-    Returns:
-      The policy, with a `plan`. Driven without one, it takes every problem for one that is not
-      easy.
+      selection: which completion to return, a name in `SELECTORS` or a `Selector`.
 
     Raises:
       ValueError: an argument outside its domain, an unknown selection; from `plan`, if difficulty

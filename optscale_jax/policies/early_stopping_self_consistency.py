@@ -20,17 +20,11 @@ __all__ = ["EarlyStoppingSelfConsistency", "early_stopping_self_consistency"]
 
 
 class Window(NamedTuple):
-    """The current window, every field a scalar.
+    """The current window, every field a scalar."""
 
-    Attributes:
-      answer: int32, answer of its first completion; -1 = none.
-      agree: whether all of it so far gave that answer.
-      unanimous: whether a whole window, this one or an earlier one, was unanimous.
-    """
-
-    answer: Array
-    agree: Array
-    unanimous: Array
+    answer: Array  # int32, answer of its first completion; -1 = none
+    agree: Array  # whether all of it so far gave that answer
+    unanimous: Array  # whether a whole window, this one or an earlier one, was unanimous
 
 
 class EarlyStoppingSelfConsistency(Policy):
@@ -64,7 +58,7 @@ class EarlyStoppingSelfConsistency(Policy):
             unanimous,
             StopReason.WINDOW_UNANIMOUS,
             more=rest,
-            required=jnp.where(unanimous, state.count, state.count + rest),
+            required=state.count + jnp.where(unanimous, 0, rest),
         )
 
 
@@ -81,11 +75,7 @@ def early_stopping_self_consistency(
     Args:
       window: w, completions that must agree, an integer in [1, max_samples].
       max_samples: most completions to draw, >= 1.
-      selection: which completion to return: best_score, that of a majority or weighted_vote, or a
-        `Selector`.
-
-    Returns:
-      The policy; it selects the first completion with the winning answer.
+      selection: which completion to return, a name in `SELECTORS` or a `Selector`.
 
     Raises:
       ValueError: window or max_samples outside its domain, or an unknown selection.

@@ -2,7 +2,7 @@
 
 from optscale_jax.bounds import check_targets
 from optscale_jax.estimation import Prior
-from optscale_jax.policies.base import Policy, check_count
+from optscale_jax.policies.base import Policy
 from optscale_jax.policies.optscale import Fitted, OptScale
 from optscale_jax.policies.seen import Observation, State
 from optscale_jax.policies.selection import Selector, make_selector
@@ -48,18 +48,13 @@ def known_law(
       max_samples: most completions to draw, >= 1.
       prior: the law of every problem (scalar fields), or of each (one entry a problem); one given
         to `init` replaces it.
-      selection: which completion to return: best_score, that of a majority or weighted_vote, or a
-        `Selector`.
-
-    Returns:
-      The policy. Its `init` needs a law, from here or as its argument.
+      selection: which completion to return, a name in `SELECTORS` or a `Selector`.
 
     Raises:
-      ValueError: an argument outside its domain, an unknown selection; from `init`, if no law is
-        given.
+      ValueError: an argument outside its domain, an unknown selection; from `init`, if a law is
+        given neither here nor there.
     """
     check_targets(s_min, alpha)
-    max_samples = check_count("max_samples", max_samples)
     return KnownLaw(
         s_min=s_min,
         alpha=alpha,

@@ -42,16 +42,10 @@ def mr_thinking(rounds: Count) -> Policy:
         max {i <= R : round i is eligible}
 
     A round without an answer has nothing to replace the one before it with, so that one stands.
-    Reads no scores.
+    Reads no scores; for sequential pools only.
 
     Args:
-      rounds: R, number of answers in a row, each with the one before shown, >= 1.
-
-    Returns:
-      The policy, for sequential pools only.
-
-    Raises:
-      ValueError: rounds is not an integer >= 1.
+      rounds: R, number of answers in a row, each with the one before shown, an integer >= 1.
 
     References:
       Tian et al. (2025), "Think Twice: Enhancing LLM Reasoning by Scaling Multi-round Test-time

@@ -41,21 +41,13 @@ def min_samples_for(max_samples: Count) -> int:
 
 
 class Fitted(NamedTuple):
-    """What OptScale remembers of a problem.
+    """What OptScale remembers of a problem."""
 
-    Attributes:
-      memory: what the law remembers of the scores.
-      prior: the problem's prior, or None.
-      params: the law of scores that `required` was read from, scalars by name.
-      required: int32, samples wanted in all, at most the state's slots.
-      status: `BoundStatus` of `required`.
-    """
-
-    memory: Any
+    memory: Any  # what the law remembers of the scores
     prior: Prior | None
-    params: dict[str, Array]
-    required: Array
-    status: Array
+    params: dict[str, Array]  # of the law that `required` was read from, scalars by name
+    required: Array  # int32, samples wanted in all, at most the state's slots
+    status: Array  # `BoundStatus` of `required`
 
 
 class OptScale(Policy):
@@ -123,8 +115,7 @@ class OptScale(Policy):
     def gain(self, state: State) -> Array:
         """Expected rise of the best score by one more completion, for each token that it takes.
 
-        E[max(X - best, 0)] / E[tokens], so that a budget shared by many problems can go where it
-        pays; a floating scalar.
+        E[max(X - best, 0)] / E[tokens], a floating scalar: where a budget shared by problems pays.
         """
         best = jnp.clip(state.best.score, 0.0, 1.0)
         rise = self.law.expected_rise(state.own.params, best)
@@ -152,7 +143,8 @@ def optscale(
     and return the best score. Before a fit the law is the prior's mean, or the law's own start; a
     fit needs one score with a prior, and two without.
     All scores enter the fit, those of answerless completions too: F is the law of what the
-    verifier says. Such completions are never returned.
+    verifier says. Such completions are never returned. Every number may be an array [S], or traced,
+    for a stack of settings.
 
     Args:
       s_min: score to reach, in [0, 1].
@@ -169,9 +161,6 @@ def optscale(
       selection: which completion to return: best_score, as the paper does, that of a majority or
         weighted_vote, or a `Selector`.
       law: law of scores: truncated_normal, as the paper's, or another of `laws`, or a `Law`.
-
-    Returns:
-      The policy. Every number may be an array [S], or traced, for a stack of settings.
 
     Raises:
       ValueError: an argument outside its domain, an unknown selection or law, a prior for a law

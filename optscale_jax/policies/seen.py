@@ -10,19 +10,12 @@ __all__ = ["Best", "Observation", "State", "Votes", "is_eligible"]
 
 
 class Observation(NamedTuple):
-    """One scored completion, every field a scalar.
+    """One scored completion, every field a scalar."""
 
-    Attributes:
-      score: verifier score in [0, 1], floating.
-      answer: int32 id of its answer, equal for equal answers of the problem; -1 = no answer.
-      tokens: int32 length of the completion; -1 = unknown, 0 = empty.
-      index: int32 launch order within the problem, from 0.
-    """
-
-    score: Array
-    answer: Array
-    tokens: Array
-    index: Array
+    score: Array  # verifier score in [0, 1], floating
+    answer: Array  # int32 id of its answer, equal for equal answers of the problem; -1 = no answer
+    tokens: Array  # int32 length of the completion; -1 = unknown, 0 = empty
+    index: Array  # int32 launch order within the problem, from 0
 
 
 def is_eligible(observation: Observation) -> Array:
@@ -31,15 +24,10 @@ def is_eligible(observation: Observation) -> Array:
 
 
 class Best(NamedTuple):
-    """The best eligible completion so far; the earlier one wins a tie.
+    """The best eligible completion so far; the earlier one wins a tie."""
 
-    Attributes:
-      score: its score, -inf if there is none.
-      index: int32 launch order, -1 if there is none.
-    """
-
-    score: Array
-    index: Array
+    score: Array  # -inf if there is none
+    index: Array  # int32 launch order, -1 if there is none
 
     @classmethod
     def none(cls) -> "Best":
@@ -56,30 +44,16 @@ class Best(NamedTuple):
 
 
 class Votes(NamedTuple):
-    """The votes of one problem, a slot for each distinct answer, in order of first appearance.
+    """The votes of one problem, a slot for each distinct answer, in order of first appearance."""
 
-    Attributes:
-      answers: int32 [slots], the answers' ids; -1 in a free slot.
-      counts: int32 [slots], completions with that answer.
-      weights: [slots], sum of their scores, added up in launch order.
-      first: int32 [slots], launch order of the first of them; -1 in a free slot.
-    """
-
-    answers: Array
-    counts: Array
-    weights: Array
-    first: Array
+    answers: Array  # int32 [slots], the answers' ids; -1 in a free slot
+    counts: Array  # int32 [slots], completions with that answer
+    weights: Array  # [slots], sum of their scores, added up in launch order
+    first: Array  # int32 [slots], launch order of the first of them; -1 in a free slot
 
     @classmethod
     def none(cls, slots: int) -> "Votes":
-        """Before any vote.
-
-        Args:
-          slots: the most distinct answers that there can be, which is the most completions.
-
-        Returns:
-          The state.
-        """
+        """Before any vote, with room for one answer a completion."""
         free = jnp.full((slots,), -1, jnp.int32)
         zero = jnp.zeros((slots,), jnp.int32)
         return cls(free, zero, jnp.zeros((slots,), jnp.result_type(float)), free)
@@ -107,36 +81,21 @@ class Votes(NamedTuple):
         return self.counts[leader], jnp.max(others)
 
     def first_with_most(self, votes: Array) -> Array:
-        """Where the answer with most votes was first given.
+        """Where the answer with most of `counts` or `weights` was first given; -1 if nobody voted.
 
         The first completion stands for its answer: which one it is does not change as the answer
         gathers votes, and finding it takes no scores, which a pool to be voted on may not have.
-
-        Args:
-          votes: [slots], not negative: `counts` or `weights`.
-
-        Returns:
-          int32 launch order; -1 if nobody voted.
         """
         # argmax takes the first of equals; a free slot must not tie with an answer of weight 0.
         return self.first[jnp.argmax(jnp.where(self.counts > 0, votes, -1))]
 
 
 class State(NamedTuple):
-    """What a policy knows of one problem: scalars, but for the last four.
+    """What a policy knows of one problem: scalars, but for the last four."""
 
-    Attributes:
-      count: int32, completions seen.
-      tokens: their tokens as far as known, floating.
-      best: the best eligible one.
-      votes: `Votes`, where the rule or its selector compares answers; else None.
-      own: what the rule itself remembers.
-      chosen: what the selector itself remembers.
-    """
-
-    count: Array
-    tokens: Array
-    best: Best
-    votes: Any
-    own: Any
-    chosen: Any
+    count: Array  # int32, completions seen
+    tokens: Array  # floating, their tokens as far as known
+    best: Best  # the best eligible one
+    votes: Any  # `Votes`, where the rule or its selector compares answers; else None
+    own: Any  # what the rule itself remembers
+    chosen: Any  # what the selector itself remembers

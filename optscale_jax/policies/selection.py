@@ -20,14 +20,10 @@ class Selector(Value):
 
     `state.best` and, with `uses_answers`, `state.votes` are there already. A selector that needs
     more keeps it in `state.chosen`, with `init` and `update`.
-
-    Attributes:
-      uses_scores: whether it reads scores.
-      uses_answers: whether it compares answers.
     """
 
-    uses_scores: ClassVar[bool] = True
-    uses_answers: ClassVar[bool] = False
+    uses_scores: ClassVar[bool] = True  # whether it reads scores
+    uses_answers: ClassVar[bool] = False  # whether it compares answers
 
     def init(self, slots: int) -> Any:
         """What it keeps before any completion: a pytree, of shapes that `slots` may decide."""
@@ -52,11 +48,7 @@ class BestScore(Selector):
 
 
 class Majority(Selector):
-    """The first completion with the most frequent answer: argmax_a #{i : a_i = a}.
-
-    References:
-      Wang et al. (2023), arXiv 2203.11171, section 2.
-    """
+    """The first completion with the most frequent answer, as `self_consistency`."""
 
     uses_scores = False
     uses_answers = True
@@ -67,12 +59,7 @@ class Majority(Selector):
 
 
 class WeightedVote(Selector):
-    """The first completion with the highest sum of scores: argmax_a sum_{i : a_i = a} s_i.
-
-    References:
-      Li et al. (2023), "Making Language Models Better Reasoners with Step-Aware Verifier", arXiv
-      2206.02336, the voting verifier.
-    """
+    """The first completion with the highest sum of scores, as `weighted_self_consistency`."""
 
     uses_answers = True
 
@@ -90,13 +77,7 @@ SELECTORS: dict[str, Selector] = {
 
 
 def make_selector(selection: str | Selector) -> Selector:
-    """The selector of a name, or the one given.
-
-    Args:
-      selection: a selector; a name in `SELECTORS`; or `module:name` for one's own.
-
-    Returns:
-      The selector.
+    """The selector of a name in `SELECTORS`, or of `module:name`, or the one given.
 
     Raises:
       ValueError: no selector has that name, or it is no selector.

@@ -12,20 +12,15 @@ def self_consistency(n: Count) -> Policy:
 
         argmax_a #{i <= n : a_i = a}
 
-    An answerless completion does not vote; a tie goes to the answer seen first. Reads no scores.
+    The first completion with that answer stands for it. An answerless completion does not vote; a
+    tie goes to the answer seen first. Reads no scores.
 
     Args:
-      n: number of completions to draw, an integer >= 1.
-
-    Returns:
-      The policy; it selects the first completion with the winning answer.
-
-    Raises:
-      ValueError: n is not an integer >= 1.
+      n: number of completions to draw, an integer >= 1; a ValueError otherwise.
 
     References:
       Wang et al. (2023), "Self-Consistency Improves Chain of Thought Reasoning in Language
-      Models", arXiv 2203.11171.
+      Models", arXiv 2203.11171, section 2.
     """
     return best_of_n(n, selection="majority")
 
@@ -35,19 +30,13 @@ def weighted_self_consistency(n: Count) -> Policy:
 
         argmax_a sum_{i <= n : a_i = a} s_i
 
-    An answerless completion does not vote; a tie goes to the answer seen first.
+    Otherwise as `self_consistency`.
 
     Args:
       n: number of completions to draw, an integer >= 1.
 
-    Returns:
-      The policy; it selects the first completion with the winning answer.
-
-    Raises:
-      ValueError: n is not an integer >= 1.
-
     References:
       Li et al. (2023), "Making Language Models Better Reasoners with Step-Aware Verifier", arXiv
-      2206.02336.
+      2206.02336, the voting verifier.
     """
     return best_of_n(n, selection="weighted_vote")

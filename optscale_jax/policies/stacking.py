@@ -12,9 +12,9 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jax.custom_batching import custom_vmap
 
+from optscale_jax.distributions.base import known
 from optscale_jax.policies.base import Policy, check_count, check_not_above
 from optscale_jax.typing import Array
 from optscale_jax.values import Value
@@ -23,17 +23,12 @@ __all__ = ["any_setting", "as_arrays", "axes", "capped", "num_settings", "stack"
 
 
 def capped(policy: Policy, cap: Any) -> Policy:
-    """The same rule with a lower cap on its samples.
+    """The same rule with a lower cap on its samples, and the same structure and compilation.
 
     Args:
       policy: the rule.
-      cap: the most completions to draw, an integer in [1, policy.max_samples]; may be traced.
-
-    Returns:
-      The policy, of the same structure, so that it shares the compilation of the one given.
-
-    Raises:
-      ValueError: the cap (where its value is known) is outside its domain.
+      cap: the most completions to draw, an integer in [1, policy.max_samples], a ValueError
+        otherwise; may be traced.
     """
     cap = check_count("cap", cap)
     check_not_above("cap", cap, f"the policy's max_samples, {policy.max_samples}", policy.slots)
@@ -43,14 +38,11 @@ def capped(policy: Policy, cap: Any) -> Policy:
 def stack(policies: Sequence[Policy]) -> Policy:
     """Several settings of one rule as one policy, its numbers with a leading axis [S].
 
-    Numbers that are the same in all of them stay as they are.
+    Numbers that are the same in all of them stay as they are. There is room for the largest cap.
 
     Args:
       policies: S >= 1 policies that differ in numbers alone; their caps may differ too. Their
         priors must be the same, and stay as they are.
-
-    Returns:
-      The stacked policy, with room for the largest cap.
 
     Raises:
       ValueError: they differ in a choice, in the shape of a number, or in their priors.
@@ -181,9 +173,9 @@ def _numbers(value: Any, path: str = "") -> Iterator[tuple[str, Any, int]]:
 
 
 def _as_array(name: str, number: Any) -> Any:
-    if isinstance(number, Tracer):
+    array = known(number)
+    if array is None:
         return number
-    array = np.asarray(number)
     if array.dtype == bool:
         return array
     if np.issubdtype(array.dtype, np.floating):
