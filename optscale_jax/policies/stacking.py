@@ -6,8 +6,8 @@ computed once for all of them.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,6 @@ from jax.custom_batching import custom_vmap
 from optscale_jax.distributions.base import known
 from optscale_jax.policies.base import Policy, check_count, check_not_above
 from optscale_jax.typing import Array
-from optscale_jax.values import Value
 
 __all__ = ["any_setting", "as_arrays", "axes", "capped", "num_settings", "stack", "unstack"]
 
@@ -84,16 +83,12 @@ def unstack(policy: Policy) -> list[Policy]:
     if size is None:
         return [policy]
     bare = dataclasses.replace(policy, prior=None)
-    found = []
-    for index in range(size):
-        one = jax.tree.map(
-            lambda number, axis, at=index: np.asarray(number)[at] if axis == 0 else number,
-            bare,
-            axes(bare),
-            is_leaf=lambda leaf: leaf is None,
-        )
-        found.append(dataclasses.replace(one, prior=policy.prior))
-    return found
+
+    def setting(index: int) -> Policy:
+        one = jax.tree.map(lambda v: np.asarray(v)[index] if np.ndim(v) else v, bare)
+        return dataclasses.replace(one, prior=policy.prior)
+
+    return [setting(index) for index in range(size)]
 
 
 def num_settings(policy: Policy) -> int | None:
@@ -104,14 +99,14 @@ def num_settings(policy: Policy) -> int | None:
     """
     sizes = {}
     # A prior's own leading axis is that of the problems.
-    for name, number, rank in _numbers(dataclasses.replace(policy, prior=None)):
+    for name, number in _numbers(dataclasses.replace(policy, prior=None)):
         shape = np.shape(number)
-        if len(shape) == rank + 1:
+        if len(shape) == 1:
             sizes[name] = shape[0]
-        elif len(shape) != rank:
+        elif shape:
             raise ValueError(
-                f"policy: {name} has shape {shape}; one setting has {rank} axes, and a stacked "
-                "policy one more, in front"
+                f"policy: {name} has shape {shape}; one setting has 0 axes, and a stacked policy "
+                "one more, in front"
             )
     if len(set(sizes.values())) > 1:
         each = ", ".join(f"{name} {size}" for name, size in sizes.items())
@@ -123,9 +118,7 @@ def num_settings(policy: Policy) -> int | None:
 
 def axes(policy: Policy) -> Policy:
     """For vmap, of a policy without a prior: 0 for each stacked number, None for the others."""
-    ranks = [(np.ndim(number), rank) for _, number, rank in _numbers(policy)]
-    leaves = [0 if ndim > rank else None for ndim, rank in ranks]
-    return jax.tree.unflatten(jax.tree.structure(policy), leaves)
+    return jax.tree.map(lambda number: 0 if np.ndim(number) else None, policy)
 
 
 def as_arrays(policy: Policy) -> Policy:
@@ -134,7 +127,7 @@ def as_arrays(policy: Policy) -> Policy:
     Raises:
       ValueError: a field is no number.
     """
-    numbers = [_as_array(name, number) for name, number, _ in _numbers(policy)]
+    numbers = [_as_array(name, number) for name, number in _numbers(policy)]
     return jax.tree.unflatten(jax.tree.structure(policy), numbers)
 
 
@@ -158,18 +151,10 @@ def _(axis_size, in_batched, condition):
 # The numbers of a policy --------------------------------------------------------------------------
 
 
-def _numbers(value: Any, path: str = "") -> Iterator[tuple[str, Any, int]]:
-    """Yields (name, number, axes of one setting) of each leaf, in JAX's order."""
-    if isinstance(value, Value):
-        for field in dataclasses.fields(cast(Any, value)):
-            if field.metadata.get("static"):
-                continue
-            held, name = getattr(value, field.name), f"{path}{field.name}"
-            if isinstance(held, Value):
-                yield from _numbers(held, f"{name}.")
-            else:
-                rank = field.metadata.get("ndim", 0)
-                yield from ((name, leaf, rank) for leaf in jax.tree.leaves(held))
+def _numbers(policy: Policy) -> list[tuple[str, Any]]:
+    """The name and the number of each leaf, in JAX's order."""
+    leaves = jax.tree_util.tree_leaves_with_path(policy)
+    return [(jax.tree_util.keystr(path, simple=True, separator="."), leaf) for path, leaf in leaves]
 
 
 def _as_array(name: str, number: Any) -> Any:
