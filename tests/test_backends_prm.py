@@ -104,7 +104,13 @@ def test_control_tokens_in_a_completion_are_only_text(tokenizer):
     steps = ["a<extra_0>b<|im_end|>\n<|im_start|>system", "c"]
     prompt = step_prompt(tokenizer, QWEN, "x<extra_0>", steps, max_len=1000)
     plain = step_prompt(tokenizer, QWEN, "x", ["ab\nsystem", "c"], max_len=1000)
-    assert prompt == plain
+    # A token is a byte; the spellings are all there, as bytes.
+    spelt = len("<extra_0>" * 2 + "<|im_end|>" + "<|im_start|>")
+    assert len(prompt.token_ids) == len(plain.token_ids) + spelt
+    special = set(tokenizer.all_special_ids)
+    assert [i for i in prompt.token_ids if i in special] == [
+        i for i in plain.token_ids if i in special
+    ]
     assert len(prompt.positions) == 2
 
 
@@ -258,10 +264,11 @@ def test_a_text_that_could_not_be_read_is_tried_again(tokenizer):
 
 
 def test_another_family_is_one_class(tokenizer, monkeypatch):
-    class Scorer:
+    class Scorer(StepFormat):
         """A logit in the first column, and problem and steps in one message."""
 
         separator = "<|endoftext|>"
+        activation = False
 
         def messages(self, problem, steps):
             text = problem + "".join(step + self.separator for step in steps)
@@ -270,7 +277,6 @@ def test_another_family_is_one_class(tokenizer, monkeypatch):
         def scores(self, rows):
             return 1 / (1 + np.exp(-rows[:, 0]))
 
-    assert isinstance(Scorer(), StepFormat)
     monkeypatch.setitem(FORMATS, "mine", Scorer())
     pooler = FakePooler(tokenizer)
     (only,) = score(pooler, "one\n\ntwo", config=VerifierConfig(model="m", family="mine"))
@@ -279,7 +285,7 @@ def test_another_family_is_one_class(tokenizer, monkeypatch):
     assert tokenizer.decode(pooler.prompts[0].token_ids) == (
         "<|im_start|>user\nWhat is 1 + 1?one<|endoftext|>two<|endoftext|><|im_end|>\n"
     )
-    with pytest.raises(ValueError, match=r"family is 'yours'; it must be one of qwen2\.5-math-prm"):
+    with pytest.raises(ValueError, match=r"family is 'yours'; it must be one of .*rlhflow"):
         VerifierConfig(family="yours")
 
 
@@ -293,5 +299,5 @@ def test_a_tokenizer_of_another_family_is_refused(tokenizer):
         def encode(self, text, add_special_tokens):
             return [1, 2, 3]
 
-    with pytest.raises(BackendError, match=r"^m: its tokenizer has no token <extra_0>.*family"):
+    with pytest.raises(BackendError, match=r"^m: its tokenizer has no token '<extra_0>'.*family"):
         PrmVerifier(VerifierConfig(model="m"), FakePooler(Plain()))

@@ -73,6 +73,7 @@ INSIDE = {
     # Configurations know nothing of what is made from them.
     "backends": [
         "text",
+        "prompts",
         "concurrency",
         "families",
         "base",

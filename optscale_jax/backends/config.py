@@ -4,11 +4,12 @@ Their `Attributes:` are what the commands' --help prints.
 """
 
 import dataclasses
+import re
 from typing import Any, Literal
 
 from optscale_jax.backends.families import FORMATS
 from optscale_jax.checks import at_least, one_of, positive, within
-from optscale_jax.errors import InputError
+from optscale_jax.errors import InputError, bad_input
 
 __all__ = [
     "EngineConfig",
@@ -229,7 +230,7 @@ class JudgeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VerifierConfig:
-    """The model that scores completions.
+    r"""The model that scores completions.
 
     Attributes:
         kind: "prm" for a process reward model, "generative" for a language model as a judge.
@@ -239,8 +240,10 @@ class VerifierConfig:
             they serve it by. Needed.
         revision: Branch, tag or commit on the hub; null: the main branch.
         tokenizer: Folder or hub name of the tokenizer; null: the model's.
-        family: How the process reward model wants problem and steps written, a name of
-            optscale_jax/backends/families.py.
+        family: How the reward model wants problem and steps written, and what its outputs are: a
+            name of optscale_jax/backends/families.py, or "reward" for any model of one label.
+        steps: Regular expression at which a completion is split into steps, such as "\n+"; "" for
+            nowhere. null: the family's, blank lines or single line ends.
         aggregate: What of the step scores is the completion's score: their mean (the paper's), the
             last, the least, or their product.
         after_think: Whether to score only what follows a completion's last </think>, for models
@@ -256,6 +259,7 @@ class VerifierConfig:
     revision: str | None = None
     tokenizer: str | None = None
     family: str = "qwen2.5-math-prm"
+    steps: str | None = None
     aggregate: Literal["mean", "last", "min", "product"] = "mean"
     after_think: bool = False
     judge: JudgeConfig = JudgeConfig()
@@ -264,3 +268,6 @@ class VerifierConfig:
 
     def __post_init__(self) -> None:
         one_of(self, FORMATS, "family")
+        if self.steps:
+            with bad_input("steps", (re.error,)):
+                re.compile(self.steps)

@@ -16,6 +16,7 @@ import numpy as np
 
 from optscale_jax.backends.config import VerifierConfig
 from optscale_jax.backends.families import FORMATS, StepFormat
+from optscale_jax.backends.prompts import place, tokens_of
 from optscale_jax.errors import BackendError
 from optscale_jax.records import Completion, Problem, Score
 
@@ -31,20 +32,23 @@ __all__ = [
 
 _REMEMBERED = 1 << 16
 # Prompts whose outputs are kept, some hundred bytes each: those of a thousand problems at work.
-_BLANK_LINES = re.compile(r"\n[ \t\r]*\n\s*")
+# What half precision may leave of [0, 1], and of a sum of 1: an eighth bit of bfloat16's.
+_ROUNDING = 2.0**-7
 
 
-def split_steps(completion: str) -> list[str]:
+def split_steps(completion: str, at: str = StepFormat.steps) -> list[str]:
     """Splits a completion into steps: its paragraphs, which blank lines separate.
 
     Args:
         completion: The text.
+        at: Regular expression of what separates steps; "" for nothing, so that all is one step.
 
     Returns:
         The steps, without white space around them and none of them empty; no step at all where
         the completion is blank.
     """
-    return [step for part in _BLANK_LINES.split(completion) if (step := part.strip())]
+    parts = re.split(at, completion) if at else [completion]
+    return [step for part in parts if part and (step := part.strip())]
 
 
 # What the score of a completion is, given step scores in [0, 1], at least one.
@@ -101,19 +105,24 @@ def step_prompt(
     Returns:
         The prompt.
     """
-    # A completion that spells a control token must not end its own message or add a step.
-    control = {family.separator, *tokenizer.all_special_tokens} - {""}
-    pattern = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))))
-    text = tokenizer.apply_chat_template(
-        family.messages(pattern.sub("", problem), [pattern.sub("", step) for step in steps]),
-        tokenize=False,
-        add_generation_prompt=False,
+    asked = family.messages(place(0), [place(i) for i, _ in enumerate(steps, 1)])
+    begin = []
+    if not isinstance(asked, str):
+        asked = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=False)
+    elif tokenizer.bos_token_id is not None:
+        begin = [tokenizer.bos_token_id]
+    tokens = tokens_of(tokenizer)(
+        asked,
+        [problem, *steps],
+        begin=begin,
+        mark=family.separator,
+        apart=family.apart,
+        reserved=family.reserved,
     )
-    token_ids = tokenizer.encode(text, add_special_tokens=False)
-    separator = tokenizer.convert_tokens_to_ids(family.separator)
-    positions = [index for index, token in enumerate(token_ids) if token == separator]
+    ends = tokens.ends if family.separator else [len(tokens.ids)]
+    positions = [end - 1 - family.before for end in ends]
     within = [position for position in positions if position < max_len]
-    return StepPrompt(token_ids[:max_len], within, len(within) < len(positions))
+    return StepPrompt(tokens.ids[:max_len], within, len(within) < len(positions))
 
 
 # The verifier -------------------------------------------------------------------------------------
@@ -134,7 +143,7 @@ class Pooler(Protocol):
         ...
 
     async def pool(self, prompt: StepPrompt) -> np.ndarray:
-        """The model's outputs at the prompt's positions, [steps, labels]."""
+        """The model's outputs at the prompt's positions, [steps, outputs], or whatever it gives."""
         ...
 
     async def close(self) -> None:
@@ -192,13 +201,14 @@ class PrmVerifier:
         self._family = FORMATS[config.family]
         self._readings: OrderedDict[bytes, _Reading] = OrderedDict()
         tokenizer = pooler.tokenizer
-        separator = tokenizer.encode(self._family.separator, add_special_tokens=False)
-        if len(separator) != 1:
+        family = self._family
+        mark = family.separator.strip() or family.separator
+        if mark and len(tokenizer.encode(mark, add_special_tokens=False)) != 1:
             raise BackendError(
-                f"{config.model}: its tokenizer has no token {self._family.separator}, so it is no "
-                f"model of the family {config.family}; give another verifier.family or model"
+                f"{config.model}: its tokenizer has no token {mark!r}, so it is no model of the "
+                f"family {config.family}; give another verifier.family or model"
             )
-        if not tokenizer.chat_template:
+        if not tokenizer.chat_template and not isinstance(family.messages("", [""]), str):
             raise BackendError(f"{config.model}: its tokenizer has no chat template")
 
     async def score(self, problem: Problem, completions: Sequence[Completion]) -> list[Score]:
@@ -210,7 +220,8 @@ class PrmVerifier:
         text = completion.text
         if self._config.after_think:
             text = text.rpartition("</think>")[2]
-        steps = split_steps(text)
+        at = self._family.steps if self._config.steps is None else self._config.steps
+        steps = split_steps(text, at)
         if not steps:
             return Score(0.0, note="; ".join(["no step", *notes]))
         pooler = self._pooler
@@ -223,10 +234,23 @@ class PrmVerifier:
         if not prompt.positions:
             return Score(0.0, note=note)
         rows, tokens = await self._reading(prompt).rows()
-        # Half precision may leave [0, 1] by a rounding.
-        scores = tuple(np.clip(self._family.scores(rows), 0.0, 1.0).tolist())
+        scores = tuple(self._scores(rows, len(prompt.positions)))
         value = aggregate(scores, self._config.aggregate)
-        return Score(value, scores, tokens=tokens, note=note)
+        # A model that judges the whole has no step scores.
+        return Score(value, scores if self._family.separator else (), tokens=tokens, note=note)
+
+    def _scores(self, rows: np.ndarray, steps: int) -> list[float]:
+        family, rows = self._family, np.asarray(rows, np.float64)
+        fault = _fault(family, rows, steps)
+        if fault is None:
+            scores = np.asarray(family.scores(rows), np.float64)
+            fault = _not_probabilities(scores)
+            if fault is None:
+                return np.clip(scores, 0.0, 1.0).tolist()
+        raise BackendError(
+            f"{self._config.model} gives {fault}; is it a model of the family "
+            f"{self._config.family}, and is it told to give that family's outputs?"
+        )
 
     def _reading(self, prompt: StepPrompt) -> _Reading:
         """What reads a prompt, or has read it."""
@@ -245,3 +269,25 @@ class PrmVerifier:
     async def close(self) -> None:
         """Releases the model."""
         await self._pooler.close()
+
+
+def _fault(family: StepFormat, rows: np.ndarray, steps: int) -> str | None:
+    """What is wrong with a model's outputs, or None."""
+    if rows.shape != (steps, family.outputs):
+        wanted = f"{family.outputs} for each of {steps} steps"
+        return f"an array {list(rows.shape)} of outputs, not {wanted}"
+    if not np.isfinite(rows).all():
+        return f"the output {rows[~np.isfinite(rows)][0]}"
+    if not family.activation:
+        return None
+    totals = rows.sum(1)
+    off = family.outputs > 1 and np.abs(totals - 1).max() > _ROUNDING
+    labels = f"labels whose probabilities add up to {totals[np.abs(totals - 1).argmax()]:.4g}"
+    return _not_probabilities(rows) or (labels if off else None)
+
+
+def _not_probabilities(numbers: np.ndarray) -> str | None:
+    worst = numbers.flat[np.abs(numbers - 0.5).argmax()]
+    if abs(worst - 0.5) <= 0.5 + _ROUNDING:
+        return None
+    return f"{worst:.4g}, which is no probability (a logit, before softmax or sigmoid?)"

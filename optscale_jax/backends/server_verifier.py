@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from optscale_jax.backends.config import VerifierConfig
+from optscale_jax.backends.families import FORMATS
 from optscale_jax.backends.prm import StepPrompt
 from optscale_jax.backends.servers import Servers
 from optscale_jax.backends.text import one_line
@@ -22,6 +23,7 @@ class ServerPooler:
     """
 
     def __init__(self, config: VerifierConfig):
+        self._activation = FORMATS[config.family].activation
         self._servers = Servers(config.server, model=config.model)
         served = self._servers.models()
         length = served.get("max_model_len")
@@ -34,24 +36,17 @@ class ServerPooler:
         self.tokenizer = _tokenizer(config)
 
     async def pool(self, prompt: StepPrompt) -> np.ndarray:
-        """The model's outputs at the prompt's positions, [steps, labels]."""
-        answer = await self._servers.post("/pooling", {"input": prompt.token_ids})
+        """The model's outputs at the prompt's positions, [steps, outputs]."""
+        body = {"input": prompt.token_ids, "use_activation": self._activation}
+        answer = await self._servers.post("/pooling", body)
         try:
             rows = np.asarray(answer["data"][0]["data"], dtype=np.float64)
         except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise self._not_a_prm(prompt, "something else") from error
-        if rows.ndim == 2 and len(rows) == len(prompt.token_ids):
-            rows = rows[prompt.positions]
-        if rows.ndim != 2 or len(rows) != len(prompt.positions):
-            raise self._not_a_prm(prompt, f"an array {list(rows.shape)}")
-        return rows
-
-    def _not_a_prm(self, prompt: StepPrompt, what: str) -> BackendError:
-        return BackendError(
-            f"the server of {self._servers.model} gave {what} for {len(prompt.positions)} steps "
-            f"of {len(prompt.token_ids)} tokens; is it a process reward model of this family, and "
-            "does its --pooler-config name the separator as step_tag_id?"
-        )
+            raise BackendError(
+                f"the server of {self._servers.model} gives no outputs for tokens "
+                f"({one_line(error)}); is it vLLM's, started with --runner pooling?"
+            ) from error
+        return rows[prompt.positions] if len(rows) == len(prompt.token_ids) else rows
 
     async def close(self) -> None:
         """Closes the connections."""

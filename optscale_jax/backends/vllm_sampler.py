@@ -9,6 +9,7 @@ from typing import Any
 from optscale_jax.backends.base import sample_seed
 from optscale_jax.backends.concurrency import as_they_end, cancelled
 from optscale_jax.backends.config import PromptConfig, SamplerConfig
+from optscale_jax.backends.prompts import place, tokens_of
 from optscale_jax.backends.text import one_line, read_template
 from optscale_jax.backends.vllm_engine import engine_environment, start_engine
 from optscale_jax.errors import BackendError, ProblemError
@@ -158,9 +159,10 @@ def prompt_token_ids(tokenizer: Any, config: PromptConfig, text: str) -> list[in
     Raises:
         BackendError: If the tokenizer has no chat template, or the template cannot be used.
     """
+    tokens = tokens_of(tokenizer)
     if not config.chat:
-        plain = config.template.replace("{problem}", text) + config.prefix
-        return tokenizer.encode(plain)
+        plain = config.template.replace("{problem}", place(0)) + config.prefix
+        return tokens(plain, [text], begin=tokenizer.encode("")).ids
     if config.chat_template is None and not tokenizer.chat_template:
         raise BackendError(
             "the sampler's tokenizer has no chat template; give one as prompt.chat_template, or "
@@ -169,7 +171,7 @@ def prompt_token_ids(tokenizer: Any, config: PromptConfig, text: str) -> list[in
     template = None if config.chat_template is None else read_template(config.chat_template)
     try:
         chat = tokenizer.apply_chat_template(
-            config.messages(text),
+            config.messages(place(0)),
             chat_template=template,
             tokenize=False,
             add_generation_prompt=True,
@@ -179,4 +181,4 @@ def prompt_token_ids(tokenizer: Any, config: PromptConfig, text: str) -> list[in
     except Exception as error:
         raise BackendError(f"the sampler's chat template: {one_line(error)}") from error
     # The template writes a model's first token itself.
-    return tokenizer.encode(chat + config.prefix, add_special_tokens=False)
+    return tokens(chat + config.prefix, [text]).ids

@@ -1,4 +1,4 @@
-"""Runs a process reward model on vLLM's pooling runner in this process."""
+"""Runs a reward model on vLLM's pooling runner in this process."""
 
 import itertools
 from typing import Any
@@ -9,46 +9,50 @@ from optscale_jax.backends.config import VerifierConfig
 from optscale_jax.backends.families import FORMATS
 from optscale_jax.backends.prm import StepPrompt
 from optscale_jax.backends.text import one_line
-from optscale_jax.backends.vllm_engine import start_engine
+from optscale_jax.backends.vllm_engine import engine_environment, start_engine
 from optscale_jax.errors import BackendError
 
 __all__ = ["VllmPooler"]
 
 
 class VllmPooler:
-    """A process reward model on an engine of its own.
+    """A reward model on an engine of its own.
 
-    vLLM returns the model's outputs after its softmax, for the tokens that the pooling parameters
-    name: the separator.
+    vLLM returns the model's outputs at every token: where the model scores is known from how the
+    prompt was written, and a token that stands there may stand elsewhere too.
     """
 
     def __init__(self, config: VerifierConfig):
         self._model = config.model
         self._requests = itertools.count()
+        with engine_environment(config.engine, model=config.model, tokenizer=config.tokenizer):
+            from vllm import PoolingParams
+            from vllm.config import PoolerConfig
+
+        family = FORMATS[config.family]
+        self._params = PoolingParams(task="token_classify", use_activation=family.activation)
         self._engine = start_engine(
             config.engine,
             model=config.model,
             revision=config.revision,
             tokenizer=config.tokenizer,
             runner="pooling",
+            pooler_config=PoolerConfig(tok_pooling_type="ALL"),
+            **family.engine,
         )
         self.tokenizer: Any = self._engine.llm.get_tokenizer()
         self.max_len: int = self._engine.llm.model_config.max_model_len
-        separator = FORMATS[config.family].separator
-        self._separator: int = self.tokenizer.convert_tokens_to_ids(separator)
 
     async def pool(self, prompt: StepPrompt) -> np.ndarray:
-        """The model's outputs at the prompt's positions, [steps, labels]."""
-        from vllm import PoolingParams
+        """The model's outputs at the prompt's positions, [steps, outputs]."""
         from vllm.inputs.engine import tokens_input
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-        params = PoolingParams(task="token_classify", step_tag_id=self._separator)
         name = f"score-{next(self._requests)}"
         rows = None
         try:
             async for output in self._engine.llm.encode(
-                tokens_input(prompt.token_ids), params, name
+                tokens_input(prompt.token_ids), self._params, name
             ):
                 rows = output.outputs.data
         except EngineDeadError as error:
@@ -57,12 +61,9 @@ class VllmPooler:
             raise BackendError(
                 f"{self._model}: vLLM: {one_line(error.__cause__ or error)}"
             ) from error
-        if rows is None or rows.shape[0] != len(prompt.positions):
-            raise BackendError(
-                f"{self._model}: vLLM gave {0 if rows is None else rows.shape[0]} step scores for "
-                f"{len(prompt.positions)} steps; is it a process reward model of this family?"
-            )
-        return rows.float().numpy()
+        if rows is None or len(rows) != len(prompt.token_ids):
+            raise BackendError(f"{self._model}: vLLM ended a request without its outputs")
+        return rows.float().numpy()[prompt.positions]
 
     async def close(self) -> None:
         """Ends the engine's processes."""
