@@ -78,7 +78,7 @@ class EngineError(RuntimeError):
 
 
 class Terminated(BaseException):
-    """SIGTERM, as an exception so that unfinished outputs are removed on the way out."""
+    """SIGTERM or SIGHUP, as an exception so that unfinished outputs are removed on the way out."""
 
 
 @contextlib.contextmanager

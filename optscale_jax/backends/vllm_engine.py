@@ -11,6 +11,7 @@ import dataclasses
 import logging
 import os
 import re
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from optscale_jax.backends.concurrency import cancelled
 from optscale_jax.backends.config import EngineConfig
+from optscale_jax.backends.lifetimes import bound_to_this_process
 from optscale_jax.backends.text import one_line
 from optscale_jax.errors import BackendError
 
@@ -102,7 +104,8 @@ def start_engine(
     """
     log = None if "VLLM_LOGGING_LEVEL" in os.environ else _new_log()
     printed = contextlib.nullcontext() if log is None else _printed_to(log)
-    with engine_environment(config, model=model, tokenizer=tokenizer), printed:
+    environment = engine_environment(config, model=model, tokenizer=tokenizer)
+    with environment, printed, bound_to_this_process():
         try:
             values = engine_arguments(
                 config, model=model, revision=revision, tokenizer=tokenizer, seeded=seeded
@@ -126,7 +129,22 @@ def start_engine(
                 log.unlink(missing_ok=True)
             if isinstance(error, BackendError):
                 raise
-            raise BackendError(f"{model}: vLLM cannot start it{why}") from error
+            held = _memory_of_others() if "memory" in why.lower() else ""
+            raise BackendError(f"{model}: vLLM cannot start it{why}{held}") from error
+
+
+def _memory_of_others() -> str:
+    """The end of a sentence that says which other processes hold memory of the GPUs."""
+    query = ["nvidia-smi", "--query-compute-apps=pid,name,used_memory", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    import psutil
+
+    ours = {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
+    others = [one for one in told.stdout.splitlines() if one.split(",")[0] not in map(str, ours)]
+    return f"; GPU memory of others is in the way: {'; '.join(others)}" if others else ""
 
 
 def engine_arguments(

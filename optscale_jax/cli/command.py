@@ -14,6 +14,7 @@ from typing import Any, NoReturn, TypeVar
 from optscale_jax.cli import commands
 from optscale_jax.cli.config import parse
 from optscale_jax.errors import InputError, Terminated
+from optscale_jax.signals import leave_terminal, terminations
 
 __all__ = ["EXTRAS", "command", "excuse_missing_packages", "exit_code"]
 
@@ -90,17 +91,19 @@ def exit_code(work: Callable[[], int | None], *, interrupted: str = "nothing was
 @contextlib.contextmanager
 def _terminations_unwind() -> Iterator[None]:
     def terminate(signum: int, frame: Any) -> NoReturn:
+        leave_terminal()
         raise Terminated
 
     try:
-        previous = signal.signal(signal.SIGTERM, terminate)
+        previous = {one: signal.signal(one, terminate) for one in terminations()}
     except ValueError:  # only the main thread may; elsewhere there is nothing to unwind
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for one, handler in previous.items():
+            signal.signal(one, handler)
 
 
 def excuse_missing_packages() -> None:

@@ -9,15 +9,26 @@ started it kills it.
 import functools
 import json
 import logging
+import os
 import resource
 import sys
+import threading
+import time
 
 # The memory that 10^(10^9) wants is gone before a time limit notices.
 MEMORY_LIMIT = 4 << 30
 
 
+def _end_with(parent: int) -> None:
+    """Ends this process with its parent, which may be killed while an answer is compared."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
 def main() -> None:
     """Answers requests until the input ends."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     replies = sys.stdout
     # Whatever a library prints must not be taken for a reply.
     sys.stdout = sys.stderr

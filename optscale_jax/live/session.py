@@ -8,7 +8,6 @@ finished starts no model.
 """
 
 import asyncio
-import signal
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from optscale_jax.live.engine import Solution, solve_async
 from optscale_jax.live.runs import Run
 from optscale_jax.policies import Policy
 from optscale_jax.records import Problem
+from optscale_jax.signals import leave_terminal, terminations
 
 __all__ = ["run_live"]
 
@@ -57,7 +57,7 @@ def run_live(
 
     Raises:
         RunError: If a model fails or the disk does; it says what is kept.
-        Terminated: At a SIGTERM, after what was in flight is aborted and kept.
+        Terminated: At a SIGTERM or SIGHUP, after what was in flight is aborted and kept.
     """
     decided = all(run.decision(problem.id) is not None for problem in problems)
     try:
@@ -100,18 +100,21 @@ async def _closing(
 
 
 async def _until_terminated(work: Coroutine[Any, Any, list[Solution]]) -> list[Solution]:
-    """Awaits the work; SIGTERM cancels it, so that what is in flight is aborted and kept."""
+    """Awaits the work; a signal to end cancels it, so that what is in flight is kept."""
     task = asyncio.ensure_future(work)
     terminated = False
 
     def terminate() -> None:
         nonlocal terminated
         terminated = True
+        leave_terminal()
         task.cancel()
 
     # In an event loop an exception from a signal's handler would end whichever callback it hits.
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, terminate)
+    signals = terminations()
+    for one in signals:
+        loop.add_signal_handler(one, terminate)
     try:
         return await task
     except asyncio.CancelledError:
@@ -119,7 +122,8 @@ async def _until_terminated(work: Coroutine[Any, Any, list[Solution]]) -> list[S
             raise Terminated from None
         raise
     finally:
-        loop.remove_signal_handler(signal.SIGTERM)
+        for one in signals:
+            loop.remove_signal_handler(one)
 
 
 class _Absent:

@@ -1,0 +1,23 @@
+"""The signals that ask a process to end."""
+
+import os
+import signal
+import stat
+
+__all__ = ["leave_terminal", "terminations"]
+
+
+def terminations() -> list[signal.Signals]:
+    """SIGTERM, and SIGHUP unless it is ignored, as under nohup."""
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    ignored = hangup is None or signal.getsignal(hangup) is signal.SIG_IGN
+    return [signal.SIGTERM] if ignored else [signal.SIGTERM, hangup]
+
+
+def leave_terminal() -> None:
+    """Sends what is printed nowhere if the terminal is gone, whose error would end the work."""
+    for number in (1, 2):
+        if stat.S_ISCHR(os.fstat(number).st_mode) and not os.isatty(number):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, number)
+            os.close(nowhere)

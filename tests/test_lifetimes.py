@@ -1,0 +1,71 @@
+"""Processes that end with their parent."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from tests.test_layers import ROOT
+
+# A process that starts another that starts another; each says its number once it is at work.
+PARENT = """
+import multiprocessing, os, sys, time
+from optscale_jax.backends.lifetimes import bound_to_this_process
+
+def work(method, depth):
+    if depth:
+        multiprocessing.get_context(method).Process(target=work, args=(method, depth - 1)).start()
+    os.write(1, f"{os.getpid()} {os.getpgid(0)}\\n".encode())
+    time.sleep(300)
+
+if __name__ == "__main__":
+    with bound_to_this_process():
+        multiprocessing.get_context(sys.argv[1]).Process(target=work, args=(sys.argv[1], 1)).start()
+    time.sleep(300)
+"""
+
+
+def alive(numbers):
+    running = (psutil.Process(one) for one in numbers if psutil.pid_exists(one))
+    return [one.pid for one in running if one.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("ended", [signal.SIGKILL, signal.SIGHUP, signal.SIGTERM])
+def test_children_and_theirs_end_with_a_parent_that_is_ended(tmp_path, method, ended):
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, str(script), method]
+    with subprocess.Popen(command, stdout=-1, env=environment, text=True) as parent:
+        assert parent.stdout is not None
+        told = [[int(part) for part in parent.stdout.readline().split()] for _ in range(2)]
+        numbers = [number for number, _ in told]
+        assert alive(numbers) == numbers
+        # Each leads a group of its own, which a terminal's signals do not reach.
+        assert all(number == group for number, group in told)
+        parent.send_signal(ended)
+        parent.wait()
+        deadline = time.monotonic() + 5
+        while alive(numbers) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not alive(numbers)
+
+
+def test_a_child_that_is_still_starting_ends_with_its_parent(tmp_path):
+    script = tmp_path / "parent.py"
+    # What a spawned process imports first takes it longer than the test.
+    script.write_text("import time, sys\nif __name__ != '__main__': time.sleep(300)\n" + PARENT)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    with subprocess.Popen([sys.executable, str(script), "spawn"], env=environment) as parent:
+        children = []
+        while not [one for one in children if "spawn_main" in " ".join(one.cmdline())]:
+            time.sleep(0.05)
+            children = psutil.Process(parent.pid).children(recursive=True)
+        parent.kill()
+        _, left = psutil.wait_procs(children, timeout=5)
+        assert not left
