@@ -3,8 +3,12 @@
 import csv
 import json
 import os
+import pty
+import select
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -190,6 +194,37 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(pool_fil
     assert kept["drawn.jsonl"].count(b"\n") > 50
     assert run(*command).returncode == 0
     assert (out / "samples.jsonl").read_bytes().startswith(kept["samples.jsonl"])
+    assert Pool.load(out / "pool.npz").mask.all()
+
+
+def test_a_terminal_that_goes_ends_a_run_which_keeps_what_it_drew_and_goes_on(pool_file, tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "eval.sample", "--recorded.pool", pool_file, "--n=12"]
+    command += ["--recorded.seconds_per_token=1e-3", "--max_in_flight=2", "--out", str(out)]
+    terminal, there = pty.openpty()
+    # Whoever leads a session and opens a terminal is that terminal's.
+    opened = ["sh", "-c", f'exec "$@" <{os.ttyname(there)} >{os.ttyname(there)} 2>&1', "sh"]
+    process = subprocess.Popen([*opened, *command], cwd=ROOT, start_new_session=True)
+    while not (out / "samples.jsonl").exists() or (out / "samples.jsonl").stat().st_size < 2000:
+        # A terminal that nobody reads is full some time.
+        if select.select([terminal], [], [], 0.01)[0]:
+            os.read(terminal, 1 << 16)
+    os.close(terminal)
+    os.close(there)
+    assert process.wait(60) == 143
+    kept = (out / "samples.jsonl").read_bytes()
+    assert kept.endswith(b"\n")
+    assert kept.count(b"\n") < 480
+    command.remove("--recorded.seconds_per_token=1e-3")
+    # Under nohup a hang-up is ignored.
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    ignored = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    signal.signal(signal.SIGHUP, before)
+    while ignored.poll() is None:
+        ignored.send_signal(signal.SIGHUP)
+        time.sleep(0.1)
+    assert ignored.returncode == 0
+    assert (out / "samples.jsonl").read_bytes().startswith(kept)
     assert Pool.load(out / "pool.npz").mask.all()
 
 
