@@ -11,22 +11,60 @@ CHAT_TEMPLATE = (
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<extra_0>"]
 
 
-def save_tokenizer(folder: Path) -> int:
-    """Bytes as tokens, with Qwen's control tokens and chat template; returns how many there are."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+LLAMA_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ '<|start_header_id|>' + message['role'] +"
+    " '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
+)
+LLAMA_SPECIAL = [
+    "<|begin_of_text|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+]
+
+
+def save_tokenizer(folder: Path, *, shape: str = "qwen") -> int:
+    """Bytes as tokens, with a family's control tokens; returns how many tokens there are.
+
+    Args:
+        folder: Where to.
+        shape: "qwen", "skywork" (Qwen's with a first token), "llama" (Llama 3's), or "mistral",
+            whose tokens are characters with SentencePiece's blanks.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
+    if shape == "mistral":
+        letters = sorted({*map(chr, range(33, 127)), *"▁абвгдежзийклмнопрстуфхцчшщъыьэюя"})
+        merges = [("▁", "+"), ("▁", "-"), ("к", "и"), ("▁", "ки")]
+        tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
+        tokens += [left + right for left, right in merges]
+        vocabulary = {token: i for i, token in enumerate(tokens)}
+        raw = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True))
+        blanks = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        raw.normalizer = normalizers.Sequence(blanks)
+        raw.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback()])
+        raw.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 1)]
+        )
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=raw, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+        )
+        tokenizer.save_pretrained(folder)
+        return len(tokenizer)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     raw = Tokenizer(models.BPE({symbol: i for i, symbol in enumerate(alphabet)}, []))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     raw.decoder = decoders.ByteLevel()
+    llama = shape == "llama"
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=raw,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        additional_special_tokens=SPECIAL,
+        bos_token={"llama": "<|begin_of_text|>", "skywork": "<|endoftext|>"}.get(shape),
+        eos_token="<|eot_id|>" if llama else "<|im_end|>",
+        pad_token="<|eot_id|>" if llama else "<|endoftext|>",
+        additional_special_tokens=LLAMA_SPECIAL if llama else SPECIAL,
     )
-    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.chat_template = LLAMA_TEMPLATE if llama else CHAT_TEMPLATE
     tokenizer.save_pretrained(folder)
     return len(tokenizer)
 
@@ -35,21 +73,9 @@ def save_model(folder: Path, *, reward: bool = False, seed: int = 0, context: in
     """A Qwen2 of two layers with random weights: a causal one, or a process reward model."""
     import torch
     from safetensors.torch import save_file
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import Qwen2ForCausalLM
 
-    vocabulary = save_tokenizer(folder)
-    config = Qwen2Config(
-        vocab_size=vocabulary,
-        hidden_size=64,  # two heads of 32, the narrowest that vLLM has kernels for on a CPU
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=context,
-        tie_word_embeddings=not reward,
-        bos_token_id=None,
-        eos_token_id=vocabulary - 2,
-    )
+    config = _config("Qwen2", save_tokenizer(folder), context, tie_word_embeddings=not reward)
     torch.manual_seed(seed)
     model = Qwen2ForCausalLM(config)
     if not reward:
@@ -66,6 +92,56 @@ def save_model(folder: Path, *, reward: bool = False, seed: int = 0, context: in
     }
     (folder / "config.json").write_text(json.dumps(written))
     return folder
+
+
+def save_family(folder: Path, family: str, *, context: int = 512) -> Path:
+    """A random checkpoint of two layers in the shape of a family of reward models."""
+    import torch
+    import transformers
+    from safetensors.torch import save_file
+
+    shape, kind, task = {
+        "math-shepherd": ("mistral", "Mistral", "CausalLM"),
+        "rlhflow": ("llama", "Llama", "CausalLM"),
+        "skywork-o1-prm": ("skywork", "Qwen2", "CausalLM"),
+        "reward": ("llama", "Llama", "SequenceClassification"),
+    }[family]
+    config = _config(kind, save_tokenizer(folder, shape=shape), context, num_labels=1)
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{kind}For{task}")(config)
+    with torch.no_grad():
+        # Wide enough for scores to be apart.
+        for name, parameter in model.named_parameters():
+            if name in ("lm_head.weight", "score.weight"):
+                parameter.normal_(std=0.2)
+    model.save_pretrained(folder)
+    if family == "skywork-o1-prm":
+        head = torch.nn.Linear(config.hidden_size, 1)
+        values = {f"v_head.summary.{name}": each for name, each in head.state_dict().items()}
+        state = dict(model.state_dict()) | values
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        written = json.loads((folder / "config.json").read_text())
+        written["architectures"] = ["Qwen2ForPrmModel"]
+        (folder / "config.json").write_text(json.dumps(written))
+    return folder
+
+
+def _config(kind: str, vocabulary: int, context: int, **options):
+    import transformers
+
+    return getattr(transformers, f"{kind}Config")(
+        vocab_size=vocabulary,
+        hidden_size=64,  # two heads of 32, the narrowest that vLLM has kernels for on a CPU
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=context,
+        bos_token_id=None,
+        eos_token_id=vocabulary - 2,
+        pad_token_id=vocabulary - 1,
+        **({"tie_word_embeddings": False} | options),
+    )
 
 
 def reward_head(width: int):

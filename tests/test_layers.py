@@ -83,6 +83,7 @@ INSIDE = {
         "config",
         "recorded",
         "servers",
+        "vllm_models",
         "vllm_engine",
         "prm",
         "generative",

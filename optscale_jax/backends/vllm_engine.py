@@ -32,6 +32,7 @@ __all__ = [
     "engine_arguments",
     "engine_environment",
     "local_model",
+    "register_models",
     "start_engine",
 ]
 
@@ -114,6 +115,7 @@ def start_engine(
             from vllm.usage.usage_lib import UsageContext
             from vllm.v1.engine.async_llm import AsyncLLM
 
+            register_models()
             # What decides vLLM's own choice of batch sizes: those for throughput, as of its class
             # LLM (1,024 sequences at once on an H100), not those of an engine of unknown use (128).
             use = UsageContext.LLM_CLASS
@@ -131,6 +133,15 @@ def start_engine(
                 raise
             held = _memory_of_others() if "memory" in why.lower() else ""
             raise BackendError(f"{model}: vLLM cannot start it{why}{held}") from error
+
+
+def register_models() -> None:
+    """Makes known to vLLM the models of `vllm_models`; its plugin, for its other processes."""
+    from vllm import ModelRegistry
+
+    ModelRegistry.register_model(
+        "Qwen2ForPrmModel", "optscale_jax.backends.vllm_models:Qwen2ForPrmModel"
+    )
 
 
 def _memory_of_others() -> str:
