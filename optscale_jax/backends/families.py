@@ -35,6 +35,7 @@ class StepFormat:
         outputs: How many numbers the model gives for a token.
         activation: Whether vLLM makes probabilities of them: softmax of several, sigmoid of one.
         engine: Arguments of vLLM's engine.
+        adds_model: Whether its model is one of `vllm_models`.
     """
 
     separator: str = ""
@@ -45,6 +46,7 @@ class StepFormat:
     outputs: int = 2
     activation: bool = True
     engine: ClassVar[dict[str, Any]] = {}
+    adds_model: bool = False
 
     def messages(self, problem: str, steps: Sequence[str]) -> list[dict[str, str]] | str:
         """The chat that the model reads, or a text; it holds the separator after each step."""
@@ -139,6 +141,7 @@ class SkyworkPrm(StepFormat):
 
     separator = "\n"
     apart = True
+    adds_model = True
     steps = _LINES
     outputs = 1
     activation = False

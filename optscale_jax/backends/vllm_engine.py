@@ -115,7 +115,6 @@ def start_engine(
             from vllm.usage.usage_lib import UsageContext
             from vllm.v1.engine.async_llm import AsyncLLM
 
-            register_models()
             # What decides vLLM's own choice of batch sizes: those for throughput, as of its class
             # LLM (1,024 sequences at once on an H100), not those of an engine of unknown use (128).
             use = UsageContext.LLM_CLASS
@@ -136,7 +135,7 @@ def start_engine(
 
 
 def register_models() -> None:
-    """Makes known to vLLM the models of `vllm_models`; its plugin, for its other processes."""
+    """Makes known to `vllm serve`, as its plugin, the models of `vllm_models`."""
     from vllm import ModelRegistry
 
     ModelRegistry.register_model(

@@ -29,7 +29,12 @@ class VllmPooler:
             from vllm import PoolingParams
             from vllm.config import PoolerConfig
 
-        family = FORMATS[config.family]
+            family = FORMATS[config.family]
+            arguments = dict(family.engine)
+            if family.adds_model:
+                from optscale_jax.backends.vllm_models import known
+
+                arguments["hf_overrides"] = known
         self._params = PoolingParams(task="token_classify", use_activation=family.activation)
         self._engine = start_engine(
             config.engine,
@@ -38,7 +43,7 @@ class VllmPooler:
             tokenizer=config.tokenizer,
             runner="pooling",
             pooler_config=PoolerConfig(tok_pooling_type="ALL"),
-            **family.engine,
+            **arguments,
         )
         self.tokenizer: Any = self._engine.llm.get_tokenizer()
         self.max_len: int = self._engine.llm.model_config.max_model_len
