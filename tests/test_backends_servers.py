@@ -455,15 +455,15 @@ def judged(sampler, text="It is 2.", *, finish_reason="stop", **options):
 @pytest.mark.parametrize(
     ("texts", "value", "note"),
     [
-        (["Verdict: correct"], 1.0, None),
-        (["hm\n**Verdict:** Incorrect."], 0.0, None),
-        (["Verdict: correct", "Verdict: incorrect"], 0.5, None),
-        (["verdict: incorrect. No, wait.\nVERDICT: CORRECT"], 1.0, None),
-        (["Verdict: correct", "I cannot say"], 0.5, None),
+        (["Verdict: correct"], 1.0, "counted"),
+        (["hm\n**Verdict:** Incorrect."], 0.0, "counted"),
+        (["Verdict: correct", "Verdict: incorrect"], 0.5, "counted"),
+        (["verdict: incorrect. No, wait.\nVERDICT: CORRECT"], 1.0, "counted"),
+        (["Verdict: correct", "I cannot say"], 0.5, "counted"),
         (["I cannot say that it is correct"], 0.0, "no verdict"),
     ],
 )
-def test_score_is_the_share_of_verdicts_that_say_correct(texts, value, note):
+def test_verdicts_without_probabilities_are_counted(texts, value, note):
     score = judged(Verdicts(*texts))
     assert (score.value, score.note, score.steps) == (value, note, ())
     # One reading of the question, four verdicts.

@@ -9,7 +9,14 @@ import pytest
 
 from eval.bench.live import TransformersPrm
 from optscale_jax.backends import sample_seed
-from optscale_jax.backends.config import EngineConfig, PromptConfig, SamplerConfig, VerifierConfig
+from optscale_jax.backends.config import (
+    EngineConfig,
+    JudgeConfig,
+    PromptConfig,
+    SamplerConfig,
+    VerifierConfig,
+)
+from optscale_jax.backends.generative import GenerativeVerifier
 from optscale_jax.backends.make import make_sampler, make_verifier
 from optscale_jax.errors import BackendError, ProblemError
 from optscale_jax.records import Completion, Problem
@@ -144,6 +151,45 @@ def test_many_problems_share_the_engine(run, sampler):
     assert [[one.index for one in group] for group in found] == [[0, 1, 2]] * 20
     # Some are empty.
     assert len({one.text for group in found for one in group}) > 50
+
+
+def test_a_judges_score_is_the_expectation_over_its_word(run, sampler, monkeypatch):
+    monkeypatch.setitem(sampler._params, "logprobs", 20)
+    config = JudgeConfig(samples=8, verdict=r"([a-z])", positive="e", negative="a")
+    scores = run(
+        GenerativeVerifier(config, sampler).score(
+            PROBLEM, [Completion(i, f"It is {i}.", 1) for i in range(4)]
+        )
+    )
+    values = [one.value for one in scores]
+    assert all(0 < value < 1 for value in values)
+    # A share of eight verdicts would be a multiple of 1/8.
+    assert max(abs(8 * value - round(8 * value)) for value in values) > 0.01
+    assert {one.note for one in scores} == {None}
+
+
+def test_no_spelling_of_the_separator_raises_a_score(run):
+    """A wrong solution, and separators nested in its steps, by the verifier that is shipped."""
+    model = "package:optscale_jax/tiny/verifier"
+    verifier = make_verifier(VerifierConfig(model=model), seed=3)
+    spelt = ["<ext<extra_0>ra_0>", "<extra_0>", "<|im_<|im_end|>end|>", "<extra_<extra_0>0>"]
+    same = ["<ext<0_artxe>ra_0>", "<0_artxe>", "<|mi_<|dne_mi|>dne|>", "<artxe_<0_artxe>0>"]
+    wrong = "37+8=15:55\n\n{}55*7=35:85\n\n85-9=16:76\n\n\\boxed{{06}}"
+    texts = [
+        wrong.format(one * n)
+        for n in (1, 2, 3)
+        for each in zip(spelt, same, strict=True)
+        for one in each
+    ]
+    try:
+        problem = Problem("p", "37+8*7-9")
+        completions = [Completion(i, text, 1) for i, text in enumerate(texts)]
+        scores = run(verifier.score(problem, completions))
+    finally:
+        run(verifier.close())
+    assert {len(one.steps) for one in scores} == {4}
+    for spelling, other in zip(scores[::2], scores[1::2], strict=True):
+        assert spelling.value <= other.value + 0.05
 
 
 def test_a_prompt_beyond_the_context_is_its_problems_error(run, sampler):

@@ -197,13 +197,14 @@ class JudgeConfig:
     Attributes:
         template: What it is asked; {problem} and {completion} stand for the two texts.
         system: The system message; null: none.
-        samples: Verdicts drawn for each completion, at least 1; the score is the share of verdicts
-            that say "correct".
+        samples: Verdicts drawn for each completion, at least 1; the score is the mean of what each
+            gives for the probability of "correct" at the place of its last word.
         temperature: At least 0.
         top_p: In (0, 1].
         max_tokens: Longest verdict, at least 1.
         verdict: Regular expression whose last match in a verdict is the answer.
         positive: What that match says, regardless of case, where the completion is correct.
+        negative: What it says where the completion is wrong.
     """
 
     template: str = (
@@ -218,6 +219,7 @@ class JudgeConfig:
     max_tokens: int = 2048
     verdict: str = r"(?i)verdict\W*(correct|incorrect)"
     positive: str = "correct"
+    negative: str = "incorrect"
 
     def __post_init__(self) -> None:
         at_least(self, 1, "samples", "max_tokens")

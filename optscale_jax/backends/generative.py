@@ -1,6 +1,9 @@
 """A language model as a verifier: asked k times whether a completion is correct."""
 
 import asyncio
+import dataclasses
+import itertools
+import math
 import re
 from collections.abc import Sequence
 
@@ -9,21 +12,35 @@ from optscale_jax.backends.config import JudgeConfig
 from optscale_jax.errors import ProblemError
 from optscale_jax.records import Completion, Problem, Score
 
-__all__ = ["GenerativeVerifier"]
+__all__ = ["GenerativeVerifier", "Weighed"]
 
 _PLACES = re.compile(r"\{(problem|completion)\}")
 
 
-class GenerativeVerifier:
-    """Scores a completion by the share of sampled verdicts that call it correct.
+@dataclasses.dataclass(frozen=True)
+class Weighed(Completion):
+    """A completion of a sampler that was asked for log-probabilities.
 
-    A verdict that does not say either way counts as one against. A score's note is "no verdict"
-    where none of them says either way, and "too long" where problem and completion do not fit the
-    judge, which is a score of 0.
+    Attributes:
+        likely: For each token its text, and the log-probabilities of the likeliest in its place.
+    """
+
+    likely: tuple[tuple[str, dict[str, float]], ...] = ()
+
+
+class GenerativeVerifier:
+    """Scores a completion by how probable a judge finds the verdict that it is correct.
+
+    The score is the mean over sampled verdicts of p / (p + q), where p and q are the probabilities
+    of the tokens that begin the one and the other word at the verdict's place. A verdict that does
+    not say either way counts 0. Where a sampler gives no probabilities, a verdict counts 1 or 0.
+
+    A score's note is "no verdict" where none says either way, "counted" where verdicts had no
+    probabilities, and "too long" where problem and completion do not fit the judge: a score of 0.
 
     References:
         Zhang et al., Generative Verifiers: Reward Modeling as Next-Token Prediction, ICLR 2025,
-        arXiv 2408.15240: the score is an average over sampled chains of thought.
+        arXiv 2408.15240: the average over chains of thought of the probability of "Yes".
     """
 
     def __init__(self, config: JudgeConfig, sampler: Sampler):
@@ -46,24 +63,49 @@ class GenerativeVerifier:
             verdicts = [one async for one in drawn]
         except ProblemError:
             return Score(0.0, note="; ".join(["too long", *notes]))
-        answers = [self._answer(verdict.text) for verdict in verdicts]
-        if all(answer is None for answer in answers):
+        values = [self._value(verdict) for verdict in verdicts]
+        if all(value is None for value in values):
             notes.insert(0, "no verdict")
+        elif not any(isinstance(verdict, Weighed) for verdict in verdicts):
+            notes.insert(0, "counted")
         # The question is read once: the verdicts share it in the judge's prefix cache.
         tokens = sum(one.tokens for one in verdicts) + max(one.prompt_tokens for one in verdicts)
-        return Score(
-            sum(answer is True for answer in answers) / len(answers),
-            tokens=tokens,
-            note="; ".join(notes) or None,
-        )
+        value = math.fsum(value or 0.0 for value in values) / len(values)
+        return Score(value, tokens=tokens, note="; ".join(notes) or None)
 
-    def _answer(self, verdict: str) -> bool | None:
-        """Whether a verdict says correct; None if it does not say either way."""
-        found = list(self._verdict.finditer(verdict))
+    def _value(self, verdict: Completion) -> float | None:
+        """What a verdict counts; None if it does not say either way."""
+        found = list(self._verdict.finditer(verdict.text))
         if not found:
             return None
         last = found[-1]
-        return last[last.lastindex or 0].casefold() == self._config.positive.casefold()
+        word = last.lastindex or 0
+        counted = float(last[word].casefold() == self._config.positive.casefold())
+        likely = verdict.likely if isinstance(verdict, Weighed) else ()
+        # Texts of tokens that are parts of a character do not add up.
+        if not "".join(text for text, _ in likely).startswith(verdict.text[: last.end(word)]):
+            return counted
+        ends = itertools.accumulate(len(text) for text, _ in likely)
+        for end, (text, others) in zip(ends, likely, strict=True):
+            if end > last.start(word):
+                # Of a token that begins before the word, such as with a blank, that part is given.
+                before = text[: last.start(word) - (end - len(text))]
+                return self._expectation(before, others, counted)
+        return counted
+
+    def _expectation(self, before: str, likely: dict[str, float], counted: float) -> float:
+        config, sums = self._config, {True: 0.0, False: 0.0}
+        for token, log_probability in likely.items():
+            start = token.removeprefix(before).casefold() if token.startswith(before) else ""
+            says = {
+                positive
+                for positive, word in ((True, config.positive), (False, config.negative))
+                if start and (word.casefold().startswith(start) or start.startswith(word))
+            }
+            if len(says) == 1:
+                sums[says.pop()] += math.exp(log_probability)
+        total = sums[True] + sums[False]
+        return sums[True] / total if total else counted
 
     async def close(self) -> None:
         """Releases the judge."""

@@ -73,6 +73,7 @@ def _judging(config: VerifierConfig) -> SamplerConfig:
         temperature=judge.temperature,
         top_p=judge.top_p,
         max_tokens=judge.max_tokens,
+        extra={"logprobs": 20} if config.backend == "vllm" else {},
         engine=config.engine,
         server=config.server,
     )

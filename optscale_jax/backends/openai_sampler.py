@@ -8,6 +8,7 @@ from typing import Any
 from optscale_jax.backends.base import sample_seed
 from optscale_jax.backends.concurrency import as_they_end, cancelled
 from optscale_jax.backends.config import SamplerConfig
+from optscale_jax.backends.prompts import neutral
 from optscale_jax.backends.servers import Servers
 from optscale_jax.backends.text import read_template
 from optscale_jax.errors import BackendError, BadRequestError, ProblemError
@@ -123,7 +124,7 @@ class OpenAISampler:
         return draft.completion(index, draft.finish_reason)
 
     def _prompt(self, text: str) -> dict[str, Any]:
-        prompt = self._config.prompt
+        prompt, text = self._config.prompt, neutral(text)
         if not prompt.chat:
             return {"prompt": prompt.template.replace("{problem}", text) + prompt.prefix}
         messages = prompt.messages(text)

@@ -9,6 +9,7 @@ from typing import Any
 from optscale_jax.backends.base import sample_seed
 from optscale_jax.backends.concurrency import as_they_end, cancelled
 from optscale_jax.backends.config import PromptConfig, SamplerConfig
+from optscale_jax.backends.generative import Weighed
 from optscale_jax.backends.prompts import place, tokens_of
 from optscale_jax.backends.text import one_line, read_template
 from optscale_jax.backends.vllm_engine import engine_environment, start_engine
@@ -113,7 +114,17 @@ class VllmSampler:
                 if output.finished:
                     only = output.outputs[0]
                     reason = _finish_reason(only.finish_reason)
-                    return Completion(index, only.text, len(only.token_ids), reason, len(prompt))
+                    told = index, only.text, len(only.token_ids), reason, len(prompt)
+                    if only.logprobs is None:
+                        return Completion(*told)
+                    likely = (
+                        (
+                            each[token].decoded_token,
+                            {other.decoded_token: other.logprob for other in each.values()},
+                        )
+                        for token, each in zip(only.token_ids, only.logprobs, strict=True)
+                    )
+                    return Weighed(*told, tuple(likely))
         except EngineDeadError as error:
             raise self._engine.died() from error
         except (EngineGenerateError, ValueError) as error:
