@@ -9,9 +9,9 @@ __all__ = ["leave_terminal", "terminations"]
 
 def terminations() -> list[signal.Signals]:
     """SIGTERM, and SIGHUP unless it is ignored, as under nohup."""
-    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
-    ignored = hangup is None or signal.getsignal(hangup) is signal.SIG_IGN
-    return [signal.SIGTERM] if ignored else [signal.SIGTERM, hangup]
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        return [signal.SIGTERM]
+    return [signal.SIGTERM, signal.SIGHUP]
 
 
 def leave_terminal() -> None:

@@ -139,7 +139,6 @@ def _config(kind: str, vocabulary: int, context: int, **options):
         max_position_embeddings=context,
         bos_token_id=None,
         eos_token_id=vocabulary - 2,
-        pad_token_id=vocabulary - 1,
         **({"tie_word_embeddings": False} | options),
     )
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import math
 import shutil
 
 import psutil
@@ -155,17 +156,31 @@ def test_many_problems_share_the_engine(run, sampler):
 
 def test_a_judges_score_is_the_expectation_over_its_word(run, sampler, monkeypatch):
     monkeypatch.setitem(sampler._params, "logprobs", 20)
-    config = JudgeConfig(samples=8, verdict=r"([a-z])", positive="e", negative="a")
-    scores = run(
-        GenerativeVerifier(config, sampler).score(
-            PROBLEM, [Completion(i, f"It is {i}.", 1) for i in range(4)]
-        )
+    monkeypatch.setitem(sampler._params, "max_tokens", 1)
+    template, n = "{problem} {completion}", 512
+    asked = Problem("p#0", f"{PROBLEM.text} It is 2.")
+    (first, *_) = drawn_ones = run(drawn(sampler, n, problem=asked))
+    # Two letters that the random model may begin with, as the verdict's two words.
+    ((_, likely),) = first.likely
+    letters = [one for one in likely if one.isascii() and one.isalnum()]
+    one, *_, other = sorted(letters, key=lambda letter: -likely[letter])
+    assert one.casefold() != other.casefold()
+    config = JudgeConfig(
+        template=template,
+        samples=n,
+        verdict=rf"\A({one}|{other})",
+        positive=one,
+        negative=other,
     )
-    values = [one.value for one in scores]
-    assert all(0 < value < 1 for value in values)
-    # A share of eight verdicts would be a multiple of 1/8.
-    assert max(abs(8 * value - round(8 * value)) for value in values) > 0.01
-    assert {one.note for one in scores} == {None}
+    verifier = GenerativeVerifier(config, sampler)
+    (score,) = run(verifier.score(PROBLEM, [Completion(0, "It is 2.", 1)]))
+    verdicts = sum(verdict.text in (one, other) for verdict in drawn_ones)
+    assert verdicts > 0
+    p, q = (
+        sum(math.exp(log) for token, log in likely.items() if token.casefold() == word.casefold())
+        for word in (one, other)
+    )
+    assert score.value == pytest.approx(verdicts / n * p / (p + q), rel=1e-4)
 
 
 def test_no_spelling_of_the_separator_raises_a_score(run):

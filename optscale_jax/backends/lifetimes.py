@@ -33,15 +33,15 @@ def bound_to_this_process() -> Iterator[None]:
         BaseProcess.start = _start
 
 
-def _start_bound(process: Any) -> None:
-    method = process._start_method
+def _start_bound(self: Any) -> None:
+    method = self._start_method
     if method == "fork":
-        process._target = functools.partial(_run, os.getpid(), process._target)
+        self._target = functools.partial(_run, os.getpid(), self._target)
     prepared = spawn.get_preparation_data
     if method == "spawn":
         spawn.get_preparation_data = lambda name: {"bound": _Bound(), **prepared(name)}
     try:
-        _start(process)
+        _start(self)
     finally:
         spawn.get_preparation_data = prepared
 

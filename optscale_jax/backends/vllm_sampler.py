@@ -117,13 +117,14 @@ class VllmSampler:
                     told = index, only.text, len(only.token_ids), reason, len(prompt)
                     if only.logprobs is None:
                         return Completion(*told)
-                    likely = (
+                    likely = [
                         (
-                            each[token].decoded_token,
-                            {other.decoded_token: other.logprob for other in each.values()},
+                            each[token].decoded_token or "",
+                            {other.decoded_token or "": other.logprob for other in each.values()},
                         )
                         for token, each in zip(only.token_ids, only.logprobs, strict=True)
-                    )
+                        if each is not None
+                    ]
                     return Weighed(*told, tuple(likely))
         except EngineDeadError as error:
             raise self._engine.died() from error
