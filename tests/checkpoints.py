@@ -110,10 +110,10 @@ def save_family(folder: Path, family: str, *, context: int = 512) -> Path:
     torch.manual_seed(0)
     model = getattr(transformers, f"{kind}For{task}")(config)
     with torch.no_grad():
-        # Wide enough for scores to be apart.
+        # Wide enough for scores to be apart, and not so wide that they are all 0 or 1.
         for name, parameter in model.named_parameters():
             if name in ("lm_head.weight", "score.weight"):
-                parameter.normal_(std=0.2)
+                parameter.normal_(std=0.05)
     model.save_pretrained(folder)
     if family == "skywork-o1-prm":
         head = torch.nn.Linear(config.hidden_size, 1)
