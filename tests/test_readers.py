@@ -480,7 +480,7 @@ BAD_OPTSCALE = {
     "true score": ((1, *SCORES, 2, True), r"\[2\] is true; a score must be a number"),
     "null score": ((1, *SCORES, 2, None), r"\[2\] is null; a score must be a number"),
     "large score": ((1, *SCORES, 2, 1.01), r"\[2\] is 1.01; scores are in \[0, 1\]; rescale"),
-    "negative score": ((1, *SCORES, 2, -1e-5), r"\[2\] is -1e-05; scores are in \[0, 1\]"),
+    "negative score": ((1, *SCORES, 2, -1e-5), r"\[2\] is -0.00001; scores are in \[0, 1\]"),
     "nan score": (
         (1, *SCORES, 2, float("nan")),
         r"record 1: score.scores\[0\]\[2\] is NaN, which is not JSON; score every completion",

@@ -8,6 +8,7 @@ about a record names the file, the record and the field.
 import json
 import math
 from collections.abc import Generator, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -29,6 +30,20 @@ _BLOCK = 1 << 16
 _NOT_NUMBERS = (b"NaN", b"Infinity")
 
 
+class _Digits(float):
+    """A number that prints as it was written: 1e16 and 0.10, not 1e+16 and 0.1."""
+
+    text: str
+
+    def __new__(cls, text: str) -> "_Digits":
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    def __str__(self) -> str:
+        return self.text
+
+
 class Record(NamedTuple):
     """One object of a file.
 
@@ -39,11 +54,13 @@ class Record(NamedTuple):
         place: "record 3" of a list, counted from 0 as the indices of the fields are, or "line 4",
             counted from 1 as editors do.
         value: The object.
+        line: What it was read from, for the digits of numbers; empty where it is not one line.
     """
 
     source: str
     place: str
     value: dict[str, Any]
+    line: bytes = b""
 
     def error(self, *path: str | int, says: str) -> RecordError:
         """Makes the complaint about a field, to be raised.
@@ -131,12 +148,15 @@ class Record(NamedTuple):
             path: The field.
 
         Returns:
-            Its text.
+            Its text; a number's as the file writes it.
 
         Raises:
             RecordError: If it is missing, null, blank, or neither a string nor a number.
         """
         value = self.get(*path)
+        if isinstance(value, float) and self.line:
+            written = json.loads(self.line, parse_float=_Digits, parse_int=_Digits)
+            value = self._replace(value=written, line=b"").get(*path)
         if _is_number(value) or (isinstance(value, str) and value.strip()):
             return str(value)
         raise self.error(
@@ -330,7 +350,7 @@ def _line_records(path: Path, file: IO[bytes]) -> Generator[Record, None, None]:
             raise RecordError(f"{path}: line {number}: not JSON ({reason}); {remedy}") from error
         if not isinstance(value, dict):
             raise RecordError(f"{path}: line {number}: {shown(value)}; it must be a JSON object")
-        yield Record(str(path), f"line {number}", value)
+        yield Record(str(path), f"line {number}", value, line)
 
 
 def _loads(line: bytes) -> Any:
@@ -353,15 +373,29 @@ def _list_records(path: Path, file: IO[bytes]) -> Generator[Record, None, None]:
     blocks = _Blocks(file)
     number = 0
     try:
-        for value in ijson.items(blocks, "item", use_float=True, buf_size=_BLOCK):
+        # Not use_float, which refuses integers of more than 64 bits.
+        for value in ijson.items(blocks, "item", buf_size=_BLOCK):
             if not isinstance(value, dict):
                 raise RecordError(
                     f"{path}: record {number}: {shown(value)}; it must be a JSON object"
                 )
+            _keep_digits(value)
             yield Record(str(path), f"record {number}", value)
             number += 1
     except (ijson.JSONError, UnicodeDecodeError) as error:
         raise _broken(path, blocks.start) from error
+
+
+def _keep_digits(record: dict[str, Any]) -> None:
+    """Makes ijson's decimals numbers that print as they do."""
+    held: list[Any] = [record]
+    while held:  # not recursion: a file may nest as deep as it likes
+        value = held.pop()
+        for key, each in value.items() if isinstance(value, dict) else enumerate(value):
+            if isinstance(each, Decimal):
+                value[key] = _Digits(str(each))
+            elif isinstance(each, dict | list):
+                held.append(each)
 
 
 class _Blocks:
@@ -397,7 +431,7 @@ def _broken(path: Path, start: int) -> RecordError:
     with open_file(path) as file:
         blocks = _Blocks(file, slow_from=start)
         try:
-            for event, value in ijson.basic_parse(blocks, use_float=True, buf_size=_BLOCK):
+            for event, value in ijson.basic_parse(blocks, buf_size=_BLOCK):
                 if event == "map_key":
                     place[-1] = value
                     continue
