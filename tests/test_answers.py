@@ -43,7 +43,7 @@ from optscale_jax.answers import (
         ("Answer: (C) or \\boxed{4}", "4"),
         (r"\boxed{}", None),
         ("", None),
-        ("The answer is 5.", None),
+        ("The answer is 5.", "5"),
     ],
 )
 def test_final_answer(text, answer):

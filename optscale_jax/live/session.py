@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
-from optscale_jax.answers import Equal, answers_equal
+from optscale_jax.answers import Equal, Extract, answers_equal, extract_answer
 from optscale_jax.backends.base import Sampler, Verifier
 from optscale_jax.errors import BackendError, EngineError, PoolError, RunError, Terminated
 from optscale_jax.estimation import Prior
@@ -32,6 +32,7 @@ def run_live(
     *,
     priors: Mapping[str, Prior] | None = None,
     predictor_tokens: Mapping[str, int] | None = None,
+    extract: Extract = extract_answer,
     equal: Equal = answers_equal,
     max_in_flight: int = 256,
     max_ahead: int | None = None,
@@ -47,6 +48,7 @@ def run_live(
         run: Keeps what is drawn.
         priors: As for `solve_async`, and so are the others.
         predictor_tokens: Likewise.
+        extract: Likewise.
         equal: Likewise.
         max_in_flight: Likewise.
         max_ahead: Likewise.
@@ -71,6 +73,7 @@ def run_live(
             run=run,
             priors=priors,
             predictor_tokens=predictor_tokens,
+            extract=extract,
             equal=equal,
             max_in_flight=max_in_flight,
             max_ahead=max_ahead,

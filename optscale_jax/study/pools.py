@@ -3,6 +3,7 @@
 A `PoolSource` goes with the outcomes of a replay, so that who reads them finds the pool again.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 from pathlib import Path
@@ -10,7 +11,10 @@ from typing import Any, Literal
 
 import jax
 
+from optscale_jax.answers import EXTRACTORS
+from optscale_jax.equivalence import comparison
 from optscale_jax.errors import bad_input
+from optscale_jax.plugins import load_object
 from optscale_jax.pool import Pool
 from optscale_jax.readers import read_pool
 from optscale_jax.shipped import located
@@ -40,6 +44,10 @@ class ReadConfig:
         filter: Of an lm_eval file, the filter whose answers to take. null: read them off the
             completions.
         metric: Of an lm_eval file, the metric to take correctness from. null: compare answers.
+        extract: How a completion's answer is read: auto, the last that it commits to in any of the
+            usual forms; boxed; last_number; or module:function of its text.
+        equal: When two answers are the same: text, numbers by value and all else by its normalised
+            text; math, by algebra as well; or module:function of the gold answer and the answer.
     """
 
     format: str = "auto"
@@ -50,6 +58,8 @@ class ReadConfig:
     aggregation: str | None = None
     filter: str | None = None
     metric: str | None = None
+    extract: str = "auto"
+    equal: str = "text"
 
     @property
     def read(self) -> "ReadConfig":
@@ -166,7 +176,11 @@ def load_pool(path: str, config: ReadConfig) -> Pool:
         # Only what was asked for: a format refuses options that it does not have.
         if field.name != "format" and getattr(config, field.name) != getattr(defaults, field.name)
     }
-    with bad_input():
+    with bad_input(errors=(ImportError, ValueError)), contextlib.ExitStack() as stack:
+        if "extract" in options:
+            options["extract"] = load_object(config.extract, what="extract", shipped=EXTRACTORS)
+        if "equal" in options:
+            options["equal"] = stack.enter_context(comparison(config.equal))
         return read_pool(located(path), format=config.format, **options)
 
 
