@@ -40,6 +40,7 @@ from optscale_jax.report.replay import (
     write_per_problem,
 )
 from optscale_jax.report.tables import Table, write_csv
+from optscale_jax.report.words import answered
 from optscale_jax.study.config import ReplayConfig
 from optscale_jax.study.entries import leave_out, replay_comparison
 from optscale_jax.study.outcomes import Outcomes
@@ -110,7 +111,7 @@ def run(config: ReplayConfig) -> None:
             f"completions, {orders}",
             level=config.level,
             baseline=config.baseline,
-            notes=notes,
+            notes=[*answered(outcomes.unanswered), *notes],
         )
         _write(folder, outcomes, summaries, table, pool, config)
         bar.advance(task)

@@ -89,6 +89,13 @@ class Pool:
         return bool(np.all(self.tokens[self.mask] >= 0))
 
     @property
+    def num_unanswered(self) -> tuple[int, int] | None:
+        """How many completions have no answer, and of how many; None without answers."""
+        if self.answers is None:
+            return None
+        return int((self.answers[self.mask] == -1).sum()), int(self.mask.sum())
+
+    @property
     def samples_per_problem(self) -> Int[np.ndarray, " problems"]:
         """[P] number of completions of each problem, between 1 and N."""
         return self.mask.sum(axis=1)

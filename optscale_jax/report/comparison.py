@@ -19,7 +19,7 @@ from optscale_jax.report.figures import (
 from optscale_jax.report.model_figures import calibration_panels, score_histograms
 from optscale_jax.report.page import Section
 from optscale_jax.report.tables import Cell, Column, Table, cells, interval_columns
-from optscale_jax.report.words import UNITS, or_dash
+from optscale_jax.report.words import UNITS, answered, or_dash
 from optscale_jax.study.comparison import Options, Row
 from optscale_jax.study.findings import Findings
 from optscale_jax.study.law_comparison import LawComparison
@@ -84,6 +84,9 @@ def table_of(found: Sequence[Findings], options: Options) -> Table:
         f"cross-fitting): {chosen}.",
         f"±: half the width of the {options.level:.0%} bootstrap interval over problems and "
         "permutations. Bold: the best of each N.",
+    ]
+    notes += [
+        f"{each.outcomes.name}: {n}" for each in found for n in answered(each.outcomes.unanswered)
     ]
     if all(row.method.name != "mr_thinking" for row in everything):
         notes.append(

@@ -11,6 +11,7 @@ import numpy as np
 from optscale_jax.live.engine import FAILED, Solution, solutions_pool
 from optscale_jax.records import TokenLedger, measured
 from optscale_jax.report.tables import Table, cells, write_csv
+from optscale_jax.report.words import answered
 
 __all__ = ["OUTPUTS", "live_table", "write_live_results"]
 
@@ -77,7 +78,8 @@ def live_table(
             add(entry, means[f"{entry}_tokens"], ",.0f")
     add("score", means["score"], ".3f")
     failed = [s for s in solutions if s.decision.stop_reason == FAILED]
-    notes = ["completed to total: tokens a problem"]
+    given = [sample.answer is None for solution in solutions for sample in solution.samples]
+    notes = ["completed to total: tokens a problem", *answered((sum(given), len(given)))]
     notes += [f"problem {s.problem.id} failed: {s.decision.error}" for s in failed[:5]]
     if len(failed) > 5:
         notes.append(f"and {len(failed) - 5} more failed; their decisions.jsonl says why")

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from optscale_jax.report.tables import Table, cells, interval_columns
-from optscale_jax.report.words import UNITS
+from optscale_jax.report.words import UNITS, answered
 from optscale_jax.study.comparison import Frontier, Options, Row
 from optscale_jax.study.outcomes import Outcomes
 from optscale_jax.study.prior_value import Against, Worth
@@ -66,6 +66,7 @@ def prior_table(
             f"Differences ({unit.difference}, or % of {cost}) with their paired "
             f"{options.level:.0%} intervals over problems and orders. The predictor's own tokens "
             "count.",
+            *answered(outcomes.unanswered),
             *notes,
         ],
     )

@@ -7,7 +7,7 @@ import numpy as np
 from optscale_jax.study.metrics import Interval
 from optscale_jax.study.outcomes import ValueKind
 
-__all__ = ["UNITS", "Unit", "or_dash"]
+__all__ = ["UNITS", "Unit", "answered", "or_dash"]
 
 
 class Unit(NamedTuple):
@@ -58,6 +58,27 @@ UNITS: dict[ValueKind, Unit] = {
     "score": Unit("score", "score", 1, 3, "score {:.3f}", "{:+.3f}"),
 }
 """How each of the kinds of value is written."""
+
+
+def answered(unanswered: tuple[int, int] | None) -> list[str]:
+    """Says how many completions have no answer, and warns where most have none.
+
+    Args:
+        unanswered: How many have none, and of how many; None: not known.
+
+    Returns:
+        A note for below a table; none where it is not known.
+    """
+    if not unanswered or not unanswered[1]:
+        return []
+    none, count = unanswered
+    note = f"{none:,} of {count:,} completions have no answer"
+    if 2 * none > count:
+        note = (
+            f"WARNING: {note}, so the figures say more about how answers are read than about the "
+            "completions; see --extract (auto, boxed, last_number, module:function) and look at one"
+        )
+    return [note]
 
 
 def or_dash(value: float, form: str) -> str:

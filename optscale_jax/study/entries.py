@@ -223,4 +223,5 @@ def replay_comparison(
         stored_order=num_permutations == 0,
         baselines=[m.label for base in _BASELINES for m in methods if m.name == base],
         source=source,
+        unanswered=pool.num_unanswered,
     )

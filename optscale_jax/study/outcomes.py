@@ -164,6 +164,7 @@ class Outcomes:
       baselines: labels of methods that differences are taken from: at each N, from the first that
         has one setting there.
       source: where the pool came from; None if it is not known.
+      unanswered: `Pool.num_unanswered` of the pool.
     """
 
     name: str
@@ -172,6 +173,7 @@ class Outcomes:
     stored_order: bool = False
     baselines: Sequence[str] = ()
     source: PoolSource | None = None
+    unanswered: tuple[int, int] | None = None
 
     @classmethod
     def from_results(
@@ -234,7 +236,14 @@ class Outcomes:
                     f"the pool {pool.num_problems} problems; replay all over one pool in the same "
                     "orders"
                 )
-        return cls(name, methods, pool.problem_ids, stored_order, baselines)
+        return cls(
+            name,
+            methods,
+            pool.problem_ids,
+            stored_order,
+            baselines,
+            unanswered=pool.num_unanswered,
+        )
 
     @property
     def num_permutations(self) -> int:
@@ -303,6 +312,7 @@ class Outcomes:
             "stored_order": self.stored_order,
             "baselines": list(self.baselines),
             "source": self.source and dataclasses.asdict(self.source),
+            "unanswered": self.unanswered,
             "methods": [
                 {field: getattr(method, field) for field in _ABOUT} | {"caps": method.caps.tolist()}
                 for method in self.methods
@@ -394,6 +404,7 @@ def _unpacked(arrays: dict[str, np.ndarray]) -> Outcomes:
         stored_order=about["stored_order"],
         baselines=about["baselines"],
         source=source and PoolSource.from_json(source),
+        unanswered=tuple(about["unanswered"]) if about.get("unanswered") else None,
     )
 
 
