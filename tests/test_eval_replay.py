@@ -579,3 +579,37 @@ def test_a_process_refuses_with_exit_code_2_and_one_line(tmp_path):
         f"error: {config}:1: policy.alfa: no such key; did you mean alpha?"
     ]
     assert not (tmp_path / "out").exists()
+
+
+# Answers ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "accuracy", "note"),
+    [
+        # The text comparison knows no roots, so the one vote that counts is that for 3.
+        ([], 0.0, "2 of 4 completions have no answer"),
+        (["--equal", "math"], 1.0, "2 of 4 completions have no answer"),
+        (["--extract", "boxed"], 0.0, "WARNING: 3 of 4 completions have no answer, so"),
+        (["--extract", "last_number"], 0.0, "2 of 4 completions have no answer"),
+    ],
+)
+def test_answers_are_read_and_compared_as_asked(tmp_path, monkeypatch, options, accuracy, note):
+    monkeypatch.setenv("OPTSCALE_CACHE", str(tmp_path / "cache"))
+    texts = [r"\boxed{\frac{\sqrt{4}}{4}}", "nothing", "The answer is 3.", "I do not know"]
+    lines = [{"problem_id": 1, "gold": "1/2", "completion": text} for text in texts]
+    (tmp_path / "pool.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    out = tmp_path / "out"
+    arguments = ["--policy.name", "self_consistency", "--policy.n", "4", "--permutations", "0"]
+    arguments += ["--pool", str(tmp_path / "pool.jsonl"), "--out", str(out), *options]
+    assert command.main(arguments) == 0
+    assert note in (out / "summary.md").read_text()
+    with open(out / "results.csv", newline="") as file:
+        assert float(next(csv.DictReader(file))["accuracy"]) == accuracy
+
+
+def test_an_unknown_comparison_is_one_line(tmp_path, capsys):
+    (tmp_path / "pool.jsonl").write_text('{"problem_id": 1, "gold": "1", "answer": "2"}')
+    arguments = ["--policy.name", "self_consistency", "--policy.n", "1", "--equal", "maths"]
+    assert command.main([*arguments, "--pool", str(tmp_path / "pool.jsonl")]) == 2
+    assert "no such equal" in capsys.readouterr().err
