@@ -10,9 +10,20 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol, runtime_checkable
 
+from optscale_jax.errors import BackendError, ProblemError
 from optscale_jax.records import Completion, Problem, Score
 
-__all__ = ["Sampler", "Verifier", "sample_seed"]
+# All that a sampler or a verifier of one's own is made with.
+__all__ = [
+    "BackendError",
+    "Completion",
+    "Problem",
+    "ProblemError",
+    "Sampler",
+    "Score",
+    "Verifier",
+    "sample_seed",
+]
 
 
 def sample_seed(run_seed: int, problem_id: str, index: int) -> int:
