@@ -19,6 +19,7 @@ __all__ = [
     "EngineError",
     "InputError",
     "PoolError",
+    "PoolWarning",
     "PredictorError",
     "ProblemError",
     "ProblemsError",
@@ -43,6 +44,10 @@ class RecordError(InputError):
 
 class PoolError(InputError):
     """A pool that cannot be used: one line with the file, the array, the place and the remedy."""
+
+
+class PoolWarning(UserWarning):
+    """What whoever reads a pool should know of it, in one line that commands print as a note."""
 
 
 class ProblemsError(InputError):

@@ -102,9 +102,15 @@ class ScoreStats:
 
         Returns:
           Statistics of the broadcast shape [...].
+
+        Raises:
+          ValueError: a score is NaN or outside [0, 1]. Traced scores pass as they are: theirs
+            cannot be looked at.
         """
+        scores = _floating(scores)
+        _check_scores(scores, mask)
         present = jnp.asarray(True if mask is None else mask, bool)
-        scores, present = jnp.broadcast_arrays(_floating(scores), present)
+        scores, present = jnp.broadcast_arrays(scores, present)
         scores = jnp.where(present, scores, 0.0)
         n = jnp.sum(present, axis=-1).astype(scores.dtype)
         mean = jnp.sum(scores, axis=-1) / jnp.maximum(n, 1)
@@ -119,6 +125,7 @@ class ScoreStats:
     def prefixes(cls, scores: ArrayLike) -> "ScoreStats":
         """Statistics [..., N] of the first 1, 2, ..., N of scores [..., N]."""
         scores = _floating(scores)
+        _check_scores(scores, None)
         single = cls(n=jnp.ones_like(scores), mean=scores, m2=jnp.zeros_like(scores))
         return jax.lax.associative_scan(cls.merge, single, axis=scores.ndim - 1)
 
@@ -140,7 +147,22 @@ class ScoreStats:
     def add(self, score: ArrayLike) -> "ScoreStats":
         """Statistics with one more score of shape [...]."""
         score = jnp.asarray(score, self.mean.dtype)
+        _check_scores(score, None)
         return self.merge(ScoreStats(jnp.ones_like(score), score, jnp.zeros_like(score)))
+
+
+def _check_scores(scores: Array, mask: ArrayLike | None) -> None:
+    if isinstance(scores, jax.core.Tracer) or isinstance(mask, jax.core.Tracer):
+        return
+    values = np.asarray(scores)
+    wrong = ~((values >= 0) & (values <= 1))
+    if mask is not None:
+        values, wrong, present = np.broadcast_arrays(values, wrong, np.asarray(mask, bool))
+        wrong = wrong & present
+    if wrong.any():
+        place = tuple(np.argwhere(wrong)[0].tolist())
+        where = f"scores[{', '.join(map(str, place))}]" if place else "score"
+        raise ValueError(f"{where} is {values[place]}; scores are in [0, 1]")
 
 
 @jax.tree_util.register_dataclass

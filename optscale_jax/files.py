@@ -7,7 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["atomic_write", "package_versions", "sync_folder"]
+from optscale_jax.errors import InputError
+
+__all__ = ["atomic_write", "package_versions", "refuse_bomb", "sync_folder"]
+
+# Text packs to a tenth and less; what packs to a two-hundredth says almost nothing.
+_RATIO, _SMALL = 200, 1 << 28
 
 
 @contextlib.contextmanager
@@ -51,3 +56,21 @@ def package_versions(*names: str) -> dict[str, str | None]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = None
     return found
+
+
+def refuse_bomb(source: str, unpacked: int, packed: int) -> None:
+    """Refuses what unpacks out of proportion.
+
+    Args:
+        source: What it is, for the complaint.
+        unpacked: Its size, as claimed or so far, in bytes.
+        packed: Its size on disk.
+
+    Raises:
+        InputError: If it is large, and hundreds of times larger than on disk.
+    """
+    if unpacked > max(_SMALL, _RATIO * packed):
+        raise InputError(
+            f"{source}: {packed} bytes that unpack to {unpacked} and more, which no data "
+            "does; copy or make it again"
+        )

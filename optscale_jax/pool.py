@@ -4,7 +4,9 @@ A pool is checked once, and from then on every array in it can be relied on.
 """
 
 import dataclasses
+import math
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -15,16 +17,24 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32, Shaped
 
 from optscale_jax.errors import PoolError
-from optscale_jax.files import atomic_write
+from optscale_jax.files import atomic_write, refuse_bomb
 
-__all__ = ["Pool", "PoolKind"]
+__all__ = ["Pool", "PoolKind", "Rescale"]
 
 PoolKind = Literal["parallel", "sequential"]
 """Whether completions are independent draws, or each was written with the one before in view."""
 
+Rescale = Literal["sigmoid", "minmax", "rank"]
+"""What brings scores into [0, 1]: 1 / (1 + exp(-x)); the least to 0 and the greatest to 1; or the
+share of the pool's scores that are lower, half of those that are equal among them."""
+
 _PER_COMPLETION = ("scores", "correct", "tokens", "answers", "mask")
 _PER_PROBLEM = ("gold", "problem_ids")
-_NOT_AN_ARCHIVE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
+_NOT_AN_ARCHIVE = (
+    *(OSError, ValueError, EOFError, KeyError, struct.error),
+    *(zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError),
+)
+_ARRAY = b"\x93NUMPY"
 
 
 # A plain dataclass of NumPy arrays rather than a pytree: a pool holds strings, is never traced, and
@@ -123,6 +133,7 @@ class Pool:
         mask: Any = None,
         kind: str = "parallel",
         clip: bool = False,
+        rescale: str | None = None,
         source: str = "pool",
     ) -> "Pool":
         """Checks arrays and makes a pool of them; the arrays are copied.
@@ -140,6 +151,7 @@ class Pool:
             kind: "parallel" or "sequential".
             clip: Move scores outside [0, 1] to the nearer end instead of refusing them (for a
                 verifier trained by regression, say). NaN and infinity are refused all the same.
+            rescale: How to bring scores of any range into [0, 1], one of `Rescale`.
             source: What error messages call the pool: its path, usually.
 
         Returns:
@@ -172,7 +184,9 @@ class Pool:
                 return _integers(arrays[name], name, minus_one, where, source)
             return None
 
-        scores = _scores(arrays["scores"], present, clip, source) if "scores" in arrays else None
+        scores = None
+        if "scores" in arrays:
+            scores = _scores(arrays["scores"], present, clip, rescale, source)
         tokens = integers("tokens", "unknown")
         answers = integers("answers", "no answer")
         gold = integers("gold", "no gold answer", np.ones(shape[0], bool))
@@ -198,7 +212,12 @@ class Pool:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], *, scores: str = "scores", clip: bool = False
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        scores: str = "scores",
+        clip: bool = False,
+        rescale: str | None = None,
     ) -> "Pool":
         """Reads a pool from an `.npz` file.
 
@@ -211,6 +230,7 @@ class Pool:
             scores: The array to take the scores from, where a file holds several verifiers'
                 signals: `Pool.load(path, scores="agree")`.
             clip: Move scores outside [0, 1] to the nearer end instead of refusing them.
+            rescale: As for `from_arrays`.
 
         Returns:
             The pool. If the scores are all NaN (no verifier), its `scores` is None.
@@ -232,7 +252,7 @@ class Pool:
         # Opened here, because np.load leaves the file open when it turns out not to be an archive.
         with file:
             arrays = _read_npz(file, scores, source)
-        return cls.from_arrays(**arrays, clip=clip, source=source)
+        return cls.from_arrays(**arrays, clip=clip, rescale=rescale, source=source)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the pool to an `.npz` file that `Pool.load` reads back unchanged.
@@ -304,19 +324,23 @@ def _as_array(value: Any, name: str, source: str) -> np.ndarray:
 
 
 def _read_npz(file: BinaryIO, scores: str, source: str) -> dict[str, Any]:
+    # Told by its first bytes: NumPy would make room for whatever a lone array's header claims.
+    if file.read(len(_ARRAY)) == _ARRAY:
+        raise PoolError(f"{source}: a single array; a pool is an .npz with named arrays")
+    file.seek(0)
     try:
         archive = np.load(file, allow_pickle=False)
     except _NOT_AN_ARCHIVE as error:
         raise PoolError(
             f"{source}: not a complete .npz file; write pools with Pool.save or np.savez"
         ) from error
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise PoolError(f"{source}: a single array; a pool is an .npz with named arrays")
     if scores not in archive.files:
         raise PoolError(
-            f"{source}: no array {scores!r} (it has {', '.join(archive.files) or 'none'}); store "
-            "one, all NaN if there is no verifier"
+            f"{source}: no array {scores!r} (it has "
+            f"{', '.join(archive.files[:20]) or 'none'}); store one, all NaN without a verifier"
         )
+    members = archive.zip.infolist()
+    refuse_bomb(source, sum(m.file_size for m in members), os.fstat(file.fileno()).st_size)
     stored_as = {field: field for field in (*_PER_COMPLETION, *_PER_PROBLEM, "kind")}
     stored_as["scores"] = scores
     arrays: dict[str, Any] = {}
@@ -324,17 +348,37 @@ def _read_npz(file: BinaryIO, scores: str, source: str) -> dict[str, Any]:
         if name not in archive.files:
             continue
         try:
+            _check_claim(archive.zip, name, source)
             arrays[field] = archive[name]
-        except ValueError as error:
-            raise PoolError(
-                f"{source}: {name} holds Python objects, which are never unpickled; store numbers "
-                "or strings"
-            ) from error
+        except PoolError:
+            raise
         except _NOT_AN_ARCHIVE as error:
             raise PoolError(f"{source}: {name} is damaged; copy or make the file again") from error
     if "kind" in arrays:
         arrays["kind"] = str(arrays["kind"])
     return arrays
+
+
+def _check_claim(archive: zipfile.ZipFile, name: str, source: str) -> None:
+    """Refuses an array whose header does not go with its bytes, before they are read."""
+    member = archive.getinfo(f"{name}.npy")
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0
+        if version != (1, 0):
+            read = np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+        if dtype.hasobject:
+            raise PoolError(
+                f"{source}: {name} holds Python objects, which are never unpickled; store numbers "
+                "or strings"
+            )
+        size = math.prod(shape) * dtype.itemsize
+        if size != member.file_size - file.tell():
+            raise PoolError(
+                f"{source}: {name} says that it has {size} bytes, but the file has "
+                f"{member.file_size - file.tell()}; it is damaged: copy or make it again"
+            )
 
 
 def _common_shape(arrays: Mapping[str, np.ndarray], source: str) -> tuple[int, int]:
@@ -376,7 +420,9 @@ def _check_mask(mask: np.ndarray, source: str) -> None:
         )
 
 
-def _scores(array: np.ndarray, present: np.ndarray, clip: bool, source: str) -> np.ndarray | None:
+def _scores(
+    array: np.ndarray, present: np.ndarray, clip: bool, rescale: str | None, source: str
+) -> np.ndarray | None:
     numbers = _real(array, "scores", source)
     missing = np.isnan(numbers)
     if np.all(missing[present]):
@@ -385,6 +431,9 @@ def _scores(array: np.ndarray, present: np.ndarray, clip: bool, source: str) -> 
         missing & present, numbers, "scores", "score every completion, or none (all NaN)", source
     )
     _refuse(np.isinf(numbers) & present, numbers, "scores", "scores are finite, in [0, 1]", source)
+    if rescale is not None:
+        numbers = np.zeros(numbers.shape)
+        numbers[present] = _rescaled(array[present].astype(np.float64), rescale, source)
     scores = np.where(present, numbers, 0.0)
     # To float32 first: 1 + 1e-12 in float64 is a rounded 1, not an error.
     with np.errstate(over="ignore"):
@@ -392,9 +441,28 @@ def _scores(array: np.ndarray, present: np.ndarray, clip: bool, source: str) -> 
     if clip:
         return np.clip(scores, np.float32(0), np.float32(1))
     outside = (scores < 0) | (scores > 1)
-    remedy = "scores are in [0, 1]; rescale them, or move them to the nearer end with clip=True"
+    remedy = (
+        "scores are in [0, 1]; rescale them (--rescale rank), or move them to the nearer end with "
+        "clip=True"
+    )
     _refuse(outside, numbers, "scores", remedy, source)
     return scores
+
+
+def _rescaled(scores: np.ndarray, how: str, source: str) -> np.ndarray:
+    if how == "sigmoid":
+        return 0.5 * (1 + np.tanh(scores / 2))
+    if how == "rank":
+        _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+        return ((np.cumsum(counts) - counts / 2) / len(scores))[place.reshape(scores.shape)]
+    if how != "minmax":
+        known = ", ".join(get_args(Rescale))
+        raise PoolError(f"{source}: rescale is {how!r}; it must be one of {known}")
+    # Halves, because the difference of two numbers may be larger than any number.
+    low, high = scores.min() / 2, scores.max() / 2
+    if low == high:
+        raise PoolError(f"{source}: every score is {scores[0]}; minmax has nothing to rescale by")
+    return (scores / 2 - low) / (high - low)
 
 
 def _integers(

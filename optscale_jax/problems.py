@@ -19,9 +19,9 @@ from optscale_jax.records import Problem
 
 __all__ = ["BENCHMARKS", "Benchmark", "load_problems", "read_problems"]
 
-TEXT_FIELDS = ("problem", "question")
-ID_FIELDS = ("unique_id", "problem_id", "id")
-ANSWER_FIELDS = ("answer", "gold")
+TEXT_FIELDS = ("problem", "question", "Problem", "Question")
+ID_FIELDS = ("unique_id", "problem_id", "id", "ID")
+ANSWER_FIELDS = ("answer", "gold", "expected_answer", "final_answer", "Answer")
 _ARITHMETIC = re.compile(r"arithmetic-(?P<seed>[0-9]{1,9})")
 _ARITHMETIC_COUNT = 400
 
@@ -69,7 +69,7 @@ def load_problems(source: str | os.PathLike[str], *, limit: int | None = None) -
         problems = draw_problems(int(made["seed"]), limit or _ARITHMETIC_COUNT)
     elif name in BENCHMARKS:
         problems = _from_hub(name)
-    elif Path(name).exists():
+    elif name.startswith("hf:/") or Path(name).exists():
         problems = read_problems(name)
     else:
         raise ProblemsError(
@@ -82,20 +82,19 @@ def load_problems(source: str | os.PathLike[str], *, limit: int | None = None) -
 def read_problems(path: str | os.PathLike[str]) -> list[Problem]:
     """Reads problems from JSON lines, or a JSON list, of objects.
 
-    The question is in `problem` or `question`. The gold answer, if there is one, is in `answer` or
-    `gold`: bare, or a worked solution that ends in it, as GSM8K's do. The id is in `unique_id`,
-    `problem_id` or `id`, or else the record's number from 0; ids of the file must differ. Answers
-    and ids are in every record or in none.
+    The question is in `problem` or `question`. The gold answer, if there is one, is in `answer`,
+    `gold`, `expected_answer` or `final_answer`: bare, or a worked solution that ends in it, as
+    GSM8K's do. The id is in `unique_id`, `problem_id` or `id`, or else the record's number from 0;
+    ids of the file must differ. Answers and ids are in every record or in none. `Problem`,
+    `Question`, `Answer` and `ID` are read too. The path is a file's, a folder's with the files of
+    one data set, or `hf://OWNER/NAME`.
 
     Raises:
-        ProblemsError: If the file is a folder, or holds no record.
+        ProblemsError: If it holds no record.
         RecordError: If the file cannot be read, is not JSON, or holds a record whose question is
             missing, that lacks an answer or id that others have, whose fields have the wrong type,
             or whose id repeats; the message names file, line and field.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise ProblemsError(f"{path}: a folder; give a JSON lines file")
     return _problems(read_records(path), str(path))
 
 
@@ -137,7 +136,10 @@ def _problem(record: Record, number: int) -> Problem:
     answer_field = _first(ANSWER_FIELDS, record.value)
     answer = None
     if answer_field is not None and record.value[answer_field] is not None:
-        answer = extract_gold(record.label(answer_field))
+        # OlympiadBench has a list of one.
+        held = record.value[answer_field]
+        place = (answer_field, 0) if isinstance(held, list) and len(held) == 1 else (answer_field,)
+        answer = extract_gold(record.label(*place))
     return Problem(
         id=str(number) if id_field is None else record.label(id_field), text=text, answer=answer
     )

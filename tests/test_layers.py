@@ -63,6 +63,8 @@ INSIDE = {
     "readers": [
         "records",
         "builder",
+        "layouts",
+        "inspect_ai",
         "jsonl",
         "lm_eval",
         "optscale",
@@ -109,7 +111,7 @@ HEAVY = [
     "flax",
     "scipy.optimize",
     "scipy.stats",
-    "ijson",
+    "huggingface_hub",
     "orjson",
 ]
 

@@ -49,7 +49,7 @@ def test_limit_takes_the_first(tmp_path):
         ([{"problem": "a", "id": 1}, {"problem": "b", "id": 1}], "id '1' is also line 1's"),
         ([{"problem": ["a"]}], "line 1: problem must be a string"),
         ([{"problem": "  "}], "line 1: problem must be a string that is not blank"),
-        ([{"problem": "a", "answer": ["4"]}], "line 1: answer"),
+        ([{"problem": "a", "answer": ["4", "5"]}], "line 1: answer"),
         ([], "the file is empty"),
     ],
 )
@@ -92,7 +92,7 @@ def test_the_small_world_is_made_from_its_seed():
 def test_what_is_neither_a_file_nor_a_benchmark(tmp_path):
     with pytest.raises(ProblemsError, match="no such file, and no benchmark of that name"):
         load_problems(tmp_path / "nothing.jsonl")
-    with pytest.raises(ProblemsError, match="a folder"):
+    with pytest.raises(RecordError, match="a folder without a file"):
         load_problems(tmp_path)
 
 

@@ -1,16 +1,21 @@
 """Readers: what goes in comes out, whatever the format, and bad input is one clear line."""
 
+import contextlib
+import gzip
 import json
-import sys
 import tracemalloc
+import warnings
+import zipfile
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from optscale_jax.errors import InputError, RecordError
+from optscale_jax.errors import InputError, PoolWarning, RecordError
 from optscale_jax.pool import Pool
 from optscale_jax.readers import (
     FORMATS,
@@ -397,7 +402,7 @@ def test_format_is_found_and_npz_and_folders_are_read_too(small, tmp_path):
     counts = zip(pool.problem_ids.tolist(), pool.samples_per_problem.tolist(), strict=True)
     decided = [{"problem_id": name, "num_samples": count} for name, count in counts]
     write_lines(tmp_path / "decided", decided).rename(written["live"] / "decisions.jsonl")
-    assert written.keys() == FORMATS.keys()
+    assert written.keys() <= FORMATS.keys()
     for name, path in written.items():
         assert detect_format(path) == name
         assert_equal(read_pool(path), read_pool(path, format=name))
@@ -434,8 +439,8 @@ def test_reading_keeps_one_record_in_memory(tmp_path):
         finally:
             tracemalloc.stop()
         assert pool.mask.shape == (60, 16)
-        # A record is a 60th of the list; twice that and a block is what a reader may hold.
-        assert peak < size / 10, (read, peak, size)
+        # A record is a 60th of the list; orjson's room for it is 12 of those, and there are copies.
+        assert peak < 24 * size / 60, (read, peak, size)
 
 
 def changed(records, row, *path):
@@ -480,14 +485,17 @@ BAD_OPTSCALE = {
     "true score": ((1, *SCORES, 2, True), r"\[2\] is true; a score must be a number"),
     "null score": ((1, *SCORES, 2, None), r"\[2\] is null; a score must be a number"),
     "large score": ((1, *SCORES, 2, 1.01), r"\[2\] is 1.01; scores are in \[0, 1\]; rescale"),
-    "negative score": ((1, *SCORES, 2, -1e-5), r"\[2\] is -0.00001; scores are in \[0, 1\]"),
+    "negative score": ((1, *SCORES, 2, -1e-5), r"\[2\] is -1e-05; scores are in \[0, 1\]"),
     "nan score": (
         (1, *SCORES, 2, float("nan")),
-        r"record 1: score.scores\[0\]\[2\] is NaN, which is not JSON; score every completion",
+        r"record 1: score.scores\[0\]\[2\] is nan; score every completion",
     ),
-    "infinite score": ((1, *SCORES, 0, float("-inf")), r"scores\[0\]\[0\] is Infinity, which is"),
+    "infinite score": ((1, *SCORES, 0, float("-inf")), r"scores\[0\]\[0\] is -inf; score every"),
     "part token": ((1, *TOKENS, 2, 1.5), r"tokens\[0\]\[2\] is 1.5; give a number of tokens"),
-    "negative token": ((1, *TOKENS, 2, -2), r"tokens\[0\]\[2\] is -2; give a number of tokens"),
+    "negative token": (
+        (1, *TOKENS, 2, -2),
+        r"tokens\[0\]\[2\] is -2; it must be at least -1; give",
+    ),
     "text token": ((1, *TOKENS, 2, "7"), r"tokens\[0\]\[2\] is the string '7'; give a number"),
     "other order": (
         (0, "score", "problem", ["What is 2 + 100?"]),
@@ -633,9 +641,9 @@ BAD_LINES = {
     "blank answer": ([{**GOOD, "answer": ""}], "line 1: answer is the string ''; it must be"),
     "low id": (
         [{"problem_id": "p", "answer_id": -2}],
-        r"line 1: answer_id is -2; it must be at least -1 \(-1 = no answer\)",
+        r"line 1: answer_id is -2; it must be at least -1; give a whole number",
     ),
-    "part id": ([{"problem_id": "p", "answer_id": 0.5}], "answer_id is 0.5; it must be a whole"),
+    "part id": ([{"problem_id": "p", "answer_id": 0.5}], "answer_id is 0.5; give a whole"),
     "text tokens": ([{**GOOD, "tokens": "5"}], "line 1: tokens is the string '5'; give a number"),
     "grade": ([{**GOOD, "correct": "yes"}], "correct is the string 'yes'; it must be true or fal"),
     "kind": ([{**GOOD, "kind": "both"}], "kind is 'both'; it must be 'parallel' or 'sequential'"),
@@ -666,14 +674,14 @@ def test_bad_line(name, tmp_path):
         (b" \n\n", "the file is empty"),
         (b"[]", "no records; a pool has one problem at least"),
         (b"PK\x03\x04", "not a complete .npz file"),
-        (b"scores,correct\n1,2\n", r"line 1: not JSON \(.* at column 1\); write one object a line"),
-        (b'{"problem_id": "p", "sc', r"line 1: not JSON \(.*\); the file ends here, cut short"),
-        (b"{\n", "line 1: not JSON"),
-        (b'{"a": "\xff"}\n', "line 1: not JSON .*utf-8"),
+        (b"scores,correct\n1,2\n", r"line 1: not JSON near 'scores.*; write one object a line"),
+        (b'{"problem_id": "p", "sc', "line 1: .*the file ends here; it is cut short"),
+        (b"{\n", "record 0: the file ends here"),
+        (b'{"a": "\xff"}\n', "line 1: a: not JSON near .*it is not UTF-8"),
         (b"1\n", "line 1: 1; it must be a JSON object"),
         (b'"a"\n', "line 1: the string 'a'; it must be a JSON object"),
-        (b"[" * 100_000, "a list of lists; it must be a list of objects"),
-        (b'{"a":' * 100_000, "line 1: not JSON"),
+        (b"[" * 100_000, "record 0: nested deeper than 256"),
+        (b'{"a":' * 100_000, "nested"),
         (b"[1, 2]", "record 0: 1; it must be a JSON object"),
         (b'{"mu": 1, "sigma": 2}', r"line 1: fields of no known format \(mu, sigma\); the formats"),
         (b'[{"a": 1', "record 0: a: the file ends here; it is cut short: copy or make it again"),
@@ -709,7 +717,7 @@ def test_large_list_that_breaks_late_names_the_field(tmp_path):
     path = write_list(tmp_path / "pool.json", records)
     with pytest.raises(RecordError) as error:
         read_optscale(path)
-    check(error, path, r"record 33: score.scores\[0\]\[17\] is NaN")
+    check(error, path, r"record 33: score.scores\[0\]\[17\] is nan")
     path = write_list(tmp_path / "pool.json", Truth(40, 64).optscale())
     path.write_text(path.read_text() + "]")
     with pytest.raises(RecordError) as error:
@@ -727,7 +735,7 @@ def test_missing_file_and_folder(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "csv"}, r"format 'csv': no such format.*npz, jsonl, optscale"),
+        ({"format": "csv"}, r"format 'csv': no such format.*live, npz, inspect_ai"),
         ({"prompts": "x"}, "a file of format 'search_and_learn' has no option 'prompts' .it has a"),
         ({"aggregation": "max"}, r"no aggregation 'max' \(there are last, mean, min, prod\)"),
         ({"format": "optscale"}, "line 1: no field 'score'"),
@@ -741,8 +749,189 @@ def test_bad_options(small, tmp_path, options, message):
     check(error, path, message)
 
 
-def test_list_without_ijson_says_what_to_install(small, tmp_path, monkeypatch):
-    path = write_list(tmp_path / "pool.json", small.optscale())
-    monkeypatch.setitem(sys.modules, "ijson", None)
-    with pytest.raises(RecordError, match=r"pip install 'optscale-jax\[readers\]'"):
+FORMS = {
+    "open_r1": [
+        {
+            "problem": "q",
+            "answer": "6",
+            "generations": ["\\boxed{6}", "\\boxed{7}", "\\boxed{6}, no"],
+            "is_reasoning_complete": [True, True, False],
+            "correctness_math_verify": [True, False, False],
+            "correctness_llama": None,
+        }
+    ],
+    "nemo_skills": [
+        {"problem": "q", "expected_answer": 6, "generation": "x", "predicted_answer": answer}
+        | {"is_correct": answer == "6"}
+        for answer in ("6", "7", None)
+    ],
+    "verl": [
+        {"input": "q", "output": text, "gts": "6", "score": float("6" in text), "step": 1}
+        for text in ("\\boxed{6}", "\\boxed{7}", "no")
+    ],
+    "open_instruct": [
+        {
+            "prompt": "q",
+            "ground_truth": "6",
+            "responses": ["\\boxed{6}", "\\boxed{7}", "no"],
+            "rewards": [1, 0, 0],
+        }
+    ],
+    "batch": [
+        {
+            "custom_id": "q",
+            "error": None,
+            "response": {
+                "status_code": 200,
+                "body": {
+                    "choices": [
+                        {"message": {"content": text}, "finish_reason": reason}
+                        for text, reason in (
+                            ("\\boxed{6}", "stop"),
+                            ([{"type": "text", "text": "\\boxed{7}"}], "stop"),
+                            ("\\boxed{6}", "content_filter"),
+                        )
+                    ],
+                    "usage": {"completion_tokens": 30},
+                },
+            },
+        }
+    ],
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("packed", [False, True])
+def test_other_projects_records_give_the_same_votes(name, packed, tmp_path):
+    path = write_lines(tmp_path / "file.jsonl", FORMS[name])
+    if packed:
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    assert detect_format(path) == name
+    prompts = write_lines(tmp_path / "problems.jsonl", [{"id": "q", "answer": "6"}])
+    pool = read_pool(path, **({"prompts": prompts} if name == "batch" else {}))
+    assert pool.answers.tolist() == [[0, 1, -1]]
+    assert pool.correct.tolist() == [[True, False, False]]
+    if name in ("verl", "open_instruct"):
+        assert pool.scores.tolist() == [[1.0, 0.0, 0.0]]
+
+
+def inspect_sample(epoch, text="\\boxed{6}", grade="C", **more):
+    choice = {"message": {"role": "assistant", "content": text}, "stop_reason": "stop"}
+    output = {"choices": [choice], "usage": {"output_tokens": 9 + epoch}}
+    scores = {"match": {"value": grade}, "judge": {"value": 0.25 * epoch}}
+    return {"id": 1, "epoch": epoch, "target": "6", "output": output, "scores": scores, **more}
+
+
+@pytest.mark.parametrize("archive", [False, True])
+def test_epochs_of_an_inspect_log_are_completions_in_order(archive, tmp_path):
+    reasoned = [{"type": "reasoning", "reasoning": "6?"}, {"type": "text", "text": "\\boxed{7}"}]
+    samples = [
+        inspect_sample(3, grade="P"),
+        inspect_sample(1),
+        inspect_sample(4, error={"message": "crash"}, scores=None),
+        inspect_sample(2, text=reasoned, grade="I"),
+    ]
+    path = tmp_path / "log"
+    if archive:
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("header.json", "{}")
+            for each in samples:
+                file.writestr(f"samples/1_epoch_{each['epoch']}.json", json.dumps(each))
+    else:
+        path.write_text(json.dumps({"version": 2, "eval": {}, "samples": samples}, indent=2))
+    assert detect_format(path) == "inspect_ai"
+    with pytest.warns(PoolWarning, match="1 records are left out.*epoch 4, ended in an error"):
+        pool = read_pool(path, metric="match", scores="judge")
+    assert pool.correct.tolist() == [[True, False, False]]
+    assert pool.answers.tolist() == [[0, 1, 0]]
+    assert pool.tokens.tolist() == [[10, 11, 12]]
+    assert pool.scores.tolist() == [[0.25, 0.5, 0.75]]
+
+
+def test_harness_folder_gives_the_newest_log_of_each_task(tmp_path):
+    for task, date, answer in (("a", 1, 7), ("a", 2, 6), ("b", 1, 6)):
+        line = {"doc_id": 0, "target": ["6", "six"], "resps": [[f"#### {answer}"]]}
+        write_lines(tmp_path / f"samples_{task}_2026-01-0{date}T00-00-00.1.jsonl", [line])
+    pool = read_pool(tmp_path)
+    assert pool.problem_ids.tolist() == ["a/0", "b/0"]
+    assert pool.correct.all()
+    assert read_pool(tmp_path, task="b").problem_ids.tolist() == ["0"]
+    with pytest.raises(InputError, match=r"no task 'c' \(it has a, b\)"):
+        read_pool(tmp_path, task="c")
+
+
+def test_scores_of_any_range_are_rescaled_as_asked(tmp_path):
+    scores = [-1.0, 3.0, 3.0, 1.0]
+    lines = [{"problem_id": 0, "score": score} for score in scores]
+    path = write_lines(tmp_path / "pool.jsonl", lines)
+    with pytest.raises(InputError, match="--rescale rank"):
         read_pool(path)
+    expected = {
+        "sigmoid": 1 / (1 + np.exp(-np.array(scores))),
+        "minmax": [0, 1, 1, 0.5],
+        "rank": [0.125, 0.75, 0.75, 0.375],
+    }
+    for how, values in expected.items():
+        np.testing.assert_allclose(read_pool(path, rescale=how).scores[0], values, atol=1e-7)
+    write_lines(path, [{"problem_id": 0, "score": [0.5, 0.9]}, {"problem_id": 0, "score": [0.1]}])
+    with pytest.raises(InputError, match="step scores need an aggregation"):
+        read_pool(path)
+    assert read_pool(path, aggregation="min").scores.tolist() == [[0.5, np.float32(0.1)]]
+    write_lines(path, [{"problem_id": 0, "mean_logprob": -0.5}])
+    np.testing.assert_allclose(read_pool(path).scores, [[np.exp(-0.5)]], rtol=1e-6)
+
+
+def test_folders_of_parts_and_tables_are_one_data_set(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for part in range(2):
+        row = {"problem_id": f"p{part}", "score": 0.5, "answer": "1", "gold": "1"}
+        table = pyarrow.Table.from_pylist([row])
+        pyarrow.parquet.write_table(table, folder / f"train-0000{part}-of-00002.parquet")
+    assert read_pool(folder).problem_ids.tolist() == ["p0", "p1"]
+    write_lines(folder / "test-00000-of-00001.jsonl", [row])
+    with pytest.raises(RecordError, match=r"several data sets \(test, train\)"):
+        read_pool(folder)
+    assert read_pool(folder / "train-*").num_problems == 2
+
+
+def test_sizes_out_of_proportion_are_refused_early(tmp_path):
+    for field in ("score", "tokens", "answer_id", "index"):
+        path = write_lines(tmp_path / "pool.jsonl", [{**GOOD, field: int("9" * 310)}])
+        with pytest.raises(RecordError, match=f"line 1: {field} is an integer of 1030 bits"):
+            read_pool(path, format="jsonl")
+    path.write_text('[{"problem_id": "p", "x": ' + "[" * 200_000 + "]" * 200_000 + "}]")
+    with pytest.raises(RecordError, match="nested deeper than 256"):
+        read_pool(path)
+    path.write_text('{"problem_id": "\\ud800", "score": 0.5}\n')
+    assert read_pool(path).problem_ids.tolist() == ["\ufffd"]
+    with gzip.open(path, "wb") as file:
+        file.write(b'{"a": "')
+        for _ in range(300):
+            file.write(b" " * (1 << 20))
+    with pytest.raises(InputError, match="which no data does"):
+        read_pool(path)
+
+
+@pytest.mark.parametrize("name", [*FORMS, "inspect_ai"])
+def test_mutated_files_are_read_or_refused_in_one_line(name, tmp_path):
+    random = np.random.default_rng(0)
+    path = tmp_path / "file"
+    if name == "inspect_ai":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+            file.writestr("samples/1_epoch_1.json", json.dumps(inspect_sample(1)))
+    else:
+        write_lines(path, FORMS[name])
+    content = path.read_bytes()
+    pieces = [b'"', b"[", b"}", b"null", b"-1", b"NaN", b"\x00", b"\xff", b"9" * 400, b"\\ud800"]
+    for _ in range(60):
+        mutated = bytearray(content)
+        for _ in range(random.integers(1, 4)):
+            start = random.integers(len(mutated))
+            end = start + random.integers(8)
+            mutated[start:end] = pieces[random.integers(len(pieces))]
+        path.write_bytes(mutated)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PoolWarning)
+            with contextlib.suppress(InputError):
+                read_pool(path, format=name)

@@ -8,12 +8,13 @@ the extra that installs it. Anything else keeps its traceback.
 import contextlib
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from optscale_jax.cli import commands
 from optscale_jax.cli.config import parse
-from optscale_jax.errors import InputError, Terminated
+from optscale_jax.errors import InputError, PoolWarning, Terminated
 from optscale_jax.signals import leave_terminal, terminations
 
 __all__ = ["EXTRAS", "command", "excuse_missing_packages", "exit_code"]
@@ -21,7 +22,7 @@ __all__ = ["EXTRAS", "command", "excuse_missing_packages", "exit_code"]
 ConfigT = TypeVar("ConfigT")
 
 EXTRAS = {
-    "readers": ("ijson", "orjson"),
+    "readers": ("orjson", "zipfile_zstd"),
     "predictor": ("flax", "optax", "orbax", "safetensors", "tensorboardX", "torch"),
     "live": ("datasets", "httpx", "transformers"),
     "vllm": ("vllm",),
@@ -72,7 +73,7 @@ def command(
 def exit_code(work: Callable[[], int | None], *, interrupted: str = "nothing was written") -> int:
     """Does the work of a command, and says in one line on stderr what stopped it; as `command`."""
     try:
-        with _terminations_unwind():
+        with _terminations_unwind(), _noting():
             return work() or 0
     except InputError as error:
         # Whatever a message quotes, it stays one line.
@@ -86,6 +87,23 @@ def exit_code(work: Callable[[], int | None], *, interrupted: str = "nothing was
         code, how = (143, "terminated") if isinstance(stop, Terminated) else (130, "interrupted")
         print(f"{how}; {interrupted}", file=sys.stderr)
         return code
+
+
+@contextlib.contextmanager
+def _noting() -> Iterator[None]:
+    """Prints what there is to know of a pool as a line on stderr."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", PoolWarning)
+        usual = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *where: Any) -> None:
+            if issubclass(category, PoolWarning):
+                print(f"note: {message}", file=sys.stderr)
+            else:
+                usual(message, category, *where)
+
+        warnings.showwarning = show
+        yield
 
 
 @contextlib.contextmanager

@@ -17,14 +17,16 @@ import numpy as np
 from optscale_jax.answers import Equal, Extract, answers_equal, cluster_answers, extract_answer
 from optscale_jax.errors import PoolError, RecordError
 from optscale_jax.files import atomic_write
-from optscale_jax.pool import Pool
+from optscale_jax.pool import Pool, Rescale
+from optscale_jax.readers.layouts import aggregator
 from optscale_jax.readers.records import Record, read_records, shown
 
 __all__ = ["pool_of_records", "read_jsonl", "write_jsonl"]
 
 # How the answers of a file are given; the first that a line has is taken.
 _ANSWER_FIELDS = ("answer_id", "answer", "completion")
-_LARGEST = np.iinfo(np.int32).max
+_SCORE_FIELDS = ("score", "steps", "step_scores", "mean_logprob")
+_NONE = "give a whole number, or -1 for none"
 
 
 def write_jsonl(pool: Pool, path: str | os.PathLike[str]) -> None:
@@ -80,6 +82,9 @@ def read_jsonl(
     path: str | os.PathLike[str],
     *,
     clip: bool = False,
+    rescale: Rescale | None = None,
+    scores: str | None = None,
+    aggregation: str | None = None,
     extract: Extract = extract_answer,
     equal: Equal = answers_equal,
 ) -> Pool:
@@ -89,6 +94,10 @@ def read_jsonl(
         path: The file. `docs/formats.md` lists the fields; `problem_id` and one of `score`,
             `answer`, `answer_id` and `completion` are the least.
         clip: Move scores outside [0, 1] to the nearer end instead of refusing them.
+        rescale: How to bring scores of any range into [0, 1], one of `Rescale`.
+        scores: The field that holds the score, or a list of the completion's step scores. None:
+            `score`, `steps`, `step_scores` or `mean_logprob`, whose exp is taken.
+        aggregation: What makes a score of step scores: last, mean, min or prod.
         extract: From a completion's text to its answer, where the file has texts but no answers.
         equal: Whether two answers are the same, where they are given as text.
 
@@ -102,7 +111,14 @@ def read_jsonl(
     """
     path = Path(path)
     return pool_of_records(
-        read_records(path), source=str(path), clip=clip, extract=extract, equal=equal
+        read_records(path),
+        source=str(path),
+        clip=clip,
+        rescale=rescale,
+        scores=scores,
+        aggregation=aggregation,
+        extract=extract,
+        equal=equal,
     )
 
 
@@ -111,6 +127,9 @@ def pool_of_records(
     *,
     source: str,
     clip: bool = False,
+    rescale: Rescale | None = None,
+    scores: str | None = None,
+    aggregation: str | None = None,
     extract: Extract = extract_answer,
     equal: Equal = answers_equal,
 ) -> Pool:
@@ -120,6 +139,9 @@ def pool_of_records(
         records: One a completion, in any order.
         source: The file.
         clip: As for `read_jsonl`, and so are the others.
+        rescale: Likewise.
+        scores: Likewise.
+        aggregation: Likewise.
         extract: Likewise.
         equal: Likewise.
 
@@ -129,18 +151,27 @@ def pool_of_records(
     Raises:
         InputError: As `read_jsonl`.
     """
-    table = _Table(source, clip, extract)
+    table = _Table(source, None if rescale else clip, scores, aggregation, extract)
     for record in records:
         table.add(record)
-    return table.pool(equal)
+    return table.pool(equal, rescale)
 
 
 class _Table:
     """The columns of a file: a few bytes a completion, and each distinct answer once a problem."""
 
-    def __init__(self, source: str, clip: bool, extract: Extract):
+    def __init__(
+        self,
+        source: str,
+        clip: bool | None,
+        scores: str | None,
+        aggregation: str | None,
+        extract: Extract,
+    ):
         self.source = source
         self.clip = clip
+        self.scores = scores
+        self.aggregation = aggregation
         self.extract = extract
         self.problems: dict[str, _Problem] = {}
         self.first: Record | None = None
@@ -165,7 +196,23 @@ class _Table:
             )
         name = record.label("problem_id")
         problem = self.problems.setdefault(name, _Problem())
-        problem.add(record, self.answer_field, self.has, self.clip, self.extract)
+        score = None if self.scores is None else self._score(record, self.scores)
+        problem.add(record, self.answer_field, self.has, score, self.extract)
+
+    def _score(self, record: Record, field: str) -> float:
+        value = record.get(field)
+        if isinstance(value, list):
+            steps = record.scores(field, clip=self.clip).tolist()
+            if not steps:
+                raise record.error(field, says="is empty; a score needs one step at least")
+            where = f"{record.source}: {record.place}: {field}"
+            return aggregator(self.aggregation, where)(steps)
+        if field != "mean_logprob":
+            return record.score(field, clip=self.clip)
+        logprob = record.score(field, clip=None)
+        if logprob > 0:
+            raise record.error(field, says=f"is {logprob}; a log-probability is at most 0")
+        return math.exp(logprob)
 
     def _begin(self, record: Record) -> Record:
         record.get("problem_id")
@@ -176,23 +223,28 @@ class _Table:
         self.answer_field = next((name for name in _ANSWER_FIELDS if name in record.value), None)
         # A field that is passed over in favour of this one may come and go.
         last = _ANSWER_FIELDS.index(self.answer_field or _ANSWER_FIELDS[-1])
-        columns = ("index", "score", "correct", *_ANSWER_FIELDS[: last + 1])
+        if self.scores is None:
+            self.scores = next((name for name in _SCORE_FIELDS if name in record.value), None)
+        scores = () if self.scores is None else (self.scores,)
+        columns = ("index", *scores, "correct", *_ANSWER_FIELDS[: last + 1])
         self.has = {name: name in record.value for name in columns}
-        if self.answer_field is None and not self.has["score"]:
+        # A line that gains a score is as wrong as one that loses it.
+        self.has.setdefault("score", False)
+        if self.answer_field is None and self.scores is None:
             raise record.error(
                 says="no field 'score', 'answer', 'answer_id' or 'completion' (it has "
                 f"{', '.join(record.value)}); see docs/formats.md"
             )
         return record
 
-    def pool(self, equal: Equal) -> Pool:
+    def pool(self, equal: Equal, rescale: Rescale | None) -> Pool:
         if self.first is None:
             raise PoolError(f"{self.source}: no records; a pool has one problem at least")
         counts = np.array([len(problem.tokens) for problem in self.problems.values()])
         mask = np.arange(counts.max()) < counts[:, None]
         arrays: dict[str, Any] = {"tokens": np.full(mask.shape, -1, np.int32)}
-        if self.has["score"]:
-            arrays["scores"] = np.zeros(mask.shape, np.float32)
+        if self.scores is not None:
+            arrays["scores"] = np.zeros(mask.shape)
         if self.has["correct"]:
             arrays["correct"] = np.zeros(mask.shape, bool)
         if self.answer_field is not None:
@@ -202,7 +254,7 @@ class _Table:
         for row, (name, problem) in enumerate(self.problems.items()):
             order = problem.order(name, self.source)
             arrays["tokens"][row, : len(order)] = np.array(problem.tokens)[order]
-            if self.has["score"]:
+            if self.scores is not None:
                 arrays["scores"][row, : len(order)] = np.array(problem.scores)[order]
             if self.has["correct"]:
                 arrays["correct"][row, : len(order)] = np.array(problem.correct)[order]
@@ -216,6 +268,7 @@ class _Table:
             problem_ids=list(self.problems),
             mask=mask,
             kind=self.kind,
+            rescale=rescale,
             source=self.source,
         )
 
@@ -223,7 +276,7 @@ class _Table:
 class _Problem:
     def __init__(self):
         self.indices = array.array("i")
-        self.scores = array.array("f")
+        self.scores = array.array("d")
         self.tokens = array.array("i")
         self.correct = array.array("b")
         # Ids where the file gives ids; else places in `texts`, -1 = no answer.
@@ -236,16 +289,16 @@ class _Problem:
         record: Record,
         answer_field: str | None,
         has: dict[str, bool],
-        clip: bool,
+        score: float | None,
         extract: Extract,
     ) -> None:
         value = record.value
         index = len(self.indices)
         if has["index"]:
-            index = _whole(record, "index", 0, "count a problem's completions from 0")
+            index = record.whole("index", least=0, says="count a problem's completions from 0")
         self.indices.append(index)
-        if has["score"]:
-            self.scores.append(record.score("score", clip=clip))
+        if score is not None:
+            self.scores.append(score)
         self.tokens.append(-1 if value.get("tokens") is None else record.length("tokens"))
         if has["correct"]:
             if value["correct"] not in (0, 1) or isinstance(value["correct"], float):
@@ -254,7 +307,7 @@ class _Problem:
                 )
             self.correct.append(value["correct"])
         if answer_field == "answer_id":
-            self.answers.append(_whole(record, "answer_id", -1, "-1 = no answer"))
+            self.answers.append(record.whole("answer_id", least=-1, says=_NONE))
         elif answer_field is not None:
             self._add_text(record, answer_field, extract)
         self._add_gold(record, answer_field)
@@ -278,7 +331,7 @@ class _Problem:
         if "gold_id" in record.value:
             if answer_field in ("answer", "completion"):
                 raise record.error("gold_id", says="needs 'answer_id' beside it; or give 'gold'")
-            gold = _whole(record, "gold_id", -1, "-1 = no gold answer")
+            gold = record.whole("gold_id", least=-1, says=_NONE)
         elif "gold" in record.value and answer_field is not None:
             if answer_field == "answer_id":
                 raise record.error("gold", says="needs 'answer' beside it; or give 'gold_id'")
@@ -313,13 +366,3 @@ class _Problem:
         texts = [*(self.texts or {}), None]
         gold = self.gold if isinstance(self.gold, str) else None
         return cluster_answers([texts[self.answers[line]] for line in order], gold, equal=equal)
-
-
-def _whole(record: Record, field: str, least: int, meaning: str) -> int:
-    value = record.get(field)
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value != int(value):
-        raise record.error(field, says=f"is {shown(value)}; it must be a whole number ({meaning})")
-    if not least <= value <= _LARGEST:
-        raise record.error(field, says=f"is {value}; it must be at least {least} ({meaning})")
-    return int(value)

@@ -12,21 +12,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from optscale_jax.errors import PoolError
-from optscale_jax.pool import Pool
+from optscale_jax.pool import Pool, Rescale
 from optscale_jax.readers.jsonl import pool_of_records
 from optscale_jax.readers.records import Record, read_records
 
 __all__ = ["DECISIONS", "SAMPLES", "read_live_run"]
 
+_COUNT = "give the number of completions decided on"
 SAMPLES, DECISIONS = "samples.jsonl", "decisions.jsonl"
 
 
-def read_live_run(path: str | os.PathLike[str], *, clip: bool = False) -> Pool:
+def read_live_run(
+    path: str | os.PathLike[str], *, clip: bool = False, rescale: Rescale | None = None
+) -> Pool:
     """Reads the directory of a live run, also one that was cut off or is still going on.
 
     Args:
         path: The directory.
         clip: Move scores outside [0, 1] to the nearer end instead of refusing them.
+        rescale: How to bring scores of any range into [0, 1], one of `Rescale`.
 
     Returns:
         The pool: problems in order of first appearance, completions in launch order. A last line
@@ -38,12 +42,12 @@ def read_live_run(path: str | os.PathLike[str], *, clip: bool = False) -> Pool:
     """
     path = Path(path)
     decided = {
-        record.label("problem_id"): record.get("num_samples")
+        record.label("problem_id"): record.whole("num_samples", least=0, says=_COUNT)
         for record in _whole_lines(path / DECISIONS)
     }
     drawn: dict[str, set[int]] = {}
     for record in _whole_lines(path / SAMPLES):
-        drawn.setdefault(record.label("problem_id"), set()).add(record.get("index"))
+        drawn.setdefault(record.label("problem_id"), set()).add(_index(record))
     counts = {
         name: decided.get(name, next(i for i in itertools.count() if i not in indices))
         for name, indices in drawn.items()
@@ -54,11 +58,16 @@ def read_live_run(path: str | os.PathLike[str], *, clip: bool = False) -> Pool:
         (
             record
             for record in _whole_lines(path / SAMPLES)
-            if record.get("index") < counts[record.label("problem_id")]
+            if _index(record) < counts[record.label("problem_id")]
         ),
         source=str(path / SAMPLES),
         clip=clip,
+        rescale=rescale,
     )
+
+
+def _index(record: Record) -> int:
+    return record.whole("index", least=0, says="count a problem's completions from 0")
 
 
 def _whole_lines(path: Path) -> Iterator[Record]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from optscale_jax.answers import Equal, Extract, answers_equal, extract_answer, extract_gold
 from optscale_jax.errors import PoolError
-from optscale_jax.pool import Pool
+from optscale_jax.pool import Pool, Rescale
 from optscale_jax.readers.builder import PoolBuilder
 from optscale_jax.readers.records import Record, read_records
 
@@ -24,6 +24,7 @@ def read_optscale(
     scores: str = "scores",
     kind: str = "parallel",
     clip: bool = False,
+    rescale: Rescale | None = None,
     extract: Extract = extract_answer,
     equal: Equal = answers_equal,
 ) -> Pool:
@@ -44,6 +45,7 @@ def read_optscale(
         scores: Which of the two lists to take, "scores" or "last_scores".
         kind: "parallel" (independent draws) or "sequential" (each re-answers the one before).
         clip: Move scores outside [0, 1] to the nearer end instead of refusing them.
+        rescale: How to bring scores of any range into [0, 1], one of `Rescale`.
         extract: From a completion's text to its answer.
         equal: Whether two answers are the same.
 
@@ -61,7 +63,7 @@ def read_optscale(
     """
     path = Path(path)
     problems = None if prompts is None else _Problems(Path(prompts))
-    builder = PoolBuilder(str(path), kind=kind, equal=equal)
+    builder = PoolBuilder(str(path), kind=kind, equal=equal, rescale=rescale)
     lists = ("score", scores, 0)
     scored = None
     for index, record in enumerate(read_records(path)):
@@ -77,7 +79,7 @@ def read_optscale(
             name,
             answers=[extract(completion) for completion in completions],
             gold=gold,
-            scores=record.scores(*lists, clip=clip) if scored else None,
+            scores=record.scores(*lists, clip=None if rescale else clip) if scored else None,
             tokens=record.lengths(*_TOKENS),
         )
     if problems is not None and len(builder) not in (0, len(problems.golds)):

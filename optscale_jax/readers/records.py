@@ -1,33 +1,55 @@
 """Records: the JSON objects of a file, one at a time, each knowing where it stands.
 
-A file is either a JSON list of objects, walked by ijson, or JSON lines, parsed by orjson. Either
-way only one record is in memory, so that the size of a file does not matter, and every complaint
-about a record names the file, the record and the field.
+A file is a JSON list of objects, JSON lines, one object over many lines, or a Parquet table; any of
+the texts may be packed by gzip. A path is a file, a folder with the parts of one data set, or
+`hf://OWNER/NAME` for one on the hub. Only one record is in memory, so that the size of a file does
+not matter, and every complaint about a record names the file, the record and the field.
+
+What would take time or memory out of proportion is refused before it is parsed: text nested
+deeper than `_DEEPEST`, a record larger than `_LARGEST`, a file that unpacks out of proportion. Half
+of a surrogate pair, which stands for no character, is read as U+FFFD.
 """
 
+import contextlib
+import gzip
+import io
 import json
 import math
-from collections.abc import Generator, Sequence
-from decimal import Decimal
+import os
+import re
+import zlib
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
 from optscale_jax.errors import RecordError
+from optscale_jax.files import refuse_bomb
 
 try:
     from orjson import loads as _fast_loads
 except ImportError:  # an optional extra; the standard library reads the same, more slowly
     _fast_loads = json.loads
 
-__all__ = ["Record", "open_file", "read_records", "shown"]
+__all__ = [
+    "Record",
+    "data_files",
+    "data_path",
+    "open_file",
+    "parse_record",
+    "read_records",
+    "shown",
+]
 
+_GZIP, _PARQUET = b"\x1f\x8b", b"PAR1"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _BLOCK = 1 << 16
-# What Python's json module writes for numbers that JSON does not have.
-_NOT_NUMBERS = (b"NaN", b"Infinity")
+_DEEPEST = 256
+_LARGEST = 1 << 29
+_DATA = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
+_PART = re.compile(r"[-_](\d{5}-of-\d{5}|rs\d+|chunk_?\d+)|(\.(jsonl|json|parquet|gz))+$")
 
 
 class _Digits(float):
@@ -54,7 +76,7 @@ class Record(NamedTuple):
         place: "record 3" of a list, counted from 0 as the indices of the fields are, or "line 4",
             counted from 1 as editors do.
         value: The object.
-        line: What it was read from, for the digits of numbers; empty where it is not one line.
+        line: What it was read from, for the digits of numbers; empty for a row of a table.
     """
 
     source: str
@@ -158,17 +180,21 @@ class Record(NamedTuple):
             written = json.loads(self.line, parse_float=_Digits, parse_int=_Digits)
             value = self._replace(value=written, line=b"").get(*path)
         if _is_number(value) or (isinstance(value, str) and value.strip()):
-            return str(value)
+            with contextlib.suppress(ValueError):  # an integer with too many digits for Python
+                return str(value)
         raise self.error(
             *path, says=f"is {shown(value)}; it must be a string that is not blank, or a number"
         )
 
-    def scores(self, *path: str | int, clip: bool = False) -> Float64[np.ndarray, " completions"]:
+    def scores(
+        self, *path: str | int, clip: bool | None = False
+    ) -> Float64[np.ndarray, " completions"]:
         """Gets a field that is a list of scores.
 
         Args:
             path: The field.
-            clip: Move scores outside [0, 1] to the nearer end instead of refusing them.
+            clip: Move scores outside [0, 1] to the nearer end instead of refusing them; None: leave
+                them as they are.
 
         Returns:
             [N] the scores.
@@ -177,17 +203,15 @@ class Record(NamedTuple):
             RecordError: If it is missing, is not a list, or if an entry is not a number, is NaN or
                 infinite, or lies outside [0, 1].
         """
-        values = self.items(*path)
-        for index, value in enumerate(values):
-            self._check_score(value, clip, *path, index)
-        return np.clip(np.array(values, np.float64), 0.0, 1.0)
+        count = len(self.items(*path))
+        return np.array([self.score(*path, i, clip=clip) for i in range(count)], np.float64)
 
-    def score(self, *path: str | int, clip: bool = False) -> float:
+    def score(self, *path: str | int, clip: bool | None = False) -> float:
         """Gets a field that is one score; see `scores`.
 
         Args:
             path: The field.
-            clip: Move a score outside [0, 1] to the nearer end instead of refusing it.
+            clip: As for `scores`.
 
         Returns:
             The score.
@@ -196,8 +220,47 @@ class Record(NamedTuple):
             RecordError: As `scores`.
         """
         value = self.get(*path)
-        self._check_score(value, clip, *path)
-        return min(max(float(value), 0.0), 1.0)
+        if not _is_number(value):
+            raise self.error(*path, says=f"is {shown(value)}; a score must be a number")
+        number = _float(value)
+        if not math.isfinite(number):
+            remedy = "score every completion with a number in [0, 1]"
+            raise self.error(*path, says=f"is {shown(value)}; {remedy}")
+        if clip is None:
+            return number
+        # As float32, which is what a pool keeps: 1 + 1e-12 is a rounded 1, not an error.
+        with np.errstate(over="ignore"):
+            inside = 0.0 <= np.float32(number) <= 1.0
+        if not clip and not inside:
+            raise self.error(
+                *path,
+                says=f"is {shown(value)}; scores are in [0, 1]; rescale them (--rescale rank), or "
+                "move them to the nearer end with clip=True",
+            )
+        return min(max(number, 0.0), 1.0)
+
+    def whole(self, *path: str | int, least: int, says: str) -> int:
+        """Gets a field that is an integer, of at most 31 bits.
+
+        Args:
+            path: The field.
+            least: The least that it may be.
+            says: What it has to be, for the complaint.
+
+        Returns:
+            The integer.
+
+        Raises:
+            RecordError: If it is missing or is not such a number.
+        """
+        value = self.get(*path)
+        number = _float(value) if _is_number(value) else math.nan
+        if not (math.isfinite(number) and number == int(number)):
+            raise self.error(*path, says=f"is {shown(value)}; {says}")
+        if not least <= number <= np.iinfo(np.int32).max:
+            wanted = f"at least {least}" if number < least else f"at most {np.iinfo(np.int32).max}"
+            raise self.error(*path, says=f"is {shown(value)}; it must be {wanted}; {says}")
+        return int(value)
 
     def lengths(self, *path: str | int) -> Int64[np.ndarray, " completions"]:
         """Gets a field that is a list of lengths in tokens.
@@ -229,13 +292,7 @@ class Record(NamedTuple):
         Raises:
             RecordError: As `lengths`.
         """
-        value = self.get(*path)
-        whole = _is_number(value) and math.isfinite(value) and value == int(value)
-        if not whole or not -1 <= value <= np.iinfo(np.int32).max:
-            raise self.error(
-                *path, says=f"is {shown(value)}; give a number of tokens, or -1 for unknown"
-            )
-        return int(value)
+        return self.whole(*path, least=-1, says="give a number of tokens, or -1 for unknown")
 
     def same_length(self, reference: tuple[str | int, ...], *others: tuple[str | int, ...]) -> None:
         """Checks that lists have one entry a completion.
@@ -259,24 +316,82 @@ class Record(NamedTuple):
                     "must be one a completion",
                 )
 
-    def _check_score(self, value: Any, clip: bool, *path: str | int) -> None:
-        if not _is_number(value):
-            raise self.error(*path, says=f"is {shown(value)}; a score must be a number")
-        if not math.isfinite(value):
-            raise self.error(
-                *path, says=f"is {value}; score every completion with a number in [0, 1]"
-            )
-        # As float32, which is what a pool keeps: 1 + 1e-12 is a rounded 1, not an error.
-        if not clip and not 0.0 <= np.float32(value) <= 1.0:
-            raise self.error(
-                *path,
-                says=f"is {value}; scores are in [0, 1]; rescale them, or move them to the nearer "
-                "end with clip=True",
-            )
+
+def data_path(path: str | os.PathLike[str]) -> Path:
+    """Finds the file or folder that a path names, downloading a data set of the Hugging Face hub.
+
+    Args:
+        path: A path, or `hf://OWNER/NAME`, `hf://OWNER/NAME@REVISION/FILES`.
+
+    Returns:
+        The path; of a data set, the folder where the hub's library keeps it.
+
+    Raises:
+        RecordError: If the data set cannot be had.
+    """
+    text = os.fspath(path)
+    # A Path has made one slash of two.
+    named = re.fullmatch(r"hf:/{1,2}(?:datasets/)?([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+))?", text)
+    if named is None:
+        return Path(text)
+    name, revision, inside = named.groups()
+    try:
+        from huggingface_hub import snapshot_download
+
+        wanted = [f"{inside}*", f"{inside}/*"] if inside else [f"*{end}" for end in _DATA]
+        folder = snapshot_download(
+            name, repo_type="dataset", revision=revision, allow_patterns=wanted
+        )
+    except ImportError as error:
+        raise RecordError(
+            f"{text}: pip install 'optscale-jax[live]' to read from the hub"
+        ) from error
+    # What it raises offline differs from one version and one way of being offline to another.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RecordError(
+            f"{text}: cannot be had from the hub ({type(error).__name__}: {reason}); connect, or "
+            "give the path of a copy"
+        ) from error
+    return Path(folder, inside or "")
 
 
-def open_file(path: Path) -> IO[bytes]:
-    """Opens a file for reading, past its byte order mark if it has one.
+def data_files(path: Path) -> list[Path]:
+    """Lists the files that a path stands for.
+
+    Args:
+        path: A file, a folder, or a pattern such as `data/test-*`.
+
+    Returns:
+        The file; or those of the folder, if they are the parts of one whole: `-00001-of-00004` as
+        on the hub, `-rs1` as NeMo-Skills names its seeds.
+
+    Raises:
+        RecordError: If there is none, or more than one whole.
+    """
+    if "*" in path.name and not path.exists():
+        found = list(path.parent.glob(path.name))
+    elif path.is_dir():
+        found = list(path.rglob("*"))
+    else:
+        return [path]
+    wholes: dict[str, list[Path]] = {}
+    for file in found:
+        inside = file.relative_to(path if path.is_dir() else path.parent)
+        if file.name.endswith(_DATA) and not inside.name.startswith((".", "dataset_info", "state")):
+            wholes.setdefault(_PART.sub("", str(inside)), []).append(file)
+    if not wholes:
+        raise RecordError(f"{path}: a folder without a file that ends in {', '.join(_DATA)}")
+    if len(wholes) > 1:
+        names = ", ".join(sorted(wholes)[:20])
+        raise RecordError(f"{path}: a folder with several data sets ({names}); give one's path")
+    (files,) = wholes.values()
+    # Part 10 comes after part 9.
+    return sorted(files, key=lambda file: [int(n) for n in re.findall(r"\d+", file.name)])
+
+
+def open_file(path: Path) -> io.BufferedIOBase:
+    """Opens a file for reading, unpacked if it is gzip's, past its byte order mark if it has one.
 
     Args:
         path: The file.
@@ -292,188 +407,248 @@ def open_file(path: Path) -> IO[bytes]:
     if path.is_dir():
         raise RecordError(f"{path}: a folder; give a file in it")
     try:
-        file = open(path, "rb")  # noqa: SIM115 (the caller's with closes it)
+        file: io.BufferedIOBase = open(path, "rb")  # noqa: SIM115 (the caller's with closes it)
     except OSError as error:
         raise RecordError(f"{path}: cannot be read ({error.strerror})") from error
     if not file.seekable():
         file.close()
         raise RecordError(f"{path}: a pipe, which cannot be read twice; give the path of a file")
-    if file.read(len(_BYTE_ORDER_MARK)) != _BYTE_ORDER_MARK:
-        file.seek(0)
+    if file.read(2) == _GZIP:
+        file.close()
+        file = _Gzip(path)
+    file.seek(0)
+    with _reading(path):
+        mark = file.read(len(_BYTE_ORDER_MARK))
+        if mark[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            raise RecordError(f"{path}: UTF-16; save it as UTF-8")
+        if mark != _BYTE_ORDER_MARK:
+            file.seek(0)
     return file
 
 
-def read_records(path: Path) -> Generator[Record, None, None]:
-    """Reads the objects of a JSON list, or of JSON lines, one at a time.
+class _Gzip(gzip.GzipFile):
+    """A gzip file that ends, with a complaint, where it unpacks out of proportion."""
+
+    def __init__(self, path: Path):
+        super().__init__(path, "rb")
+        self.path, self.packed = path, path.stat().st_size
+
+    def read(self, size: int | None = -1) -> bytes:
+        return self._seen(super().read(size))
+
+    def readline(self, size: int | None = -1) -> bytes:
+        return self._seen(super().readline(-1 if size is None else size))
+
+    def _seen(self, data: bytes) -> bytes:
+        refuse_bomb(str(self.path), self.tell(), self.packed)
+        return data
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, EOFError, zlib.error) as error:
+        raise RecordError(
+            f"{path}: cannot be read ({error}); it is damaged or cut short: copy or make it again"
+        ) from error
+
+
+def read_records(path: str | os.PathLike[str]) -> Generator[Record, None, None]:
+    """Reads the objects of a file, of a folder's files, or of a data set, one at a time.
 
     Args:
-        path: The file.
+        path: As for `data_path` and `data_files`.
 
     Yields:
         The records, in the file's order.
 
     Raises:
-        RecordError: If the file cannot be read, is empty, is not JSON, is cut short, holds anything
-            but objects, or is a list while ijson is not installed.
+        RecordError: If a file cannot be read, is empty, is not JSON, is cut short, holds anything
+            but objects, or is out of proportion.
     """
-    with open_file(path) as file:
+    for file in data_files(data_path(path)):
+        yield from _file_records(file)
+
+
+def _file_records(path: Path) -> Iterator[Record]:
+    with open_file(path) as file, _reading(path):
         start = file.tell()
-        head = file.read(_BLOCK).split(maxsplit=1)
+        head = file.read(_BLOCK).lstrip()
         file.seek(start)
         if not head:
             raise RecordError(f"{path}: the file is empty; copy or make it again")
-        if head[0].startswith(b"["):
-            # yajl would build the path of "[[[[..." in the square of its depth.
-            if b"".join(head)[:64].startswith(b"[["):
-                raise RecordError(f"{path}: a list of lists; it must be a list of objects")
-            records = _list_records(path, file)
+        if head.startswith(_PARQUET):
+            yield from _rows(path)
+        elif head.startswith(b"["):
+            yield from _split(path, file, 1)
+        elif head.partition(b"\n")[0].rstrip()[-1:] in b"{[,":
+            yield from _split(path, file, 0)
         else:
-            records = _line_records(path, file)
-        yield from records
+            yield from _lines(path, file)
 
 
-def _line_records(path: Path, file: IO[bytes]) -> Generator[Record, None, None]:
-    for number, line in enumerate(file, 1):
-        if not line.strip():
-            continue
-        try:
-            value = _loads(line)
-        except (ValueError, RecursionError) as error:
-            if isinstance(error, json.JSONDecodeError):
-                reason = f"{error.msg} at column {error.colno}"
-            else:
-                reason = str(error)
+def _lines(path: Path, file: io.BufferedIOBase) -> Iterator[Record]:
+    for number, line in enumerate(iter(lambda: file.readline(_LARGEST + 1), b""), 1):
+        if len(line) > _LARGEST:
+            raise RecordError(f"{path}: line {number}: more than {_LARGEST} bytes; split it")
+        if line.strip():
             # Only the last line can lack its end, and only if the file or its last write was cut.
-            remedy = "write one object a line"
-            if not line.endswith(b"\n"):
-                remedy = "the file ends here, cut short: copy or make it again"
-            raise RecordError(f"{path}: line {number}: not JSON ({reason}); {remedy}") from error
-        if not isinstance(value, dict):
-            raise RecordError(f"{path}: line {number}: {shown(value)}; it must be a JSON object")
-        yield Record(str(path), f"line {number}", value, line)
+            yield parse_record(path, f"line {number}", line, cut=not line.endswith(b"\n"))
 
 
-def _loads(line: bytes) -> Any:
+# What decides where an object ends: quotes, and brackets with how they change the depth.
+_QUOTE = ord('"')
+_STEPS = np.zeros(256, np.int8)
+_STEPS[list(b"{[")], _STEPS[list(b"}]")] = 1, -1
+_MARKS = _STEPS != 0
+_MARKS[_QUOTE] = True
+
+
+def _split(path: Path, file: io.BufferedIOBase, base: int) -> Iterator[Record]:
+    """Reads what a list holds (`base` 1), or objects one after the other (0), as records."""
+    held, depth, quoted, number = bytearray(), 0, 0, 0
+    while block := file.read(_BLOCK):
+        while block.endswith(b"\\") and (more := file.read(1)):  # never between it and its letter
+            block += more
+        text = np.frombuffer(block.replace(b"\\\\", b"__").replace(b'\\"', b"__"), np.uint8)
+        at = np.flatnonzero(_MARKS[text])
+        quote = text[at] == _QUOTE
+        quotes = np.cumsum(quote) + quoted
+        steps = np.where(quotes % 2, 0, _STEPS[text[at]])
+        depths = depth + np.cumsum(steps)
+        offset, cut = len(held), 0
+        held += block
+        for end in at[(steps < 0) & (depths == base)].tolist():
+            piece = bytes(held[cut : offset + end + 1]).strip()
+            cut = offset + end + 1
+            lead = b"" if base == 0 else b"," if number else b"["
+            yield parse_record(path, f"record {number}", piece.removeprefix(lead).lstrip())
+            number += 1
+        del held[:cut]
+        if depths.max(initial=0) > _DEEPEST or len(held) > _LARGEST:
+            what = (
+                f"nested deeper than {_DEEPEST}" if len(held) <= _LARGEST else "too large to read"
+            )
+            raise RecordError(f"{path}: record {number}: {what}; no completions are")
+        if len(at):
+            depth, quoted = int(depths[-1]), int(quotes[-1]) % 2
+    rest = bytes(held).strip()
+    if depth > 0 or quoted:
+        if number or base:
+            rest = rest.removeprefix(b"," if number else b"[").lstrip()
+        parse_record(path, f"record {number}", rest, cut=True)
+    elif base and not number and rest.startswith(b"[") and rest.endswith(b"]"):
+        if rest[1:-1].strip():
+            parse_record(path, "record 0", rest[1:-1].partition(b",")[0])
+    elif rest != b"]" * base:
+        near = rest[base:][:40].decode(errors="replace")
+        raise RecordError(
+            f"{path}: after the {'list' if base else 'last object'}: not JSON near {near!r}; "
+            "remove what follows it"
+        )
+
+
+def _rows(path: Path) -> Iterator[Record]:
     try:
-        return _fast_loads(line)
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise RecordError(f"{path}: pip install 'optscale-jax[live]' to read Parquet") from error
+    number = 0
+    try:
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=64):
+            for row in batch.to_pylist():
+                yield Record(str(path), f"row {number}", row)
+                number += 1
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RecordError(
+            f"{path}: row {number}: not Parquet ({reason}); copy or make it again"
+        ) from error
+
+
+def parse_record(path: Path, place: str, raw: bytes, *, cut: bool = False) -> Record:
+    """Parses one object.
+
+    Args:
+        path: The file.
+        place: Where in it.
+        raw: The text.
+        cut: Whether the file ends with it, which then explains a failure.
+
+    Returns:
+        The record.
+
+    Raises:
+        RecordError: If it is not JSON, or no object.
+    """
+    try:
+        value = _loads(raw)
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, RecursionError) or "ecursion" in str(error):
+            raise RecordError(f"{path}: {place}: nested too deep; no completions are") from error
+        text = raw.decode(errors="replace")
+        stop, reason = len(text), str(error)
+        if isinstance(error, json.JSONDecodeError):
+            stop, reason = error.pos, error.msg
+        elif isinstance(error, UnicodeDecodeError):
+            stop, reason = len(raw[: error.start].decode(errors="replace")), "it is not UTF-8"
+        field = _field_name(_path_at(text if cut else text[:stop]))
+        where = f"{path}: {place}: {field}".rstrip(": ")
+        if cut:
+            raise RecordError(
+                f"{where}: the file ends here; it is cut short: copy or make it again"
+            ) from error
+        near = text[max(stop - 1, 0) : stop + 40].split("\n")[0]
+        raise RecordError(
+            f"{where}: not JSON near {near!r} ({reason}); write one object a line, "
+            "or a list of them"
+        ) from error
+    if not isinstance(value, dict):
+        raise RecordError(f"{path}: {place}: {shown(value)}; it must be a JSON object")
+    return Record(str(path), place, value, raw)
+
+
+# A pair of escapes is one character; a half that stands alone is none, and cannot be written again.
+_SURROGATES = re.compile(
+    r"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    r"|(?P<half>\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
+)
+
+
+def _loads(raw: bytes) -> Any:
+    try:
+        return _fast_loads(raw)
     except ValueError:
         # orjson keeps to the standard; Python's writer does not, so a line may hold NaN in a field
         # that nobody reads. Where it is read, the complaint names the field.
-        return json.loads(line)
+        text = _SURROGATES.sub(lambda m: "\\ufffd" if m["half"] else m[0], raw.decode())
+        return json.loads(text)
 
 
-def _list_records(path: Path, file: IO[bytes]) -> Generator[Record, None, None]:
-    try:
-        import ijson
-    except ImportError as error:
-        raise RecordError(
-            f"{path}: a JSON list is read with ijson, which is not installed; "
-            "pip install 'optscale-jax[readers]'"
-        ) from error
-    blocks = _Blocks(file)
-    number = 0
-    try:
-        # Not use_float, which refuses integers of more than 64 bits.
-        for value in ijson.items(blocks, "item", buf_size=_BLOCK):
-            if not isinstance(value, dict):
-                raise RecordError(
-                    f"{path}: record {number}: {shown(value)}; it must be a JSON object"
-                )
-            _keep_digits(value)
-            yield Record(str(path), f"record {number}", value)
-            number += 1
-    except (ijson.JSONError, UnicodeDecodeError) as error:
-        raise _broken(path, blocks.start) from error
+_TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{},:]')
 
 
-def _keep_digits(record: dict[str, Any]) -> None:
-    """Makes ijson's decimals numbers that print as they do."""
-    held: list[Any] = [record]
-    while held:  # not recursion: a file may nest as deep as it likes
-        value = held.pop()
-        for key, each in value.items() if isinstance(value, dict) else enumerate(value):
-            if isinstance(each, Decimal):
-                value[key] = _Digits(str(each))
-            elif isinstance(each, dict | list):
-                held.append(each)
-
-
-class _Blocks:
-    """A file that remembers where the block that it gave last begins.
-
-    Up to `slow_from` it gives what is asked for; from there on single bytes, so that a parser stops
-    exactly where the text stops making sense.
-    """
-
-    def __init__(self, file: IO[bytes], slow_from: int | None = None):
-        self.file = file
-        self.start = self.end = file.tell()
-        self.slow_from = slow_from
-        self.ended = False
-
-    def read(self, size: int = -1) -> bytes:
-        if self.slow_from is not None:
-            size = min(size, max(self.slow_from - self.end, 1))
-        block = self.file.read(size)
-        if block:
-            self.start, self.end = self.end, self.end + len(block)
-        # ijson asks for nothing first, to see whether the file holds bytes.
-        self.ended |= not block and size != 0
-        return block
-
-
-def _broken(path: Path, start: int) -> RecordError:
-    """Says where and why a list is not JSON, by walking it again up to the failing block."""
-    import ijson
-
-    # The place is a stack: a key in an object, the index of the last entry begun in a list.
-    place: list[str | int] = []
-    with open_file(path) as file:
-        blocks = _Blocks(file, slow_from=start)
-        try:
-            for event, value in ijson.basic_parse(blocks, buf_size=_BLOCK):
-                if event == "map_key":
-                    place[-1] = value
-                    continue
-                if event in ("end_map", "end_array"):
-                    place.pop()
-                    continue
-                if place and isinstance(place[-1], int):
-                    place[-1] += 1
-                if event in ("start_map", "start_array"):
-                    place.append("" if event == "start_map" else -1)
-        except (ijson.JSONError, UnicodeDecodeError) as error:
-            reason = error.args[0]
-            # yajl's own words, as bytes where they quote what is not UTF-8.
-            reason = reason.decode(errors="replace") if isinstance(reason, bytes) else str(error)
-            reason = reason.partition("\n")[0]
-        else:
-            reason = "it changed while it was read"
-        file.seek(max(blocks.start - 1, 0))
-        near = file.read(40)
-
-    if not place:
-        return RecordError(f"{path}: after the list: not JSON ({reason}); remove what follows it")
-    entry = place[-1]
-    if isinstance(entry, int):
-        place[-1] = entry + 1
-    elif entry == "":
-        place.pop()
-    where = f"{path}: record {place[0]}"
-    field = f": {_field_name(place[1:])}" if len(place) > 1 else ""
-    # At the end yajl complains of whatever is unfinished: an escape, a number, a list.
-    if blocks.ended:
-        return RecordError(
-            f"{where}{field}: the file ends here; it is cut short: copy or make it again"
-        )
-    for name in _NOT_NUMBERS:
-        if name in near[: len(name) + 1]:
-            return RecordError(
-                f"{where}{field} is {name.decode()}, which is not JSON; score every completion "
-                "with a number in [0, 1]"
-            )
-    shown = near.decode(errors="replace").split("\n")[0]
-    return RecordError(f"{where}{field}: not JSON near {shown!r} ({reason})")
+def _path_at(text: str) -> list[str | int]:
+    """The field in which the beginning of an object ends."""
+    path: list[str | int] = []
+    last = ""
+    for match in _TOKENS.finditer(text):
+        token = match[0]
+        if token in "{[":
+            path.append("" if token == "{" else 0)
+        elif not path:
+            continue
+        elif token in "}]":
+            path.pop()
+        elif token == ",":
+            path[-1] = path[-1] + 1 if isinstance(path[-1], int) else ""
+        elif token == ":" and isinstance(path[-1], str):
+            path[-1] = last
+        elif token.startswith('"'):
+            last = token[1:-1]
+    return path[: path.index("")] if "" in path else path
 
 
 def _field_name(path: Sequence[str | int]) -> str:
@@ -483,6 +658,13 @@ def _field_name(path: Sequence[str | int]) -> str:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _float(value: int | float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer of more than 308 digits
+        return math.inf
 
 
 def shown(value: Any) -> str:
@@ -502,4 +684,6 @@ def shown(value: Any) -> str:
         return f"the string {value[:40]!r}"
     if value is None:
         return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"an integer of {value.bit_length()} bits"
+    return str(value).lower() if isinstance(value, bool) else str(value)[:60]

@@ -1,25 +1,15 @@
 """Completion datasets of Hugging Face's search-and-learn, exported as JSON lines."""
 
-import math
 import os
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from optscale_jax.answers import Equal, Extract, answers_equal, extract_answer, extract_gold
-from optscale_jax.errors import PoolError
-from optscale_jax.pool import Pool
+from optscale_jax.pool import Pool, Rescale
 from optscale_jax.readers.builder import PoolBuilder
+from optscale_jax.readers.layouts import aggregator
 from optscale_jax.readers.records import read_records
 
 __all__ = ["read_search_and_learn"]
-
-# How the step scores of a completion become its score.
-_AGGREGATE: dict[str, Callable[[Sequence[float]], float]] = {
-    "last": lambda steps: steps[-1],
-    "mean": lambda steps: math.fsum(steps) / len(steps),
-    "min": min,
-    "prod": math.prod,
-}
 
 
 def read_search_and_learn(
@@ -27,6 +17,7 @@ def read_search_and_learn(
     *,
     aggregation: str = "last",
     clip: bool = False,
+    rescale: Rescale | None = None,
     extract: Extract = extract_answer,
     equal: Equal = answers_equal,
 ) -> Pool:
@@ -45,6 +36,7 @@ def read_search_and_learn(
             OptScale uses), "min" or "prod". A completion without steps scores 0, as in the
             published OptScale code.
         clip: Move step scores outside [0, 1] to the nearer end instead of refusing them.
+        rescale: How to bring scores of any range into [0, 1], one of `Rescale`.
         extract: From a completion's text to its answer.
         equal: Whether two answers are the same.
 
@@ -60,19 +52,16 @@ def read_search_and_learn(
         https://github.com/huggingface/search-and-learn: `src/sal/config.py` and `src/sal/search`.
     """
     path = Path(path)
-    if aggregation not in _AGGREGATE:
-        raise PoolError(
-            f"{path}: no aggregation {aggregation!r} (there are {', '.join(_AGGREGATE)})"
-        )
-    aggregate = _AGGREGATE[aggregation]
-    builder = PoolBuilder(str(path), equal=equal)
+    aggregate = aggregator(aggregation, str(path))
+    builder = PoolBuilder(str(path), equal=equal, rescale=rescale)
+    kept = None if rescale else clip
     for index, record in enumerate(read_records(path)):
         completions = record.texts("completions")
         # Tree search writes one -1 in place of the list.
         counted = record.get("completion_tokens") != -1
         lists = [("scores",), ("completion_tokens",)] if counted else [("scores",)]
         record.same_length(("completions",), *lists)
-        steps = [record.scores("scores", n, clip=clip).tolist() for n in range(len(completions))]
+        steps = [record.scores("scores", n, clip=kept).tolist() for n in range(len(completions))]
         builder.add(
             record,
             str(index) if record.value.get("unique_id") is None else record.label("unique_id"),

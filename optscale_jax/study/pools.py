@@ -6,6 +6,7 @@ A `PoolSource` goes with the outcomes of a replay, so that who reads them finds 
 import contextlib
 import dataclasses
 import hashlib
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,10 +14,11 @@ import jax
 
 from optscale_jax.answers import EXTRACTORS
 from optscale_jax.equivalence import comparison
-from optscale_jax.errors import bad_input
+from optscale_jax.errors import PoolWarning, bad_input
 from optscale_jax.plugins import load_object
-from optscale_jax.pool import Pool
+from optscale_jax.pool import Pool, Rescale
 from optscale_jax.readers import read_pool
+from optscale_jax.readers.records import data_path
 from optscale_jax.shipped import located
 from optscale_jax.synthetic import SyntheticConfig, synthetic_pool
 
@@ -31,19 +33,23 @@ class ReadConfig:
     """How to read a file of completions; docs/formats.md has the formats.
 
     Attributes:
-        format: The file's format: npz, jsonl, optscale, search_and_learn or lm_eval, or
-            module:function for a reader of one's own. auto: found out from its beginning.
-        scores: Which scores to take: of an npz file the array of that name; of an optscale file
-            scores (means of the step scores) or last_scores.
+        format: The file's format, one of docs/formats.md, or module:function for a reader of one's
+            own. auto: found out from its beginning.
+        scores: Which scores to take: the array, field or scorer of that name. scores: the format's
+            own.
         clip: Whether to move scores outside [0, 1] to the nearer end instead of refusing them.
-        prompts: Of an optscale file, the file with its problems and gold answers.
+        rescale: How to bring scores of any range into [0, 1]: sigmoid, minmax (the pool's least to
+            0, its greatest to 1) or rank. null: not at all.
+        prompts: A file with the problems and gold answers, for formats without.
         kind: Of an optscale file, whether its completions are parallel or sequential. null:
             parallel. The other formats say it themselves.
-        aggregation: Of a search_and_learn file, what makes a score of step scores: last, mean, min
-            or prod. null: last.
+        aggregation: What makes a score of step scores: last, mean, min or prod. null: last of a
+            search_and_learn file; otherwise step scores are refused.
+        task: Of a folder of lm_eval, the only task to read. null: all.
         filter: Of an lm_eval file, the filter whose answers to take. null: read them off the
             completions.
-        metric: Of an lm_eval file, the metric to take correctness from. null: compare answers.
+        metric: The metric, field or scorer to take correctness from; answers: compare answers.
+            null: what the file says itself.
         extract: How a completion's answer is read: auto, the last that it commits to in any of the
             usual forms; boxed; last_number; or module:function of its text.
         equal: When two answers are the same: text, numbers by value and all else by its normalised
@@ -53,9 +59,11 @@ class ReadConfig:
     format: str = "auto"
     scores: str = "scores"
     clip: bool = False
+    rescale: Rescale | None = None
     prompts: str | None = None
     kind: Literal["parallel", "sequential"] | None = None
     aggregation: str | None = None
+    task: str | None = None
     filter: str | None = None
     metric: str | None = None
     extract: str = "auto"
@@ -137,7 +145,7 @@ class PoolSource:
         """Why the pool is not what it was, in words; None if it is."""
         if self.synthetic is not None:
             return None
-        if not Path(located(self.path)).exists():
+        if not data_path(located(self.path)).exists():
             return f"its pool, {self.path}, is no longer there"
         if self.sha256 not in (None, checksum(self.path)):
             return f"its pool, {self.path}, is another one now"
@@ -181,13 +189,22 @@ def load_pool(path: str, config: ReadConfig) -> Pool:
             options["extract"] = load_object(config.extract, what="extract", shipped=EXTRACTORS)
         if "equal" in options:
             options["equal"] = stack.enter_context(comparison(config.equal))
-        return read_pool(located(path), format=config.format, **options)
+        pool = read_pool(located(path), format=config.format, **options)
+    if config.rescale is not None:
+        warnings.warn(f"{path}: scores are rescaled ({config.rescale})", PoolWarning, stacklevel=2)
+    return pool
 
 
 def checksum(path: str) -> str:
-    """SHA-256 of a pool's file, read in pieces, because it may be larger than the memory."""
-    file = Path(located(path))
-    if file.is_dir():
-        file = file / "samples.jsonl"
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    """SHA-256 of a pool's files, read in pieces, because they may be larger than the memory."""
+    place = data_path(located(path))
+    files = [place]
+    if place.is_dir():
+        samples = place / "samples.jsonl"
+        files = [samples] if samples.exists() else sorted(place.rglob("*.*"))
+    digest = hashlib.sha256()
+    for file in filter(Path.is_file, files):
+        with open(file, "rb") as opened:
+            while block := opened.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
