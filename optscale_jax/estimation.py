@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from optscale_jax.distributions.base import known
 from optscale_jax.distributions.truncated_normal import log_mass
@@ -152,7 +153,7 @@ class ScoreStats:
 
 
 def _check_scores(scores: Array, mask: ArrayLike | None) -> None:
-    if isinstance(scores, jax.core.Tracer) or isinstance(mask, jax.core.Tracer):
+    if isinstance(scores, Tracer) or isinstance(mask, Tracer):
         return
     values = np.asarray(scores)
     wrong = ~((values >= 0) & (values <= 1))

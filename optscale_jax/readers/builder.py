@@ -148,7 +148,7 @@ class _Problem:
 
     def cluster(self, equal: Equal) -> tuple[list[int], int]:
         """The answers' ids and the gold one's; any right answer is the first of them."""
-        gold, *others = self.golds or [None]
+        gold, others = next(iter(self.golds), None), self.golds[1:]
         if others and gold is not None:
             same = functools.cache(lambda answer: any(equal(other, answer) for other in others))
             self.answers = [

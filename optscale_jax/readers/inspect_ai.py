@@ -1,5 +1,6 @@
 """Logs of inspect_ai, `.eval` archives and `.json` files; inspect_ai itself is not needed."""
 
+import importlib
 import math
 import os
 import re
@@ -105,7 +106,7 @@ def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> byte
     refuse_bomb(f"{path}: {member.filename}", member.file_size, member.compress_size)
     try:
         if member.compress_type == _ZSTANDARD and not hasattr(zipfile, "ZIP_ZSTANDARD"):
-            import zipfile_zstd  # noqa: F401 (has zipfile read it)
+            importlib.import_module("zipfile_zstd")  # has zipfile read it
         return archive.read(member)
     except (ImportError, NotImplementedError, RuntimeError) as error:
         raise RecordError(
@@ -134,7 +135,7 @@ def _row(record: Record, metric: str | None, scores: str | None, clip: bool | No
             "scores", says=f"has several scorers ({', '.join(graded)}); name one as metric"
         )
     columns: dict[str, Any] = {}
-    answers = None
+    answers: list[str | None] | None = None
     if graded and metric != ANSWERS:
         grade = grades.get(graded[0], math.nan)
         if math.isnan(grade):

@@ -157,7 +157,7 @@ def pool_of_rows(
     *,
     source: str,
     prompts: str | os.PathLike[str] | None = None,
-    rescale: str | None = None,
+    rescale: Rescale | None = None,
     extract: Extract = extract_answer,
     equal: Equal = answers_equal,
 ) -> Pool:
