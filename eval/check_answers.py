@@ -9,11 +9,11 @@ Exit code 1 if fewer than `--least` of a file's records pass.
 """
 
 import dataclasses
-import math
 import sys
 from pathlib import Path
 
 from optscale_jax.answers import extract_answer, normalize_answer
+from optscale_jax.checks import positive, within
 from optscale_jax.cli import command
 from optscale_jax.equivalence import EquivalenceChecker
 from optscale_jax.readers.records import Record, read_records
@@ -36,51 +36,33 @@ class CheckAnswersConfig:
     seconds: float = 5.0
 
     def __post_init__(self) -> None:
-        """Refuses what is outside its domain.
-
-        Raises:
-            ValueError: Naming the field.
-        """
         if not self.files:
             raise ValueError("files are not given; name some")
-        if not 0 <= self.least <= 1:
-            raise ValueError(f"least is {self.least}; it must be in [0, 1]")
-        if not 0 < self.seconds < math.inf:
-            raise ValueError(f"seconds is {self.seconds}; it must be above 0")
+        within(self, "[0, 1]", "least")
+        positive(self, "seconds")
 
 
 def run(config: CheckAnswersConfig) -> int:
-    """Checks the files; returns 1 where one has too few records that pass.
-
-    Raises:
-        InputError: If a file cannot be read.
-    """
+    """Checks the files; returns 1 where one has too few records that pass."""
     with EquivalenceChecker(seconds=config.seconds, workers=1) as equal:
         shares = [_check(Path(file), equal) for file in config.files]
     return int(min(shares) < config.least)
 
 
 def _check(path: Path, equal: EquivalenceChecker) -> float:
-    total, wrong = 0, []
-    for record in read_records(path):
-        total += 1
-        fault = _fault(record, equal)
-        if fault is not None:
-            wrong.append(f"{record.place}: {fault}")
-    for fault in wrong[:20]:
-        print(f"  {fault}")
-    print(f"{path.name}: {total - len(wrong)} of {total}")
-    return 1 - len(wrong) / total
+    faults = [(record.place, _fault(record, equal)) for record in read_records(path)]
+    wrong = [f"  {place}: {fault}" for place, fault in faults if fault is not None]
+    print(*wrong[:20], f"{path.name}: {len(faults) - len(wrong)} of {len(faults)}", sep="\n")
+    return 1 - len(wrong) / len(faults)
 
 
 def _fault(record: Record, equal: EquivalenceChecker) -> str | None:
     answer = record.label("answer")
+    found = extract_answer(record.value.get("solution", answer))
     if "solution" in record.value:
-        found = extract_answer(record.value["solution"])
         if found is None or not equal(answer, found):
             return f"solution gives {found!r}, answer is {answer!r}"
         return None
-    found = extract_answer(answer)
     if "####" not in answer:
         return None  # a bare answer, with nothing beside it to compare it with
     if found is None or not normalize_answer(found).lstrip("-").replace("/", "", 1).isdecimal():

@@ -40,21 +40,12 @@ class CheckDecisionsConfig:
     runs: list[str] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Refuses to check nothing.
-
-        Raises:
-            ValueError: If there are no runs.
-        """
         if not self.runs:
             raise ValueError("runs are not given; name some directories")
 
 
 def run(config: CheckDecisionsConfig) -> int:
-    """Checks the runs; returns 1 where one decided otherwise.
-
-    Raises:
-        InputError: If a run cannot be read, or has not decided a problem yet.
-    """
+    """Checks the runs; returns 1 where one decided otherwise."""
     return int(not all([_check(Path(directory)) for directory in config.runs]))
 
 
@@ -65,18 +56,12 @@ def _check(directory: Path) -> bool:
         with open(directory / DECISIONS, encoding="utf-8") as file:
             decisions = {line["problem_id"]: line for line in map(json.loads, file)}
         settings = yaml.safe_load((directory / CONFIG).read_text(encoding="utf-8"))
-    decided = [
-        problem
-        for problem in problems
-        if problem.id in decisions and decisions[problem.id]["stop_reason"] != FAILED
-    ]
-    if not decided:
+    decided = {name for name, line in decisions.items() if line["stop_reason"] != FAILED}
+    names = [problem.id for problem in problems if problem.id in decided]
+    if not names:
         raise InputError(f"{directory}: no problem is decided yet")
-    config = parse(
-        SampleConfig if "n" in settings else SolveConfig,
-        ["--config", str(directory / CONFIG)],
-    )
-    names = [problem.id for problem in decided]
+    kind = SampleConfig if "n" in settings else SolveConfig
+    config = parse(kind, ["--config", str(directory / CONFIG)])
     configured = config.configured_policy()
     policy = configured.policy
     priors, _ = priors_of(config.priors_file, configured.name, names)
@@ -92,9 +77,8 @@ def _check(directory: Path) -> bool:
         for name, (count, selected) in zip(names, replayed, strict=True)
         if (count, selected) != ((live := decisions[name])["num_samples"], live["selected_index"])
     ]
-    for line in different[:20]:
-        print(line)
-    print(f"{directory}: {len(names) - len(different)} of {len(names)}")
+    same = f"{directory}: {len(names) - len(different)} of {len(names)}"
+    print(*different[:20], same, sep="\n")
     return not different
 
 

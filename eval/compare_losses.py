@@ -69,7 +69,6 @@ class CompareLossesConfig:
     out: str = "runs/losses"
 
     def __post_init__(self) -> None:
-        """Refuses what is outside its domain."""
         if self.predictor is None:
             raise InputError("predictor is not given; use --predictor FILE")
         for name in self.losses:
@@ -80,13 +79,7 @@ class CompareLossesConfig:
 
 
 class Found(NamedTuple):
-    """A row of one split.
-
-    Attributes:
-        seed: Of the split.
-        name: What made the predictions.
-        quality: How good they are on the problems kept from it.
-    """
+    """A row of one split: what made the predictions, how good on the problems kept from it."""
 
     seed: int
     name: str
@@ -94,14 +87,7 @@ class Found(NamedTuple):
 
 
 def run(config: CompareLossesConfig) -> None:
-    """Trains, measures, writes the files and shows the table.
-
-    Args:
-        config: What to compare on.
-
-    Raises:
-        InputError: If the labels or the features cannot be used.
-    """
+    """Trains, measures, writes the files and shows the table."""
     assert config.predictor is not None  # __post_init__
     asked, labels = configured(config.predictor, config.labels)
     with output_folder(Path(config.out), OUTPUTS) as folder:
@@ -150,15 +136,10 @@ def _floors(features: Features, labels: Labels, config: TrainingConfig) -> list[
 
 
 def ridge(x: np.ndarray, y: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """Ridge regression of each target, its penalty by generalised cross-validation.
+    """Predictions [Q, T] by linear regression of y [P, T] on x [P, D], which is standardised.
 
-    Args:
-        x: Features [P, D], which are standardised.
-        y: Targets [P, T].
-        new: Features [Q, D] of what is to be predicted.
-
-    Returns:
-        Predictions [Q, T].
+    For the features [Q, D] of what is to be predicted (`new`), with the penalty that generalised
+    cross-validation finds.
 
     References:
         Golub, Heath and Wahba (1979), Generalized cross-validation as a method for choosing a good

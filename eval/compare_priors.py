@@ -28,6 +28,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
+from optscale_jax.checks import at_least, within
 from optscale_jax.cli import command, output_folder, progress, show
 from optscale_jax.errors import bad_input
 from optscale_jax.policies import PAPER_ALPHA, PAPER_S_MIN
@@ -35,11 +36,11 @@ from optscale_jax.predictor.predictor import Kind, Prediction, Predictor, prior_
 from optscale_jax.problems import load_problems
 from optscale_jax.report.priors import prior_columns, prior_curves, prior_table, worth_in_words
 from optscale_jax.report.tables import write_csv
-from optscale_jax.study.comparison import Options, compare, frontiers
-from optscale_jax.study.config import check_numbers
+from optscale_jax.study.comparison import check_problems, compare, frontiers
+from optscale_jax.study.config import TunedConfig
 from optscale_jax.study.entries import leave_out, replay_comparison
-from optscale_jax.study.pools import PoolSource, ReadConfig
-from optscale_jax.study.prior_value import Grid, against, prior_entries, worth_of_predictions
+from optscale_jax.study.pools import PoolSource
+from optscale_jax.study.prior_value import against, prior_entries, worth_of_predictions
 from optscale_jax.study.tuning import Aim
 
 __all__ = ["ComparePriorsConfig", "main"]
@@ -61,7 +62,7 @@ OUTPUTS = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ComparePriorsConfig(ReadConfig):
+class ComparePriorsConfig(TunedConfig):
     """What to compare on.
 
     Attributes:
@@ -78,11 +79,6 @@ class ComparePriorsConfig(ReadConfig):
         min_samples: Grid of the scores to look at before the first decision, at least 1; those
             above an N are left out there.
         max_loss: Share of the problems that a setting may lose against best-of-N, in [0, 1].
-        permutations: Random orders, at least 1.
-        folds: Folds over problems, at least 2.
-        seed: Of the orders, the folds and the bootstrap, at least 0.
-        level: Coverage of the intervals, in (0, 1).
-        resamples: Bootstrap resamples, at least 1.
         out: Folder for the files, made if it does not exist.
     """
 
@@ -97,52 +93,36 @@ class ComparePriorsConfig(ReadConfig):
     min_samples: list[int] = dataclasses.field(default_factory=lambda: [1, 2, 3, 5, 10, 20])
     max_loss: float = 0.01
     permutations: int = 10
-    folds: int = 5
-    seed: int = 0
-    level: float = 0.95
-    resamples: int = 2000
     out: str = "runs/priors"
 
     def __post_init__(self) -> None:
-        """Refuses numbers outside their domain.
-
-        Raises:
-            ValueError: Naming the first such field.
-        """
+        super().__post_init__()
+        at_least(self, 1, "permutations")
+        within(self, "[0, 1]", "max_loss")
         for name in ("checkpoint", "problems", "pool"):
             if getattr(self, name) is None:
                 raise ValueError(f"{name} is not given; use --{name} PATH")
-        check_numbers(self, permutations=1, folds=2, seed=0, resamples=1)
         if not self.n or min(self.n) < 1 or len(set(self.n)) < len(self.n):
             raise ValueError(f"n is {self.n}; it must be different numbers of at least 1")
         if min(self.min_samples, default=0) < 1 or min(self.min_samples) > min(self.n):
             raise ValueError("min_samples must be numbers of at least 1, one of them at most n")
-        Aim(max_loss=self.max_loss)
 
 
 def run(config: ComparePriorsConfig) -> None:
-    """Predicts, replays, tunes, writes the files and shows the table.
-
-    Args:
-        config: What to compare on.
-
-    Raises:
-        InputError: If the predictor, the problems or the pool cannot be used.
-    """
+    """Predicts, replays, tunes, writes the files and shows the table."""
     # Matplotlib takes a second to import, which --help should not.
     from optscale_jax.report.figures import save
 
     assert config.pool is not None  # __post_init__
     source = PoolSource(config.pool, config.read)
     pool = source.load()
-    options = Options(
-        Aim(max_loss=config.max_loss), config.folds, config.seed, config.level, config.resamples
-    )
+    check_problems(pool.num_problems, config.pool)
+    options = config.options(Aim(max_loss=config.max_loss))
     with output_folder(Path(config.out), OUTPUTS) as folder:
         problem_ids, learned, seen = _predict(config, folder)
         places = {name: index for index, name in enumerate(problem_ids)}
         files = {PLAIN: None, **{LABELS[kind]: str(folder / f"{kind}.jsonl") for kind in LABELS}}
-        grid = Grid(config.n, config.s_min, config.alpha, config.min_samples)
+        grid = {name: getattr(config, name) for name in ("n", "s_min", "alpha", "min_samples")}
         entries = prior_entries(files, grid, known=KNOWN)
         entries, left_out = leave_out(entries, pool, config.permutations)
         with progress() as bar:
@@ -160,14 +140,8 @@ def run(config: ComparePriorsConfig) -> None:
             worth = worth_of_predictions(pool, learned.mean[own], learned.tokens[own])
             rows = compare(outcomes, config.n, options)
         pairs = against(rows, PLAIN, options)
-        table = prior_table(
-            outcomes,
-            rows,
-            pairs,
-            options,
-            plain=PLAIN,
-            notes=[worth_in_words(worth), *seen, *map(str, left_out)],
-        )
+        notes = [worth_in_words(worth), *seen, *map(str, left_out)]
+        table = prior_table(outcomes, rows, pairs, options, plain=PLAIN, notes=notes)
         (folder / "summary.md").write_text(table.to_markdown(), encoding="utf-8")
         write_csv(folder / "comparison.csv", prior_columns(rows, pairs))
         curves = frontiers(outcomes, options)
@@ -194,19 +168,19 @@ def _predict(config: ComparePriorsConfig, folder: Path) -> tuple[list[str], Pred
         "are worth less than they seem to be here"
     )
     found: dict[Kind, Prediction] = {}
-    with progress() as bar:
+    with progress() as bar, bad_input(config.checkpoint):
         task = bar.add_task("reading problems", total=len(LABELS) * len(problems))
         for kind in LABELS:
-            with bad_input(config.checkpoint):
-                found[kind] = predictor.predict(
-                    texts,
-                    kind=kind,
-                    model=config.model,
-                    cache=config.cache,
-                    advance=lambda count: bar.advance(task, count),
-                )
-            with open(folder / f"{kind}.jsonl", "w", encoding="utf-8") as file:
-                file.writelines(prior_lines(ids, found[kind]))
+            found[kind] = predictor.predict(
+                texts,
+                kind=kind,
+                model=config.model,
+                cache=config.cache,
+                advance=lambda count: bar.advance(task, count),
+            )
+    for kind, prediction in found.items():
+        lines = "".join(prior_lines(ids, prediction))
+        (folder / f"{kind}.jsonl").write_text(lines, encoding="utf-8")
     return ids, found["learned"], [note] if seen else []
 
 

@@ -27,12 +27,13 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from optscale_jax.checks import at_least, within
 from optscale_jax.cli import command, parse, show
 from optscale_jax.cli.console import run_command
 from optscale_jax.errors import InputError
 from optscale_jax.live.config import SolveConfig
 from optscale_jax.live.runs import DECISIONS
-from optscale_jax.report.tables import Table
+from optscale_jax.report.tables import UNITS, Table
 from optscale_jax.study.metrics import paired_intervals
 from optscale_jax.tiny import labels_path, pool_path
 
@@ -71,47 +72,23 @@ class DemoConfig:
     out: str = "runs/demo"
 
     def __post_init__(self) -> None:
-        """Refuses numbers outside their domain.
-
-        Raises:
-            ValueError: Naming the first such field.
-        """
-        if self.permutations < 1:
-            raise ValueError(f"permutations is {self.permutations}; it must be at least 1")
-        if not 0 < self.level < 1:
-            raise ValueError(f"level is {self.level}; it must be in (0, 1)")
+        at_least(self, 1, "permutations")
+        within(self, "(0, 1)", "level")
 
 
 class Outcomes(NamedTuple):
-    """A run, arrays over its problems in one order.
+    """A run, arrays over its problems in one order."""
 
-    Attributes:
-        setting: The policy's arguments.
-        problem_ids: The problems.
-        correct: Whether the completion returned is correct.
-        samples: Completions that the decision rests on.
-        tokens: Sampled for it, in completions that ended and in those aborted, and read by the
-            predictor.
-        verifier_tokens: Read by the verifier.
-    """
-
-    setting: str
+    setting: str  # the policy's arguments
     problem_ids: list[str]
-    correct: np.ndarray
-    samples: np.ndarray
-    tokens: np.ndarray
+    correct: np.ndarray  # whether the completion returned is
+    samples: np.ndarray  # completions that the decision rests on
+    tokens: np.ndarray  # `SPENT` on it
     verifier_tokens: np.ndarray
 
 
 def run(config: DemoConfig) -> None:
-    """Runs the three parts and shows what came of them.
-
-    Args:
-        config: What to show.
-
-    Raises:
-        InputError: If a part fails, which has said why.
-    """
+    """Runs the parts and shows what came of them; refuses to go on after one that failed."""
     out = Path(config.out)
     trained, fixed, page = out / "predictor", out / "best_of_n", out / "report"
     runs = {"OptScale⁰": out / "optscale_0", "OptScaleᵗ": out / "optscale_t", "best-of-N": fixed}
@@ -123,10 +100,8 @@ def run(config: DemoConfig) -> None:
     if _lacks_vllm(asked):
         del wanted["live"]
         priors["live"] = priors["pool"]
-        stand_in, how = (
-            ["--problems=null", "--recorded.pool", config.pool],
-            "on recorded completions",
-        )
+        how = "on recorded completions"
+        stand_in = ["--problems=null", "--recorded.pool", config.pool]
         print(f"vLLM is not installed: {config.pool} stands in for the models\n", flush=True)
     training = ["--config", config.predictor, "--labels", config.labels, "--out", str(trained)]
     _part("training the predictor", "train", training)
@@ -201,31 +176,21 @@ def comparison(
         )
         for field in ("correct", "tokens")
     )
+    columns = ["policy", "setting", "accuracy, %", "samples", "tokens", "verifier tokens"]
     rows = []
     for name, run in found.items():
         row = [name, run.setting, f"{100 * accuracy[name].value.mean:.1f}"]
         row += [f"{run.samples.mean():.1f}", f"{run.tokens.mean():,.0f}"]
-        row += [f"{run.verifier_tokens.mean():,.0f}"]
-        if run is base:
-            row += ["", ""]
-        else:
+        row += [f"{run.verifier_tokens.mean():,.0f}", "", ""]
+        if run is not base:
             saved = -tokens[name].difference.mean / tokens[baseline].value.mean
-            difference = _points(*map(float, accuracy[name].difference))
+            difference = UNITS["accuracy"].ends(accuracy[name].difference)
             # Adding 0 makes a rounded -0.0 positive.
-            row += [difference, str(round(100 * float(saved)) + 0)]
+            row[-2:] = difference, str(round(100 * float(saved)) + 0)
         rows.append(row)
     return Table(
         title=f"{len(base.problem_ids)} problems, {how}",
-        columns=[
-            "policy",
-            "setting",
-            "accuracy, %",
-            "samples",
-            "tokens",
-            "verifier tokens",
-            "difference, points",
-            "saved, %",
-        ],
+        columns=[*columns, "difference, points", "saved, %"],
         rows=rows,
         notes=[
             "samples and tokens: of a problem; aborted completions and what the predictor reads "
@@ -234,10 +199,6 @@ def comparison(
             f"{baseline}",
         ],
     )
-
-
-def _points(mean: float, low: float, high: float) -> str:
-    return f"{100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
 def _outcomes(directory: Path) -> Outcomes:

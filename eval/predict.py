@@ -52,24 +52,14 @@ class PredictConfig:
 
 
 def run(config: PredictConfig) -> None:
-    """Predicts, writes the file and says so.
-
-    Raises:
-        InputError: As `write_priors`.
-    """
+    """Predicts, writes the file and says so."""
     found = write_priors(config)
     tokens = int(found.tokens.sum())
     print(f"{config.out}: {len(found.tokens)} priors, {tokens} tokens read")
 
 
 def write_priors(config: PredictConfig) -> Prediction:
-    """Predicts and writes the file.
-
-    Args:
-        config: Which problems, and by which predictor.
-
-    Returns:
-        What was predicted, in the problems' order.
+    """Predicts and writes the file; returns what was predicted, in the problems' order.
 
     Raises:
         InputError: If the predictor, its model or the problems cannot be used.

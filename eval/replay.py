@@ -31,7 +31,6 @@ import jax
 
 from optscale_jax import Pool
 from optscale_jax.cli import command, output_folder, package_versions, progress, show, to_yaml
-from optscale_jax.errors import InputError
 from optscale_jax.report.replay import (
     result_columns,
     summary_columns,
@@ -39,12 +38,12 @@ from optscale_jax.report.replay import (
     summary_table,
     write_per_problem,
 )
-from optscale_jax.report.tables import Table, write_csv
-from optscale_jax.report.words import answered
+from optscale_jax.report.tables import Table, answered, write_csv
+from optscale_jax.study.comparison import Options
 from optscale_jax.study.config import ReplayConfig
-from optscale_jax.study.entries import leave_out, replay_comparison
+from optscale_jax.study.entries import replay_comparison
 from optscale_jax.study.outcomes import Outcomes
-from optscale_jax.study.pools import SYNTHETIC, SyntheticPoolConfig
+from optscale_jax.study.pools import SYNTHETIC, PoolSource, SyntheticPoolConfig
 from optscale_jax.study.summary import MethodSummary, summarise_methods
 
 __all__ = ["main"]
@@ -63,26 +62,14 @@ OUTPUTS = (
 
 
 def run(config: ReplayConfig) -> None:
-    """Replays, compares, writes the files and shows the table.
-
-    Args:
-        config: What to run.
-
-    Raises:
-        InputError: If the configuration or the pool cannot be used.
-    """
+    """Replays, compares, writes the files and shows the table."""
     entries = config.entries()
     pool = config.source.load()
     if config.pool != SYNTHETIC:
         config = dataclasses.replace(config, synthetic=SyntheticPoolConfig())
     notes: list[str] = []
     if config.leave_out:
-        entries, left_out = leave_out(entries, pool, config.permutations)
-        notes = [str(each) for each in left_out]
-        if not entries:
-            raise InputError(f"{config.pool}: no policy is left: {notes[0]}")
-        if config.baseline not in [entry.label for entry in entries]:
-            config = dataclasses.replace(config, baseline=None)
+        config, entries, notes = config.served(pool)
     with output_folder(Path(config.out), OUTPUTS) as folder, progress() as bar:
         task = bar.add_task("replaying", total=2 * len(entries) + 1)
         outcomes = replay_comparison(
@@ -98,17 +85,15 @@ def run(config: ReplayConfig) -> None:
             outcomes,
             baseline=config.baseline,
             show=config.show,
-            seed=config.seed,
-            level=config.level,
-            num_resamples=config.resamples,
+            options=Options(seed=config.seed, level=config.level, num_resamples=config.resamples),
             advance=lambda: bar.advance(task),
         )
         bar.update(task, description="writing")
         orders = f"{config.permutations} permutations" if config.permutations else "stored order"
+        size = f"{pool.num_problems} problems x {pool.num_samples} completions"
         table = summary_table(
             summaries,
-            title=f"{outcomes.name}: {pool.num_problems} problems x {pool.num_samples} "
-            f"completions, {orders}",
+            title=f"{outcomes.name}: {size}, {orders}",
             level=config.level,
             baseline=config.baseline,
             notes=[*answered(outcomes.unanswered), *notes],
@@ -141,13 +126,12 @@ def _write(
         save(figure, folder / "accuracy_vs_tokens")
     header = "# The configuration as it ran: python -m eval.replay --config THIS_FILE\n"
     (folder / "config.yaml").write_text(header + to_yaml(config), encoding="utf-8")
-    versions = json.dumps(_versions(pool, outcomes), indent=1)
+    versions = json.dumps(_versions(pool, outcomes.source), indent=1)
     (folder / "versions.json").write_text(versions + "\n")
 
 
-def _versions(pool: Pool, outcomes: Outcomes) -> dict[str, Any]:
+def _versions(pool: Pool, source: PoolSource | None) -> dict[str, Any]:
     packages = ("optscale-jax", "jax", "jaxlib", "tfp-nightly", "numpy", "matplotlib")
-    source = outcomes.source
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

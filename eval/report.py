@@ -30,8 +30,9 @@ from optscale_jax import Pool
 from optscale_jax.cli import command, output_folder, parse, progress, show, to_yaml
 from optscale_jax.errors import InputError
 from optscale_jax.report.tables import Table, write_csv
+from optscale_jax.study.comparison import check_problems
 from optscale_jax.study.config import ReplayConfig, ReportConfig
-from optscale_jax.study.entries import leave_out, replay_comparison
+from optscale_jax.study.entries import replay_comparison
 from optscale_jax.study.findings import Findings, find
 from optscale_jax.study.outcomes import Outcomes
 from optscale_jax.study.pools import PoolSource
@@ -58,39 +59,28 @@ OUTPUTS = (
 
 
 class Source(NamedTuple):
-    """What is reported on in one section.
-
-    Attributes:
-        outcomes: What was replayed.
-        pool: The pool, for what concerns its scores; None if it is no longer there.
-        notes: What is left out, and why.
-        folder: The section's folder.
-        ran: The configuration that was replayed here; None for a folder of eval.replay.
-    """
+    """What is reported on in one section."""
 
     outcomes: Outcomes
-    pool: Pool | None
-    notes: list[str]
-    folder: str = ""
-    ran: ReplayConfig | None = None
+    pool: Pool | None  # for what concerns its scores; None if it is no longer there
+    notes: list[str]  # what is left out, and why
+    folder: str = ""  # the section's
+    ran: ReplayConfig | None = None  # what was replayed here; None for a folder of eval.replay
 
 
 def run(config: ReportConfig) -> None:
-    """Collects, tunes, draws, writes the files and shows the table.
-
-    Args:
-        config: What to report on.
-
-    Raises:
-        InputError: If the configuration, a run or a pool cannot be used.
-    """
+    """Collects, tunes, draws, writes the files and shows the table."""
     # Matplotlib takes a second to import, which --help should not.
     from optscale_jax.report.comparison import table_of
 
-    out = Path(config.out)
-    sources = [_read_run(Path(path)) for path in config.runs]
+    out, options = Path(config.out), config.options(config.aim)
     # All are read before the first is replayed: a bad one should not cost the others' time.
+    sources = [_read_run(Path(path)) for path in config.runs]
+    for source in sources:
+        check_problems(len(source.outcomes.problem_ids), source.outcomes.name)
     pools = [(source := PoolSource(path, config.read), source.load()) for path in config.pools]
+    for source, pool in pools:
+        check_problems(pool.num_problems, source.path)
     comparison = _comparison(config) if pools else None
     with output_folder(out, OUTPUTS) as folder, progress() as bar:
         task = bar.add_task("", total=2 * len(pools) + len(sources) + 1)
@@ -101,12 +91,13 @@ def run(config: ReportConfig) -> None:
             bar.advance(task)
         sources = _named(sources, config.names)
         sections = []
-        for outcomes, pool, notes, _, _ in sources:
+        for outcomes, pool, notes, *_ in sources:
             bar.update(task, description=f"tuning on {outcomes.name}")
-            sections.append(_find(outcomes, pool, notes, config))
+            found = find(outcomes, pool, options, caps=config.n, notes=notes, laws=config.laws)
+            sections.append(found)
             bar.advance(task)
         bar.update(task, description="writing")
-        table = table_of(sections, config.options)
+        table = table_of(sections, options)
         _write(folder, sources, sections, table)
         bar.advance(task)
     for piece in table.narrowed(BENCHMARKS_ACROSS):
@@ -134,44 +125,23 @@ def _comparison(config: ReportConfig) -> ReplayConfig:
 def _replay(
     source: PoolSource, pool: Pool, comparison: ReplayConfig, config: ReportConfig
 ) -> Source:
-    permutations = 0 if pool.kind == "sequential" else config.permutations
-    ran = dataclasses.replace(
-        comparison,
-        pool=source.path,
-        permutations=permutations,
-        seed=config.seed,
-        **dataclasses.asdict(config.read),
-    )
-    entries, left_out = leave_out(ran.entries(), pool, permutations)
-    notes = [str(each) for each in left_out]
-    if not entries:
-        raise InputError(f"{source.path}: no method is left: {notes[0]}")
-    if ran.baseline not in [entry.label for entry in entries]:
-        ran = dataclasses.replace(ran, baseline=None)
+    orders = 0 if pool.kind == "sequential" else config.permutations
+    own = {"pool": source.path, "permutations": orders, "seed": config.seed}
+    asked = dataclasses.replace(comparison, **own, **dataclasses.asdict(config.read))
+    ran, entries, notes = asked.served(pool)
+    known = source.with_checksum()
     outcomes = replay_comparison(
-        pool,
-        entries,
-        source=source.with_checksum(),
-        seed=config.seed,
-        num_permutations=permutations,
+        pool, entries, source=known, seed=config.seed, num_permutations=orders
     )
     return Source(outcomes, pool, notes, ran=ran)
-
-
-def _find(
-    outcomes: Outcomes, pool: Pool | None, notes: list[str], config: ReportConfig
-) -> Findings:
-    return find(outcomes, pool, config.options, caps=config.n, notes=notes, laws=config.laws)
 
 
 def _read_run(folder: Path) -> Source:
     outcomes = Outcomes.load(folder)
     source = outcomes.source
-    if source is None:
-        return Source(outcomes, None, [])
-    changed = source.what_changed()
-    if changed is not None:
-        return Source(outcomes, None, [f"{changed}: no figures of scores"])
+    changed = source and source.what_changed()
+    if source is None or changed:
+        return Source(outcomes, None, [f"{changed}: no figures of scores"] if changed else [])
     return Source(outcomes, source.load(), [])
 
 
@@ -218,12 +188,12 @@ def _write(
     write_csv(folder / "comparison.csv", comparison_columns(found))
     write_csv(folder / "curves.csv", curve_columns(found))
     write_csv(folder / "laws.csv", law_columns(found))
-    pairs = zip(sources, found, strict=True)
-    sections = [section(each, anchor=source.folder) for source, each in pairs]
-    for source, each in zip(sources, sections, strict=True):
+    sections = []
+    for source, each in zip(sources, found, strict=True):
         own = folder / source.folder
         own.mkdir()
-        for drawing in each.drawings:
+        sections.append(section(each, anchor=source.folder))
+        for drawing in sections[-1].drawings:
             save(drawing.figure, own / drawing.name)
         if source.ran is not None:
             source.outcomes.save(own / "outcomes.npz")

@@ -363,7 +363,10 @@ def test_what_cannot_be_reported_on(tmp_path, capsys):
 
 def test_one_problem_leaves_none_to_tune_on(tmp_path, capsys):
     outcomes(problems=1).save(tmp_path / "outcomes.npz")
-    refuse(tmp_path, capsys, ["--runs", tmp_path], "num_folds must be between 2 and the 1")
+    refuse(tmp_path, capsys, ["--runs", tmp_path], "pool: it has one problem", "at least two")
+    file = tmp_path / "one.npz"
+    Pool.from_arrays(scores=np.full((1, 64), 0.5)).save(file)
+    refuse(tmp_path, capsys, ["--pools", file], f"{file}: it has one problem", "at least two")
 
 
 @dataclasses.dataclass

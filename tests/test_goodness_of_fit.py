@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from optscale_jax import Pool, PoolError, synthetic_pool
+from optscale_jax import Pool, PoolError, TruncatedNormal, synthetic_pool
 from optscale_jax.estimation import Params
 from optscale_jax.study.goodness_of_fit import calibrate, realised_alpha, verdict
 from optscale_jax.synthetic import synthetic_problems
@@ -75,7 +75,7 @@ def test_alpha_is_realised_where_the_law_is_known(s_min, alpha):
     pool = synthetic_pool(KEY, num_problems=num_problems, num_samples=64)
     truth = synthetic_problems(KEY, num_problems=num_problems)
     params = Params(truth.loc.astype(np.float32), truth.scale.astype(np.float32))
-    got = realised_alpha(pool, s_min, alpha, params=params)
+    got = realised_alpha(pool, s_min, alpha, TruncatedNormal(*params))
     assert got.checked > 50
     # N* is rounded up, so at least alpha; Monte Carlo error of means of Bernoulli(alpha) at worst.
     assert got.realised >= alpha - 4 * np.sqrt(alpha * (1 - alpha) / got.checked)
@@ -85,7 +85,7 @@ def test_realised_alpha_counts_draws_without_replacement():
     scores = np.tile(np.array([0.1, 0.2, 0.3, 0.9]), (1, 1))
     # F(0.5) = 1/2 under this law, so alpha = 0.75 needs exactly 2 samples.
     params = Params(np.array([0.5], np.float32), np.array([0.1], np.float32))
-    got = realised_alpha(Pool.from_arrays(scores=scores), 0.5, 0.74, params=params)
+    got = realised_alpha(Pool.from_arrays(scores=scores), 0.5, 0.74, TruncatedNormal(*params))
     assert got.realised == pytest.approx(1 - 3 / 4 * 2 / 3)
 
 

@@ -300,14 +300,12 @@ def test_realised_alpha_of_any_law_on_the_scores_that_it_has_not_seen():
     law = laws.with_atoms(laws.truncated_normal())
     first = np.arange(64) < 32
     params, _ = laws.fit_rows(law, scores, np.broadcast_to(first, scores.shape))
-    got = realised_alpha(pool, 1.0, 0.9, distribution=law.distribution(params), mask=~first)
+    got = realised_alpha(pool, 1.0, 0.9, law.distribution(params), mask=~first)
     assert got.checked > 50
     assert got.promised >= 0.9
     # The law's own noise costs some: 32 scores give P(X = 1) = .3 with a deviation of .08.
     assert got.realised == pytest.approx(0.9, abs=0.05)
     # A law without atoms says that a score of 1 is never reached.
     inner = law.distribution(params).distribution
-    nothing = realised_alpha(pool, 1.0, 0.9, distribution=inner)
+    nothing = realised_alpha(pool, 1.0, 0.9, inner)
     assert nothing.checked == 0
-    with pytest.raises(ValueError, match="one of them"):
-        realised_alpha(pool, 1.0, 0.9)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optscale_jax.records import TokenLedger
+from optscale_jax.study import metrics
 from optscale_jax.study.metrics import (
     bootstrap,
     known_mean,
@@ -80,28 +81,38 @@ def test_coverage_on_normal_data(level):
     assert abs(covered - expected) < 4 * np.hypot(sampling, resampling)
 
 
-@pytest.mark.parametrize(
-    ("resample_permutations", "variance"),
-    [(True, 1 / 50 + 1 / 20 + 1 / 1000), (False, 1 / 50)],
-)
-def test_two_way_variance(resample_permutations, variance):
+def test_two_way_variance():
     # v_kp = a_k + b_p with unit variances: exactly 1/P from problems and 1/K from permutations.
     def standard(size):
         ranks = scipy.stats.norm.ppf((np.arange(size) + 0.5) / size)
         return ranks / ranks.std()
 
     values = standard(20)[:, None] + standard(50)[None]
-    interval = bootstrap(
-        values,
-        key=KEY,
-        num_resamples=20_000,
-        level=0.6827,
-        resample_permutations=resample_permutations,
-    )
+    interval = bootstrap(values, key=KEY, num_resamples=20_000, level=0.6827)
     # The quantile of 20,000 draws has a relative error of about 1 %; no interaction term here.
     half_width = (interval.high - interval.low) / 2
-    expected = np.sqrt(variance - 1 / 1000 * resample_permutations)
-    np.testing.assert_allclose(half_width, expected, rtol=0.04)
+    np.testing.assert_allclose(half_width, np.sqrt(1 / 50 + 1 / 20), rtol=0.04)
+
+
+@pytest.mark.parametrize("unknown", [False, True])
+def test_resamples_in_blocks_of_bounded_memory_are_the_resamples_at_once(monkeypatch, unknown):
+    values = np.random.default_rng(5).random((2, 3, 1000))
+    if unknown:
+        values[0, :, ::7] = np.nan
+    whole = np.stack(bootstrap(values, key=KEY))
+    monkeypatch.setattr(metrics, "_WEIGHTS_AT_ONCE", 50_000)  # 48 of 2,000 resamples
+    # The same draws; a small matrix product may add up in another order.
+    np.testing.assert_allclose(np.stack(bootstrap(values, key=KEY)), whole, rtol=1e-14)
+
+
+def test_the_draws_do_not_depend_on_how_many_are_made_at_once(monkeypatch):
+    def drawn():
+        return np.concatenate(list(metrics._weights(np.random.default_rng(0), 100, 37)))
+
+    whole = drawn()
+    np.testing.assert_array_equal(whole.sum(1), 37)
+    monkeypatch.setattr(metrics, "_WEIGHTS_AT_ONCE", 37)
+    np.testing.assert_array_equal(drawn(), whole)
 
 
 def test_paired_difference_is_narrower_and_equals_bootstrap_of_the_difference():

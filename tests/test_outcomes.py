@@ -111,7 +111,7 @@ def test_ones_own_results_are_the_same_record(pool, outcomes):
         assert mine.method.label == its.method.label
         assert mine.value == its.value
         assert mine.saved == its.saved
-    summaries = summarise_methods(own, baseline="best-of-N", num_resamples=50)
+    summaries = summarise_methods(own, baseline="best-of-N", options=options)
     assert [len(s.difference["accuracy"].mean) for s in summaries] == [4, 2]
 
 

@@ -17,9 +17,16 @@ def test_folds_refuse_what_cannot_be_split(num_folds):
         folds(10, num_folds)
 
 
-@pytest.mark.parametrize("given", [{}, dict(max_tokens=1.0, max_loss=0.1)])
-def test_an_aim_is_exactly_one_thing(given):
+def test_an_aim_is_exactly_one_thing():
+    assert (Aim().loss, Aim(max_loss=0.1).loss, Aim(max_tokens=1.0).loss) == (0.01, 0.1, None)
     with pytest.raises(ValueError, match="exactly one"):
+        Aim(max_tokens=1.0, max_loss=0.1)
+
+
+@pytest.mark.parametrize("given", [{"max_tokens": 0.0}, {"max_loss": -0.1}, {"max_loss": 1.1}])
+def test_an_aim_outside_its_domain_is_refused(given):
+    (name,) = given
+    with pytest.raises(ValueError, match=f"{name} is {given[name]}; it must be"):
         Aim(**given)
 
 

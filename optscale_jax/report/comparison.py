@@ -18,8 +18,16 @@ from optscale_jax.report.figures import (
 )
 from optscale_jax.report.model_figures import calibration_panels, score_histograms
 from optscale_jax.report.page import Section
-from optscale_jax.report.tables import Cell, Column, Table, cells, interval_columns
-from optscale_jax.report.words import UNITS, answered, or_dash
+from optscale_jax.report.tables import (
+    UNITS,
+    Cell,
+    Column,
+    Table,
+    answered,
+    cells,
+    interval_columns,
+    or_dash,
+)
 from optscale_jax.study.comparison import Options, Row
 from optscale_jax.study.findings import Findings
 from optscale_jax.study.law_comparison import LawComparison
@@ -50,12 +58,7 @@ DOTS_ABOVE = 8
 def table_of(found: Sequence[Findings], options: Options) -> Table:
     """The paper's table of several pools; those of one name share their columns.
 
-    Args:
-        found: What was found over each.
-        options: How it was tuned, for the notes.
-
-    Returns:
-        The table.
+    The options say how it was tuned, for the notes.
 
     Raises:
         InputError: If pools of one name count different things.
@@ -74,9 +77,9 @@ def table_of(found: Sequence[Findings], options: Options) -> Table:
     aim, everything = options.aim, [row for each in rows.values() for row in each]
     bases = dict.fromkeys(row.baseline for row in everything if row.baseline)
     chosen = (
-        f"fewest tokens of those that lose at most {100 * aim.max_loss:g}% of the problems against "
+        f"fewest tokens of those that lose at most {100 * aim.loss:g}% of the problems against "
         f"{' or '.join(bases) or 'best-of-N'} with the same N"
-        if aim.max_loss is not None
+        if aim.loss is not None
         else f"most accurate of those that spend at most {aim.max_tokens:g}"
     )
     notes = [
@@ -117,9 +120,6 @@ def paper_table(
         rows: Benchmark to its rows.
         kinds: Benchmark to what was won and spent there.
         notes: Sentences to stand below it.
-
-    Returns:
-        The table.
     """
     nothing = (Cell(""), Cell(""))
     lines = []
@@ -152,18 +152,11 @@ def _pairs(rows: Sequence[Row], kind: ValueKind) -> dict[str, tuple[Cell, Cell]]
     found = {}
     for row in rows:
         competes = len(competing) > 1 and not row.method.oracle
-        mean = float(row.cost.mean)
+        value, cost = float(row.value.mean), float(row.cost.mean)
+        won, words = unit.interval(row.value), f"{cost:,.0f}" if cost >= 100 else f"{cost:.1f}"
         found[row.method.label] = (
-            Cell(
-                unit.interval(row.value),
-                unit.scale * float(row.value.mean),
-                competes and unit.number(row.value.mean) == best,
-            ),
-            Cell(
-                f"{mean:,.0f}" if mean >= 100 else f"{mean:.1f}",
-                mean,
-                competes and spent(row) == cheapest,
-            ),
+            Cell(won, unit.scale * value, competes and unit.number(value) == best),
+            Cell(words, cost, competes and spent(row) == cheapest),
         )
     return found
 
@@ -175,9 +168,6 @@ def comparison_columns(found: Sequence[Findings]) -> dict[str, list[Any]]:
     """The columns of comparison.csv: every row with all that was found of it."""
     pairs = [(each.outcomes, row) for each in found for row in each.rows]
     rows = [row for _, row in pairs]
-
-    def numbers(values: Sequence[float]) -> list[Any]:
-        return cells(np.array(values, float))
 
     def value(kind: ValueKind) -> dict[str, list[Any]]:
         known = [row.value if outcomes.value_kind == kind else None for outcomes, row in pairs]
@@ -198,14 +188,14 @@ def comparison_columns(found: Sequence[Findings]) -> dict[str, list[Any]]:
         **interval_columns("samples", [row.samples for row in rows]),
         **interval_columns("difference", [row.difference for row in rows]),
         "baseline": [row.baseline or "" for row in rows],
-        "saved": numbers([row.saved for row in rows]),
-        "share_of_oracle_saving": numbers([row.share_of_saving for row in rows]),
+        "saved": cells([float(row.saved) for row in rows]),
+        "share_of_oracle_saving": cells([float(row.share_of_saving) for row in rows]),
         "settings": [row.chosen_in_words() for row in rows],
         "on_test_set_setting": [row.setting_in_words(row.fit.oracle) for row in rows],
-        "on_test_set_value": numbers([row.fit.oracle_correct.mean() for row in rows]),
-        "on_test_set_cost": numbers([row.fit.oracle_tokens.mean() for row in rows]),
-        "optimism_value": numbers([row.fit.optimism_accuracy for row in rows]),
-        "optimism_cost": numbers([row.fit.optimism_tokens for row in rows]),
+        "on_test_set_value": cells([row.fit.oracle_correct.mean() for row in rows]),
+        "on_test_set_cost": cells([row.fit.oracle_tokens.mean() for row in rows]),
+        "optimism_value": cells([row.fit.optimism_accuracy for row in rows]),
+        "optimism_cost": cells([row.fit.optimism_tokens for row in rows]),
         **value(second),
     }
 
@@ -213,22 +203,16 @@ def comparison_columns(found: Sequence[Findings]) -> dict[str, list[Any]]:
 def curve_columns(found: Sequence[Findings]) -> dict[str, list[Any]]:
     """The columns of curves.csv: each method's curve in five numbers."""
     pairs = [(each.outcomes, curve) for each in found for curve in each.frontiers]
-    names = {
-        "area_under_curve": "area",
-        "area_under_curve_on_test_set": "area_peeking",
-        "cost_to_reach_baseline": "reach_cost",
-        "difference_then": "reach_difference",
-        "cost_to_reach_baseline_on_test_set": "reach_peeking",
-    }
     return {
         "pool": [outcomes.name for outcomes, _ in pairs],
         "method": [curve.label for _, curve in pairs],
         "value": [outcomes.value_kind for outcomes, _ in pairs],
         "cost": [outcomes.cost_kind for outcomes, _ in pairs],
-        **{
-            heading: cells(np.array([getattr(curve, field) for _, curve in pairs], float))
-            for heading, field in names.items()
-        },
+        "area_under_curve": cells([curve.area for _, curve in pairs]),
+        "area_under_curve_on_test_set": cells([curve.area_peeking for _, curve in pairs]),
+        "cost_to_reach_baseline": cells([curve.reach_cost for _, curve in pairs]),
+        "difference_then": cells([curve.reach_difference for _, curve in pairs]),
+        "cost_to_reach_baseline_on_test_set": cells([curve.reach_peeking for _, curve in pairs]),
     }
 
 
@@ -240,15 +224,12 @@ def law_columns(found: Sequence[Findings]) -> dict[str, list[Any]]:
         if each.fit is not None and each.fit.laws is not None
         for name, one in each.fit.laws.laws.items()
     ]
-    columns: dict[str, list[Any]] = {
+    return {
         "pool": [pool for pool, _, _ in rows],
         "law": [law for _, law, _ in rows],
+        **interval_columns("nats", [one.value for _, _, one in rows]),
+        **interval_columns("difference_from_best", [one.difference for _, _, one in rows]),
     }
-    for heading, field in (("nats", "value"), ("difference_from_best", "difference")):
-        for part, end in (("mean", ""), ("low", "_low"), ("high", "_high")):
-            values = [float(getattr(getattr(one, field), part)) for _, _, one in rows]
-            columns[f"{heading}{end}"] = cells(np.array(values, float))
-    return columns
 
 
 # The page -----------------------------------------------------------------------------------------
@@ -268,37 +249,28 @@ def settings_table(found: Findings) -> Table:
     signed = f"+.{unit.digits}f"
     rows = []
     for row in found.rows:
-        known = not np.isnan(row.difference.mean)
-        tuned = row.tuned
-        optimism = unit.scale * row.fit.optimism_accuracy
-        rows.append(
-            [
-                str(row.cap),
-                row.method.label,
-                row.chosen_in_words(("max_samples", "min_samples", "decide")) if tuned else "",
-                unit.interval(row.difference, "+") if known else "–",
-                or_dash(100 * row.saved, ".0f"),
-                or_dash(100 * row.share_of_saving, ".0f"),
-                or_dash(optimism, signed) if tuned else "",
-                or_dash(row.fit.optimism_tokens, "+,.0f") if tuned else "",
+        words = ["", "", ""]
+        if row.tuned:
+            words = [
+                row.chosen_in_words(("max_samples", "min_samples", "decide")),
+                or_dash(unit.scale * row.fit.optimism_accuracy, signed),
+                or_dash(row.fit.optimism_tokens, "+,.0f"),
             ]
-        )
+        known = not np.isnan(row.difference.mean)
+        difference = unit.interval(row.difference, "+") if known else "–"
+        saved = [or_dash(100 * share, ".0f") for share in (row.saved, row.share_of_saving)]
+        rows.append([str(row.cap), row.method.label, words[0], difference, *saved, *words[1:]])
     heads = ["N", "method", "settings chosen", f"difference, {unit.difference}"]
     heads += [f"{cost} saved, %", "share of the oracle's saving, %"]
     heads += [f"optimism, {unit.difference}", f"optimism, {cost}"]
-    return Table(
-        "Cross-fitted, and the optimism of tuning on the test set",
-        heads,
-        rows,
-        [
-            "Difference: from best-of-N (or else self-consistency) with the same N. Optimism: what "
-            "the same search on the test set claims above the cross-fitted result. A share of the "
-            "oracle's saving above 100 is possible: rules that look at what was drawn can stop "
-            "earlier than a number fixed beforehand."
-        ],
-        num_labels=3,
-        blocks=True,
+    note = (
+        "Difference: from best-of-N (or else self-consistency) with the same N. Optimism: what the "
+        "same search on the test set claims above the cross-fitted result. A share of the oracle's "
+        "saving above 100 is possible: rules that look at what was drawn can stop earlier than a "
+        "number fixed beforehand."
     )
+    title = "Cross-fitted, and the optimism of tuning on the test set"
+    return Table(title, heads, rows, [note], num_labels=3, blocks=True)
 
 
 def curve_table(found: Findings) -> Table:
@@ -320,16 +292,11 @@ def curve_table(found: Findings) -> Table:
     heads = ["method", "area under the curve" + (", %" if value == "accuracy" else "")]
     heads += ["tuned on the test set", f"{cost} to reach the deepest baseline"]
     heads += [f"difference then, {unit.difference}", "tuned on the test set"]
-    return Table(
-        "All settings and N together",
-        heads,
-        rows,
-        [
-            f"Area: mean {value} over budgets between one completion and the baseline's largest, "
-            "evenly in their logarithm; a budget below a method's cheapest setting counts as 0."
-        ],
-        num_labels=1,
+    note = (
+        f"Area: mean {value} over budgets between one completion and the baseline's largest, "
+        "evenly in their logarithm; a budget below a method's cheapest setting counts as 0."
     )
+    return Table("All settings and N together", heads, rows, [note], num_labels=1)
 
 
 def law_table(laws: LawComparison) -> Table:
@@ -339,17 +306,15 @@ def law_table(laws: LawComparison) -> Table:
         return f"{part.mean:{sign}.3f} ({part.low:{sign}.3f} to {part.high:{sign}.3f})"
 
     ranked = sorted(laws.laws.items(), key=lambda each: -float(each[1].value.mean))
-    return Table(
-        "Laws of scores on scores that they have not seen",
-        ["law", "nats a score", "difference from the best"],
-        [[name, interval(one.value), interval(one.difference, "+")] for name, one in ranked],
-        [
-            f"{laws.sentence} {laws.num_scores:,} scores of {laws.num_problems} problems, each "
-            f"judged by the probability of its cell, {laws.resolution:g} wide, under a fit to the "
-            "same problem's other scores."
-        ],
-        num_labels=1,
+    rows = [[name, interval(one.value), interval(one.difference, "+")] for name, one in ranked]
+    note = (
+        f"{laws.sentence} {laws.num_scores:,} scores of {laws.num_problems} problems, each "
+        f"judged by the probability of its cell, {laws.resolution:g} wide, under a fit to the "
+        "same problem's other scores."
     )
+    heads = ["law", "nats a score", "difference from the best"]
+    title = "Laws of scores on scores that they have not seen"
+    return Table(title, heads, rows, [note], num_labels=1)
 
 
 def sentences(found: Findings) -> list[str]:
@@ -386,50 +351,43 @@ def drawings(found: Findings) -> list[Drawing]:
     """Every figure of a pool's section."""
     figures = [_curves(found), _by_n(found)]
     figures += [_sensitivity(found, argument) for argument in found.sensitivities]
-    if found.fit is not None and found.pool is not None:
-        calibration = found.fit.calibration
-        figures += [
-            Drawing(
-                "scores",
-                score_histograms(found.pool, calibration),
-                "Scores, and the law fitted to them",
-                "All problems together, and problems spread evenly over the ranks of their mean "
-                "score.",
-            ),
-            Drawing(
-                "calibration",
-                calibration_panels(calibration, found.fit.realised),
-                "Does the law fit?",
-                f"Mean Kolmogorov-Smirnov distance {calibration.ks.mean():.3f} a problem, against "
-                f"{calibration.ks_expected:.3f} for as many scores of the law itself. Realised: "
-                "the share of problems whose best of N* scores reaches s_min, over those with "
-                "enough completions; s_min at the median and the 75th and 90th percentile of all "
-                "scores.",
-            ),
-        ]
-    return figures
+    if found.fit is None or found.pool is None:
+        return figures
+    fit, ks = found.fit.calibration, found.fit.calibration.ks.mean()
+    histograms = Drawing(
+        "scores",
+        score_histograms(found.pool, fit),
+        "Scores, and the law fitted to them",
+        "All problems together, and problems spread evenly over the ranks of their mean score.",
+    )
+    panels = Drawing(
+        "calibration",
+        calibration_panels(fit, found.fit.realised),
+        "Does the law fit?",
+        f"Mean Kolmogorov-Smirnov distance {ks:.3f} a problem, against {fit.ks_expected:.3f} for "
+        "as many scores of the law itself. Realised: the share of problems whose best of N* scores "
+        "reaches s_min, over those with enough completions; s_min at the median and the 75th and "
+        "90th percentile of all scores.",
+    )
+    return [*figures, histograms, panels]
 
 
 def _curves(found: Findings) -> Drawing:
     outcomes, level = found.outcomes, found.options.level
     value, cost = outcomes.kinds
     curves = []
-    for index, (f, method) in enumerate(zip(found.frontiers, outcomes.methods, strict=True)):
-        many = len(method.settings) > DOTS_ABOVE
-        curve = Curve(f.label, f.cost, f.value)
-        if index == 0:
-            # The problems' own spread is common to all curves; more than one band would hide them.
-            curve = curve._replace(low=f.low, high=f.high)
-        if many:
-            curve = curve._replace(others_x=f.every_cost, others_y=f.every_value)
-        curves.append(curve)
+    for f in found.frontiers:
+        # The problems' own spread is common to all curves; more than one band would hide them.
+        band = (None, None) if curves else (f.low, f.high)
+        dots = (f.every_cost, f.every_value) if len(f.every_cost) > DOTS_ABOVE else (None, None)
+        curves.append(Curve(f.label, f.cost, f.value, *band, *dots))
     return Drawing(
         "accuracy_vs_tokens",
         accuracy_against_tokens(curves, x=cost, y=value, level=level),
         f"{value.capitalize()} against {cost}",
         "Each point: the setting that is best within a budget on the other folds of the problems. "
         f"Dots: every setting, as the search on the test set sees them. Band: {level:.0%} interval "
-        f"of {curves[0].label}, over problems and orders; the differences in the table below, "
+        f"of {curves[0].label}, over problems and orders; the differences in the table above, "
         "which are paired, are known far better.",
     )
 
@@ -456,16 +414,15 @@ def _sensitivity(found: Findings, argument: str) -> Drawing:
     groups: dict[str, list[tuple[Curve, np.ndarray]]] = {}
     for part in parts:
         held = ", ".join(f"{name} = {number:g}" for name, number in part.fixed.items())
-        curve = Curve(f"N = {part.cap}", part.x, part.value)
-        if part.cap == max(p.cap for p in parts if p.label == part.label):
-            curve = curve._replace(low=part.low, high=part.high)
+        largest = part.cap == max(p.cap for p in parts if p.label == part.label)
+        band = (part.low, part.high) if largest else ()
+        curve = Curve(f"N = {part.cap}", part.x, part.value, *band)
         title = f"{part.label}, {held}" if held else part.label
         groups.setdefault(title, []).append((curve, part.cost))
+    panels = list(groups.items())
     return Drawing(
         f"sensitivity_{argument}",
-        sensitivity_panels(
-            list(groups.items()), argument=argument, y=value, cost=cost, level=level
-        ),
+        sensitivity_panels(panels, argument=argument, y=value, cost=cost, level=level),
         f"Sensitivity to {argument}",
         f"{value.capitalize()} (left) and {cost} (right) as {argument} changes and nothing else "
         f"does. Band: {level:.0%} interval at the largest N.",

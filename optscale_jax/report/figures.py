@@ -5,8 +5,9 @@ own marker besides, so that a figure survives a grey printer. Text is never belo
 printed width.
 """
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -54,48 +55,31 @@ STYLE: Any = {
     # TrueType, since some publishers refuse Type 3.
     "pdf.fonttype": 42,
 }
-_X_LABELS = {
-    "tokens": "tokens per problem",
-    "samples": "completions per problem",
-}
+_X_LABELS = {"tokens": "tokens per problem", "samples": "completions per problem"}
 _Y_LABELS = {
     "accuracy": "accuracy (% of problems)",
     "score": "mean score of the completion returned",
 }
 
 
+Cost = Literal["tokens", "samples"]
+Value = Literal["accuracy", "score"]
+
+
 class Curve(NamedTuple):
-    """One policy in a figure, arrays [S] over the settings of its curve.
+    """One policy in a figure, arrays [S] over the settings of its curve."""
 
-    Attributes:
-        label: Its name in the legend.
-        x: Mean tokens or completions per problem.
-        y: Mean accuracy, in [0, 1], or mean score.
-        low: Lower end of y's interval; None for none.
-        high: Upper end.
-        others_x: [T] the same for settings that are not on the curve, drawn as faint dots; None for
-            none.
-        others_y: [T] likewise.
-    """
-
-    label: str
-    x: np.ndarray
-    y: np.ndarray
-    low: np.ndarray | None = None
+    label: str  # its name in the legend
+    x: np.ndarray  # mean tokens or completions per problem
+    y: np.ndarray  # mean accuracy, in [0, 1], or mean score
+    low: np.ndarray | None = None  # the ends of y's interval
     high: np.ndarray | None = None
-    others_x: np.ndarray | None = None
+    others_x: np.ndarray | None = None  # [T] settings that are not on the curve: faint dots
     others_y: np.ndarray | None = None
 
 
 class Drawing(NamedTuple):
-    """A figure with its words.
-
-    Attributes:
-        name: Its file's, without a suffix.
-        figure: The figure.
-        heading: What stands above it.
-        caption: What it shows, and how to read it.
-    """
+    """A figure with its words: its file's name without a suffix, a heading, a caption."""
 
     name: str
     figure: Figure
@@ -106,8 +90,8 @@ class Drawing(NamedTuple):
 def accuracy_against_tokens(
     curves: Sequence[Curve],
     *,
-    x: Literal["tokens", "samples"] = "tokens",
-    y: Literal["accuracy", "score"] = "accuracy",
+    x: Cost = "tokens",
+    y: Value = "accuracy",
     level: float = 0.95,
     width: float = PAGE_WIDTH,
 ) -> Figure:
@@ -120,136 +104,87 @@ def accuracy_against_tokens(
         level: Coverage of the intervals, in (0, 1), for the legend.
         width: Printed width in inches.
 
-    Returns:
-        The figure; `save` writes it.
-
     Raises:
         ValueError: If there is no curve.
     """
-    if not curves:
-        raise ValueError("a figure needs at least one curve")
-    with rc_context(STYLE):
-        columns, legend = _legend_shape([curve.label for curve in curves], width, extra=2)
-        narrow = width < 5
-        figure = Figure(
-            figsize=(width, (0.68 if narrow else 0.5) * width + legend), layout="constrained"
-        )
-        axes = figure.add_subplot()
-        axes.grid(True)
-        axes.set_axisbelow(True)
+    narrow = width < 5
+    with _one_axes(curves, 0.68 if narrow else 0.5, width=width, extra=2) as (
+        figure,
+        axes,
+        handles,
+    ):
         size = 3.2 if narrow else 4.5
-        handles: list[Any] = [_draw(axes, curve, i, size) for i, curve in enumerate(curves)]
-        labels = [curve.label for curve in curves]
-        grey = "#7f7f7f"
+        for index, curve in enumerate(curves):
+            handles[curve.label] = _draw(axes, curve, index, size)
         if any(curve.low is not None for curve in curves):
-            handles.append(Patch(facecolor=grey, alpha=0.25, linewidth=0))
-            labels.append(f"{level:.0%} interval")
-        if any(curve.others_x is not None for curve in curves):
-            dots = [
-                Line2D([], [], linestyle="", marker=".", markersize=4, color=_colour(i), alpha=0.5)
-                for i, curve in enumerate(curves)
-                if curve.others_x is not None
-            ]
-            handles.append(tuple(dots))
-            labels.append("the policy's other settings")
-        scale = " (log scale)" if _log_axis(axes, curves) else ""
+            handles[f"{level:.0%} interval"] = _band()
+        dots = [
+            Line2D([], [], linestyle="", marker=".", markersize=4, color=_colour(i), alpha=0.5)
+            for i, curve in enumerate(curves)
+            if curve.others_x is not None
+        ]
+        if dots:
+            handles["the policy's other settings"] = tuple(dots)
+        parts = [part for c in curves for part in (c.x, c.others_x) if part is not None]
+        scale = " (log scale)" if _log(axes, "x", np.concatenate(parts), 1.1) else ""
         if y == "accuracy":
             _percent_y(axes)
         axes.set_xlabel(_X_LABELS[x] + scale)
         axes.set_ylabel(_Y_LABELS[y])
-        _outside_legend(figure, handles, labels, columns)
     return figure
 
 
-def tokens_against_n(
-    curves: Sequence[Curve],
-    *,
-    cost: Literal["tokens", "samples"] = "tokens",
-    width: float = PAGE_WIDTH,
-) -> Figure:
+def tokens_against_n(curves: Sequence[Curve], *, cost: Cost = "tokens") -> Figure:
     """What each method spends as its cap N rises: one curve a method, one marker an N.
 
-    Args:
-        curves: The methods; x is N, y the mean cost.
-        cost: What y is.
-        width: Printed width in inches.
-
-    Returns:
-        The figure.
+    The curves' x is N, their y the mean cost.
 
     Raises:
         ValueError: If there is no curve.
     """
-    if not curves:
-        raise ValueError("a figure needs at least one curve")
-    with rc_context(STYLE):
-        columns, legend = _legend_shape([curve.label for curve in curves], width)
-        figure = Figure(figsize=(width, 0.5 * width + legend), layout="constrained")
-        axes = figure.add_subplot()
-        axes.grid(True)
-        axes.set_axisbelow(True)
-        handles = [_draw(axes, curve, index, 4.5) for index, curve in enumerate(curves)]
+    with _one_axes(curves, 0.5) as (figure, axes, handles):
+        for index, curve in enumerate(curves):
+            handles[curve.label] = _draw(axes, curve, index, 4.5)
         axes.set_xscale("log", base=2)
-        caps = sorted({float(x) for curve in curves for x in curve.x})
-        axes.xaxis.set_major_locator(FixedLocator(caps))
+        axes.xaxis.set_major_locator(FixedLocator(_caps(curves)))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_xlabel("N: most completions per problem (log scale)")
         axes.set_ylabel(_X_LABELS[cost])
         _log_y(axes, np.concatenate([curve.y for curve in curves]))
-        _outside_legend(figure, handles, [curve.label for curve in curves], columns)
     return figure
 
 
 def differences_against_n(
-    curves: Sequence[Curve],
-    *,
-    baseline: str,
-    cost: Literal["tokens", "samples"] = "tokens",
-    level: float = 0.95,
-    width: float = PAGE_WIDTH,
+    curves: Sequence[Curve], *, baseline: str, cost: Cost = "tokens", level: float = 0.95
 ) -> Figure:
-    """What each method spends more than another one at each cap N, with intervals.
+    """What each method spends more than another one (`baseline`) at each cap N, with intervals.
 
-    Args:
-        curves: The methods; x is N, y the share spent more (negative: saved), with its interval.
-        baseline: The name of the other one.
-        cost: What is spent.
-        level: Coverage of the intervals, for the axis.
-        width: Printed width in inches.
-
-    Returns:
-        The figure.
+    The curves' x is N, their y the share spent more (negative: saved), with its interval, whose
+    coverage is the level.
 
     Raises:
         ValueError: If there is no curve, or one has no interval.
     """
-    if not curves or any(curve.low is None or curve.high is None for curve in curves):
-        raise ValueError("a figure needs at least one curve, each with its interval")
-    caps = sorted({float(x) for curve in curves for x in curve.x})
-    with rc_context(STYLE):
-        columns, legend = _legend_shape([curve.label for curve in curves], width)
-        figure = Figure(figsize=(width, 0.45 * width + legend), layout="constrained")
-        axes = figure.add_subplot()
-        axes.grid(True, axis="y")
-        axes.set_axisbelow(True)
+    with _one_axes(curves, 0.45) as (figure, axes, handles):
+        axes.grid(False, axis="x")
         axes.axhline(0, color="black", linewidth=0.6)
-        handles = []
+        caps = _caps(curves)
         for index, curve in enumerate(curves):
+            if curve.low is None or curve.high is None:
+                raise ValueError(f"{curve.label}: a difference needs its interval")
             # Beside each other, so that no interval hides another.
             places = np.searchsorted(caps, curve.x) + 0.15 * (index - (len(curves) - 1) / 2)
-            handles.append(
-                axes.errorbar(
-                    places,
-                    curve.y,
-                    yerr=[curve.y - curve.low, curve.high - curve.y],
-                    color=_colour(index),
-                    marker=MARKERS[index % len(MARKERS)],
-                    markersize=4.5,
-                    linestyle="",
-                    elinewidth=1,
-                    capsize=2,
-                )
+            handles[curve.label] = axes.errorbar(
+                places,
+                curve.y,
+                yerr=[curve.y - curve.low, curve.high - curve.y],
+                color=_colour(index),
+                marker=MARKERS[index % len(MARKERS)],
+                markersize=4.5,
+                linestyle="",
+                elinewidth=1,
+                capsize=2,
             )
         axes.set_xticks(range(len(caps)), [f"{cap:g}" for cap in caps])
         axes.set_xlim(-0.5, len(caps) - 0.5)
@@ -257,7 +192,6 @@ def differences_against_n(
         axes.set_xlabel("N: most completions per problem")
         unit = "tokens" if cost == "tokens" else "completions"
         axes.set_ylabel(f"{unit} against {baseline} (%)\n{level:.0%} intervals")
-        _outside_legend(figure, handles, [curve.label for curve in curves], columns)
     return figure
 
 
@@ -265,10 +199,9 @@ def sensitivity_panels(
     rows: Sequence[tuple[str, Sequence[tuple[Curve, np.ndarray]]]],
     *,
     argument: str,
-    y: Literal["accuracy", "score"] = "accuracy",
-    cost: Literal["tokens", "samples"] = "tokens",
+    y: Value = "accuracy",
+    cost: Cost = "tokens",
     level: float = 0.95,
-    width: float = PAGE_WIDTH,
 ) -> Figure:
     """How accuracy and tokens depend on one argument: a row of two panels for each method.
 
@@ -279,10 +212,6 @@ def sensitivity_panels(
         y: What the curves' y is.
         cost: What the cost is.
         level: Coverage of the intervals, for the legend.
-        width: Printed width in inches.
-
-    Returns:
-        The figure.
 
     Raises:
         ValueError: If there is no row.
@@ -291,12 +220,12 @@ def sensitivity_panels(
         raise ValueError("a figure needs at least one row")
     labels = list(dict.fromkeys(curve.label for _, curves in rows for curve, _ in curves))
     with rc_context(STYLE):
-        columns, legend = _legend_shape(labels, width, extra=1)
-        figure = Figure(figsize=(width, 0.34 * width * len(rows) + legend), layout="constrained")
+        columns, legend = _legend_shape(labels, PAGE_WIDTH, extra=1)
+        height = 0.34 * PAGE_WIDTH * len(rows) + legend
+        figure = Figure(figsize=(PAGE_WIDTH, height), layout="constrained")
         grid = figure.subplots(len(rows), 2, squeeze=False, sharex=True)
-        handles: dict[str, Any] = {}
-        for index, (title, curves) in enumerate(rows):
-            left, right = grid[index]
+        handles: dict[str, Any] = dict.fromkeys(labels)
+        for (title, curves), (left, right) in zip(rows, grid, strict=True):
             for curve, spent in curves:
                 colour = labels.index(curve.label)
                 handles[curve.label] = _draw(left, curve, colour, 3.6)
@@ -307,31 +236,43 @@ def sensitivity_panels(
             if y == "accuracy":
                 _percent_y(left)
             left.set_ylabel("accuracy (%)" if y == "accuracy" else "mean score")
-            _log_y(right, np.concatenate([spent for _, spent in curves]))
             right.set_ylabel(_X_LABELS[cost])
+            _log(right, "y", np.concatenate([spent for _, spent in curves]), 1.05)
             left.set_title(title, loc="left", fontsize=9)
         for axes in grid[-1]:
             axes.set_xlabel(argument)
-        shown: list[Any] = [handles[label] for label in labels]
-        shown.append(Patch(facecolor="#7f7f7f", alpha=0.25, linewidth=0))
-        _outside_legend(figure, shown, [*labels, f"{level:.0%} interval"], columns)
+        handles[f"{level:.0%} interval"] = _band()
+        _outside_legend(figure, handles, columns)
     return figure
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Writes a figure as PATH.png (300 dots per inch) and PATH.pdf, the same bytes every time.
-
-    Args:
-        figure: The figure.
-        path: Without a suffix.
-    """
+    """Writes a figure as PATH.png (300 dots per inch) and PATH.pdf, the same bytes every time."""
     path = Path(path)
     with rc_context(STYLE):
         figure.savefig(path.with_name(path.name + ".png"), dpi=300, metadata={"Software": None})
         figure.savefig(path.with_name(path.name + ".pdf"), metadata={"CreationDate": None})
 
 
-def _legend_shape(labels: Sequence[str], width: float, extra: int = 0) -> tuple[int, float]:
+@contextlib.contextmanager
+def _one_axes(
+    curves: Sequence[Curve], shape: float, *, width: float = PAGE_WIDTH, extra: int = 0
+) -> Iterator[tuple[Figure, Axes, dict[str, Any]]]:
+    """A figure's axes, of a height relative to their width, and handles by label for its legend."""
+    if not curves:
+        raise ValueError("a figure needs at least one curve")
+    with rc_context(STYLE):
+        columns, legend = _legend_shape([curve.label for curve in curves], width, extra)
+        figure = Figure(figsize=(width, shape * width + legend), layout="constrained")
+        axes = figure.add_subplot()
+        axes.grid(True)
+        axes.set_axisbelow(True)
+        handles: dict[str, Any] = {}
+        yield figure, axes, handles
+        _outside_legend(figure, handles, columns)
+
+
+def _legend_shape(labels: Sequence[str], width: float, extra: int) -> tuple[int, float]:
     """Columns of a legend, and its height in inches, for labels and `extra` entries more."""
     # As many columns as fit: 8-point text takes about a sixteenth of an inch a letter.
     longest = max(len(label) for label in labels)
@@ -339,13 +280,11 @@ def _legend_shape(labels: Sequence[str], width: float, extra: int = 0) -> tuple[
     return columns, 0.17 * -(-(len(labels) + extra) // columns)
 
 
-def _outside_legend(
-    figure: Figure, handles: Sequence[Any], labels: Sequence[str], columns: int
-) -> None:
+def _outside_legend(figure: Figure, handles: Mapping[str, Any], columns: int) -> None:
     # Outside the axes it cannot cover data.
     figure.legend(
-        handles,
-        labels,
+        list(handles.values()),
+        list(handles),
         loc="outside upper left",
         ncols=columns,
         frameon=False,
@@ -353,6 +292,15 @@ def _outside_legend(
         columnspacing=1.2,
         handler_map={tuple: HandlerTuple(ndivide=None)},
     )
+
+
+def _band() -> Patch:
+    """An interval's handle."""
+    return Patch(facecolor="#7f7f7f", alpha=0.25, linewidth=0)
+
+
+def _caps(curves: Sequence[Curve]) -> list[float]:
+    return sorted({float(x) for curve in curves for x in curve.x})
 
 
 def _percent_y(axes: Axes) -> None:
@@ -364,18 +312,25 @@ def _percent_y(axes: Axes) -> None:
 
 
 def _log_y(axes: Axes, values: np.ndarray) -> None:
-    """Makes the y axis logarithmic, with round ticks, if all values have a logarithm."""
+    if _log(axes, "y", values, 1.05):
+        axes.set_ylabel(axes.get_ylabel() + " (log scale)")
+
+
+def _log(axes: Axes, name: Literal["x", "y"], values: np.ndarray, margin: float) -> bool:
+    """Makes an axis logarithmic, with round ticks, unless a policy spends nothing: no logarithm."""
     if not np.all(values > 0):
-        return
-    axes.set_yscale("log")
+        return False
     low, high = float(values.min()), float(values.max())
-    margin = max((high / low) ** 0.05, 1.05)
+    # Some air on both sides, and a range even where all curves stand on one value.
+    margin = max((high / low) ** 0.05, margin)
     low, high = low / margin, high * margin
-    axes.set_ylim(low, high)
-    axes.yaxis.set_major_locator(FixedLocator(_log_ticks(low, high)))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-    axes.set_ylabel(axes.get_ylabel() + " (log scale)")
+    getattr(axes, f"set_{name}scale")("log")
+    getattr(axes, f"set_{name}lim")(low, high)
+    axis = getattr(axes, f"{name}axis")
+    axis.set_major_locator(FixedLocator(_log_ticks(low, high)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    return True
 
 
 def _colour(index: int) -> str:
@@ -418,36 +373,9 @@ def _draw(axes: Axes, curve: Curve, index: int, size: float) -> Line2D:
         zorder=3,
     )
     # In the legend the marker needs its line.
-    return Line2D([], [], **{k: getattr(line, f"get_{k}")() for k in _LEGEND_PROPERTIES})
-
-
-_LEGEND_PROPERTIES = (
-    "color",
-    "linestyle",
-    "marker",
-    "markersize",
-    "markeredgecolor",
-    "markeredgewidth",
-    "linewidth",
-)
-
-
-def _log_axis(axes: Axes, curves: Sequence[Curve]) -> bool:
-    """Makes the x axis logarithmic, unless a policy spends nothing, which has no logarithm."""
-    parts = [part for c in curves for part in (c.x, c.others_x) if part is not None]
-    values = np.concatenate([np.ravel(part) for part in parts])
-    if not np.all(values > 0):
-        return False
-    axes.set_xscale("log")
-    low, high = values.min(), values.max()
-    # Some air on both sides, and a range even where all curves stand on one value.
-    margin = max((high / low) ** 0.05, 1.1)
-    low, high = low / margin, high * margin
-    axes.set_xlim(low, high)
-    axes.xaxis.set_major_locator(FixedLocator(_log_ticks(low, high)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-    return True
+    names = ("color", "linestyle", "marker", "markersize")
+    names += ("markeredgecolor", "markeredgewidth", "linewidth")
+    return Line2D([], [], **{name: getattr(line, f"get_{name}")() for name in names})
 
 
 def _log_ticks(low: float, high: float) -> list[float]:

@@ -10,8 +10,7 @@ import numpy as np
 
 from optscale_jax.live.engine import FAILED, Solution, solutions_pool
 from optscale_jax.records import TokenLedger, measured
-from optscale_jax.report.tables import Table, cells, write_csv
-from optscale_jax.report.words import answered
+from optscale_jax.report.tables import Table, answered, cells, mean_of, setting_cell, write_csv
 
 __all__ = ["OUTPUTS", "live_table", "write_live_results"]
 
@@ -51,7 +50,7 @@ def _means(solutions: Sequence[Solution]) -> dict[str, float]:
 def live_table(
     solutions: Sequence[Solution], source: str, label: str, setting: str, max_samples: int
 ) -> Table:
-    """The table that the terminal shows: means over problems.
+    """The table that the terminal shows: means over problems, and why the first that failed did.
 
     Args:
         solutions: Of all problems.
@@ -59,9 +58,6 @@ def live_table(
         label: What the policy is called.
         setting: Its arguments, in words.
         max_samples: Its cap.
-
-    Returns:
-        The table, with a note for each of the first problems that failed.
     """
     means = _means(solutions)
     columns, row = ["policy", "setting"], [label, setting]
@@ -83,12 +79,8 @@ def live_table(
     notes += [f"problem {s.problem.id} failed: {s.decision.error}" for s in failed[:5]]
     if len(failed) > 5:
         notes.append(f"and {len(failed) - 5} more failed; their decisions.jsonl says why")
-    return Table(
-        title=f"{source}: {len(solutions)} problems, up to {max_samples} completions each",
-        columns=columns,
-        rows=[row],
-        notes=notes,
-    )
+    title = f"{source}: {len(solutions)} problems, up to {max_samples} completions each"
+    return Table(title, columns, [row], notes)
 
 
 def write_live_results(
@@ -106,22 +98,13 @@ def write_live_results(
             words.
         arguments: Its arguments, a column of results.csv each.
     """
-    means = _means(solutions)
-    cell = {
-        argument: "" if value is None else int(value) if isinstance(value, bool) else value
-        for argument, value in arguments.items()
-        if argument != "prior"
-    }
-    row = {**names, **cell, "permutation": 0}
+    own = {name: setting_cell(value) for name, value in arguments.items() if name != "prior"}
+    row = {**names, **own, "permutation": 0}
     columns = {heading: [value] for heading, value in row.items()}
-    columns["accuracy"] = cells([means["accuracy"]])
-    for metric in ("samples", "tokens", "score"):
-        columns[f"mean_{metric}"] = cells([means[metric]])
-    for entry in (*LEDGER, "total"):
-        columns[f"mean_{entry}_tokens"] = cells([means[f"{entry}_tokens"]])
+    columns |= {mean_of(name): cells([mean]) for name, mean in _means(solutions).items()}
     write_csv(folder / "results.csv", columns)
 
-    values, count = _per_problem(solutions), len(solutions)
+    count = len(solutions)
     selected = np.array([s.decision.selected_index for s in solutions])
     write_csv(
         folder / "per_problem.csv",
@@ -133,7 +116,9 @@ def write_live_results(
             "n_samples": [s.decision.num_samples for s in solutions],
             "tokens": ["" if s.decision.tokens < 0 else s.decision.tokens for s in solutions],
             "selected_index": cells(selected, unknown=selected < 0),
-            "correct": ["" if v == "" else int(v) for v in cells(values["accuracy"])],
+            "correct": [
+                "" if v == "" else int(v) for v in cells(_per_problem(solutions)["accuracy"])
+            ],
             "stop_reason": [s.decision.stop_reason for s in solutions],
         },
     )

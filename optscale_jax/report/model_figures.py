@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 from matplotlib import rc_context
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from optscale_jax.distributions import TruncatedNormal
@@ -18,21 +17,11 @@ __all__ = ["calibration_panels", "score_histograms"]
 _BLUE, _RED, _GREY = COLOURS[0], COLOURS[1], "#bdbdbd"
 
 
-def score_histograms(
-    pool: Pool, calibration: Calibration, *, num_problems: int = 7, width: float = PAGE_WIDTH
-) -> Figure:
+def score_histograms(pool: Pool, calibration: Calibration, *, num_problems: int = 7) -> Figure:
     """Histograms of scores with the fitted law: all problems together, and some one by one.
 
-    The problems shown are spread evenly over the ranks of their mean score.
-
-    Args:
-        pool: P problems with scores.
-        calibration: Of this pool.
-        num_problems: Problems to show, at most.
-        width: Printed width in inches.
-
-    Returns:
-        The figure.
+    The problems shown, at most `num_problems`, are spread evenly over the ranks of their mean
+    score; the calibration is this pool's.
     """
     assert pool.scores is not None  # calibrate refuses such a pool
     scores = [row[mask] for row, mask in zip(pool.scores, pool.mask, strict=True)]
@@ -47,7 +36,7 @@ def score_histograms(
     mass = np.diff(np.asarray(TruncatedNormal(loc, scale).cdf(jnp.asarray(bins))), axis=1)
     weights = pool.samples_per_problem / pool.samples_per_problem.sum()
     with rc_context(STYLE):
-        figure = Figure(figsize=(width, 1.35 * rows + 0.55), layout="constrained")
+        figure = Figure(figsize=(PAGE_WIDTH, 1.35 * rows + 0.55), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
         panels: list[tuple[str, np.ndarray, np.ndarray]] = [
             ("all problems", np.concatenate(scores), weights @ mass)
@@ -70,35 +59,22 @@ def score_histograms(
             grid.flat[last].tick_params(labelbottom=True)
         for row in grid:
             row[0].set_ylabel("% of completions")
-        figure.legend(
-            *grid.flat[0].get_legend_handles_labels(),
-            loc="outside upper left",
-            ncols=2,
-            frameon=False,
-        )
+        labelled = grid.flat[0].get_legend_handles_labels()
+        figure.legend(*labelled, loc="outside upper left", ncols=2, frameon=False)
     return figure
 
 
 def calibration_panels(
     calibration: Calibration,
     realised: Sequence[tuple[float, Sequence[Realised]]],
-    *,
-    width: float = PAGE_WIDTH,
 ) -> Figure:
     """PIT histogram, QQ plot, and claimed against realised alpha.
 
-    Args:
-        calibration: Of a pool.
-        realised: An s_min, and what was claimed and realised with it for several alpha; any number
-            of them.
-        width: Printed width in inches.
-
-    Returns:
-        The figure.
+    For any number of s_min, with what was claimed and realised with it for several alpha.
     """
     known = np.sort(calibration.pit[~np.isnan(calibration.pit)])
     with rc_context(STYLE):
-        figure = Figure(figsize=(width, 0.42 * width), layout="constrained")
+        figure = Figure(figsize=(PAGE_WIDTH, 0.42 * PAGE_WIDTH), layout="constrained")
         left, middle, right = figure.subplots(1, 3)
         bins = np.linspace(0, 1, 21)
         left.stairs(np.histogram(known, bins)[0] / known.size, bins, fill=True, color=_GREY)
@@ -139,18 +115,10 @@ def calibration_panels(
         right.set_title("α, claimed and realised", fontsize=9, loc="left")
         for axes, ends in ((middle, (0.0, 1.0)), (right, (low, 1.0))):
             axes.plot(ends, ends, color="black", linewidth=0.8, linestyle="--", zorder=1)
-            _square(axes)
+            axes.set_aspect("equal", adjustable="box")
+            axes.grid(True)
+            axes.set_axisbelow(True)
         if right.get_legend_handles_labels()[0]:
-            figure.legend(
-                *right.get_legend_handles_labels(),
-                loc="outside upper right",
-                ncols=4,
-                frameon=False,
-            )
+            labelled = right.get_legend_handles_labels()
+            figure.legend(*labelled, loc="outside upper right", ncols=4, frameon=False)
     return figure
-
-
-def _square(axes: Axes) -> None:
-    axes.set_aspect("equal", adjustable="box")
-    axes.grid(True)
-    axes.set_axisbelow(True)

@@ -19,34 +19,17 @@ __all__ = ["Section", "page"]
 
 
 class Section(NamedTuple):
-    """What a page says of one pool.
-
-    Attributes:
-        found: What was found over it.
-        anchor: What links to the section end with.
-        sentences: What is found, in words.
-        tables: Tables with their notes.
-        drawings: Figures.
-    """
+    """What a page says of one pool."""
 
     found: Findings
-    anchor: str
-    sentences: Sequence[str]
+    anchor: str  # what links to the section end with
+    sentences: Sequence[str]  # what is found, in words
     tables: Sequence[Table]
     drawings: Sequence[Drawing]
 
 
 def page(title: str, table: Table, sections: Sequence[Section]) -> str:
-    """A whole page, in HTML.
-
-    Args:
-        title: Its heading.
-        table: What it begins with.
-        sections: One for each pool.
-
-    Returns:
-        HTML that needs no other file.
-    """
+    """A whole page, in HTML that needs no other file: a heading, a table, and a section a pool."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("optscale_jax.report", ""),
         autoescape=True,

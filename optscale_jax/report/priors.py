@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from optscale_jax.report.tables import Table, cells, interval_columns
-from optscale_jax.report.words import UNITS, answered
+from optscale_jax.report.tables import UNITS, Table, answered, cells, interval_columns
 from optscale_jax.study.comparison import Frontier, Options, Row
 from optscale_jax.study.outcomes import Outcomes
 from optscale_jax.study.prior_value import Against, Worth
@@ -23,7 +22,7 @@ def prior_table(
     plain: str,
     notes: Sequence[str] = (),
 ) -> Table:
-    """Every rule at every N, beside best-of-N and beside the rule without a prior.
+    """Every rule at every N, beside best-of-N and beside the rule without a prior (`plain`).
 
     Args:
         outcomes: What was replayed.
@@ -32,27 +31,22 @@ def prior_table(
         options: How it was tuned, for the notes.
         plain: Label of the rule without a prior.
         notes: Further sentences to stand below.
-
-    Returns:
-        The table.
     """
     value, cost = outcomes.kinds
     unit = UNITS[value]
     percent = UNITS["accuracy"]  # of costs, which are shares too
-    lines = []
-    for row, pair in zip(rows, pairs, strict=True):
-        lines.append(
-            [
-                f"N = {row.cap}",
-                row.method.label,
-                f"{unit.number(row.value.mean):.{unit.digits}f}",
-                unit.ends(row.difference),
-                f"{float(row.cost.mean):,.{0 if cost == 'tokens' else 1}f}",
-                f"{100 * row.saved:.1f}",
-                "" if pair is None else percent.ends(pair.cost),
-                "" if pair is None else unit.ends(pair.value),
-            ]
-        )
+    lines = [
+        [
+            f"N = {row.cap}",
+            row.method.label,
+            f"{unit.number(row.value.mean):.{unit.digits}f}",
+            unit.ends(row.difference),
+            f"{float(row.cost.mean):,.{0 if cost == 'tokens' else 1}f}",
+            f"{100 * row.saved:.1f}",
+            *(["", ""] if pair is None else [percent.ends(pair.cost), unit.ends(pair.value)]),
+        ]
+        for row, pair in zip(rows, pairs, strict=True)
+    ]
     heads = ["N", "prior", unit.heading, "against best-of-N", cost, "saved, %"]
     heads += [f"{cost} against {plain}, %", f"{value} against {plain}"]
     return Table(
@@ -61,7 +55,7 @@ def prior_table(
         rows=lines,
         notes=[
             f"Settings chosen on the other folds of the problems ({options.num_folds}-fold "
-            f"cross-fitting): fewest {cost} of those that lose at most {options.aim.max_loss:.2%} "
+            f"cross-fitting): fewest {cost} of those that lose at most {options.aim.loss:.2%} "
             "against best-of-N.",
             f"Differences ({unit.difference}, or % of {cost}) with their paired "
             f"{options.level:.0%} intervals over problems and orders. The predictor's own tokens "
@@ -112,17 +106,8 @@ def prior_curves(
 ) -> Iterator[tuple[str, Any]]:
     """The figures, with their names: what is saved at each N, and accuracy against tokens.
 
-    Args:
-        outcomes: What was replayed.
-        rows: The comparison.
-        pairs: [rows] what each is above the rule without a prior.
-        curves: Every method's curve.
-        options: How means were estimated.
-        plain: Label of the rule without a prior.
-        priors: Labels of the rules with one.
-
-    Yields:
-        Name and figure.
+    As for `prior_table`; `curves` are every method's, and `priors` the labels of the rules with
+    one.
     """
     from optscale_jax.report.figures import Curve, accuracy_against_tokens, differences_against_n
 
@@ -132,13 +117,8 @@ def prior_curves(
         if pair is not None and row.method.label in priors:
             point = (row.cap, *(float(part) for part in pair.cost))
             points.setdefault(row.method.label, []).append(point)
+    level = options.level
     shown = [Curve(label, *np.array(each, float).T) for label, each in points.items()]
-    yield (
-        "saving",
-        differences_against_n(shown, baseline=plain, cost=cost, level=options.level),
-    )
+    yield "saving", differences_against_n(shown, baseline=plain, cost=cost, level=level)
     against = [Curve(f.label, f.cost, f.value) for f in curves]
-    yield (
-        "accuracy_vs_tokens",
-        accuracy_against_tokens(against, x=cost, y=value, level=options.level),
-    )
+    yield "accuracy_vs_tokens", accuracy_against_tokens(against, x=cost, y=value, level=level)

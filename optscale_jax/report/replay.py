@@ -4,13 +4,12 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from optscale_jax.policies import StopReason
-from optscale_jax.report.tables import Table, cells, write_rows
-from optscale_jax.report.words import UNITS, Unit
+from optscale_jax.report.tables import UNITS, Table, cells, mean_of, setting_cell, write_rows
 from optscale_jax.study.metrics import Interval, known_mean
 from optscale_jax.study.outcomes import METRICS, CostKind, Method, Outcomes, ValueKind
 from optscale_jax.study.registry import PolicyConfig, PriorConfig
@@ -29,29 +28,11 @@ _PER_PROBLEM = ("policy", "setting", "permutation", "problem_id")
 _PER_PROBLEM += ("n_samples", "tokens", "selected_index", "correct", "stop_reason")
 
 
-class _Kinds(NamedTuple):
-    """What of a summary is known, and what stands for what is not."""
-
-    known: Sequence[str]
-    value: ValueKind
-    cost: CostKind
-
-    @property
-    def unit(self) -> Unit:
-        return UNITS[self.value]
-
-
-def _kinds(summaries: Sequence[MethodSummary]) -> _Kinds:
+def _kinds(summaries: Sequence[MethodSummary]) -> tuple[Sequence[str], ValueKind, CostKind]:
+    """The metrics that are known, and what counts as won and as spent."""
     known = known_metrics(summaries)
-    return _Kinds(
-        known,
-        "accuracy" if "accuracy" in known else "score",
-        "tokens" if "tokens" in known else "samples",
-    )
-
-
-def _at(interval: Interval, index: int) -> Interval:
-    return Interval(*(part[index] for part in interval))
+    value = "accuracy" if "accuracy" in known else "score"
+    return known, value, "tokens" if "tokens" in known else "samples"
 
 
 # For people ---------------------------------------------------------------------------------------
@@ -73,36 +54,31 @@ def summary_table(
         level: Coverage of the intervals.
         baseline: Label of the method that differences are from; None without.
         notes: What is left out, and why.
-
-    Returns:
-        The table.
     """
-    kinds = _kinds(summaries)
+    known, value, cost = _kinds(summaries)
+    unit = UNITS[value]
     columns: dict[str, Callable[[MethodSummary, int], str]] = {}
-
-    def interval(which: str, sign: str) -> Callable[[MethodSummary, int], str]:
-        return lambda s, i: kinds.unit.interval(_at(getattr(s, which)[kinds.value], i), sign)
 
     def mean(metric: str, form: str) -> Callable[[MethodSummary, int], str]:
         return lambda s, i: format(s.value[metric].mean[i], form)
 
-    if kinds.value in kinds.known:
-        columns[kinds.unit.heading] = interval("value", "")
+    if value in known:
+        columns[unit.heading] = lambda s, i: unit.interval(s.value[value].at(i))
         if baseline is not None:
-            columns["difference"] = interval("difference", "+")
+            columns["difference"] = lambda s, i: unit.interval(s.difference[value].at(i), "+")
     columns["samples"] = mean("samples", ".1f")
-    if kinds.cost == "tokens":
+    if cost == "tokens":
         columns["tokens"] = mean("tokens", ",.0f")
     if baseline is not None:
-        columns["saved, %"] = lambda s, i: _saved(s, kinds.cost, i)
-    if kinds.value == "accuracy" and "score" in kinds.known:
+        columns["saved, %"] = lambda s, i: _saved(s, cost, i)
+    if value == "accuracy" and "score" in known:
         columns["score"] = mean("score", ".3f")
 
     below = [*notes, *(note for s in summaries for note in _in_common(s))]
     below.append(f"±: half the width of the {level:.0%} interval; its ends: summary.csv")
     if baseline is not None:
         below.append(
-            f"difference, and {kinds.cost} saved: against {baseline} with the same cap on samples "
+            f"difference, and {cost} saved: against {baseline} with the same cap on samples "
             "if there is one, else with its largest"
         )
     rows = [
@@ -144,20 +120,20 @@ def summary_curves(summaries: Sequence[MethodSummary], level: float) -> Any:
     # Matplotlib takes a second to import, which --help should not.
     from optscale_jax.report.figures import Curve, accuracy_against_tokens
 
-    kinds = _kinds(summaries)
-    if kinds.value not in kinds.known:
+    known, value, cost = _kinds(summaries)
+    if value not in known:
         return None
     curves = []
     for s in summaries:
-        y, x = s.value[kinds.value], s.value[kinds.cost].mean
+        y, x = s.value[value], s.value[cost].mean
         shown = s.shown.settings
         others = np.setdiff1d(np.arange(len(x)), shown)
-        at = "".join(f", {name} = {value}" for name, value in s.shown.fixed.items())
+        at = "".join(f", {name} = {held}" for name, held in s.shown.fixed.items())
         curve = Curve(s.method.label + at, x[shown], *(part[shown] for part in y))
         if len(others):
             curve = curve._replace(others_x=x[others], others_y=y.mean[others])
         curves.append(curve)
-    return accuracy_against_tokens(curves, x=kinds.cost, y=kinds.value, level=level)
+    return accuracy_against_tokens(curves, x=cost, y=value, level=level)
 
 
 # CSV ----------------------------------------------------------------------------------------------
@@ -187,13 +163,9 @@ def _setting_columns(methods: Sequence[Method], repeats: int) -> dict[str, list[
             for field in dataclasses.fields(PriorConfig)
         }
     return {
-        name: [cell for value in values for cell in [_cell(value)] * repeats]
+        name: [cell for value in values for cell in [setting_cell(value)] * repeats]
         for name, values in columns.items()
     }
-
-
-def _cell(value: Any) -> Any:
-    return "" if value is None else int(value) if isinstance(value, bool) else value
 
 
 def result_columns(outcomes: Outcomes) -> dict[str, list[Any]]:
@@ -203,12 +175,8 @@ def result_columns(outcomes: Outcomes) -> dict[str, list[Any]]:
     columns["permutation"] = numbers.tolist() * sum(len(m.settings) for m in outcomes.methods)
     for metric in METRICS:
         means = [known_mean(method.metric(metric)) for method in outcomes.methods]
-        columns[_mean_of(metric)] = cells(np.concatenate(means))
+        columns[mean_of(metric)] = cells(np.concatenate(means))
     return columns
-
-
-def _mean_of(metric: str) -> str:
-    return metric if metric == "accuracy" else f"mean_{metric}"
 
 
 def summary_columns(
@@ -223,10 +191,7 @@ def summary_columns(
             columns[name + suffix] = cells(np.concatenate([getattr(i, part) for i in intervals]))
 
     for metric in METRICS:
-        add(
-            _mean_of(metric),
-            [s.value[metric] for s in summaries],
-        )
+        add(mean_of(metric), [s.value[metric] for s in summaries])
         if base is not None:
             add(f"{metric}_difference", [s.difference[metric] for s in summaries])
     if base is not None:
@@ -236,12 +201,7 @@ def summary_columns(
 
 
 def write_per_problem(path: Path, outcomes: Outcomes) -> None:
-    """Writes per_problem.csv: a row for each setting, permutation and problem.
-
-    Args:
-        path: The file, replaced if it exists.
-        outcomes: What was replayed.
-    """
+    """Writes per_problem.csv, a row for each setting, permutation and problem."""
     permutation = np.repeat(outcomes.permutation_numbers, len(outcomes.problem_ids)).tolist()
     problems = outcomes.problem_ids.tolist() * outcomes.num_permutations
     reasons = np.array([reason.name.lower() for reason in sorted(StopReason)], object)
@@ -250,20 +210,16 @@ def write_per_problem(path: Path, outcomes: Outcomes) -> None:
         for method in outcomes.methods:
             for index in range(len(method.settings)):
                 selected, tokens = method.selected_index[index], method.tokens[index]
-                correct = method.correct
-                write_rows(
-                    file,
-                    [
-                        itertools.repeat(method.name, len(problems)),
-                        itertools.repeat(method.describe(index), len(problems)),
-                        permutation,
-                        problems,
-                        cells(method.num_samples[index]),
-                        cells(tokens, unknown=tokens < 0),
-                        cells(selected, unknown=selected < 0),
-                        itertools.repeat("", len(problems))
-                        if correct is None
-                        else cells(correct[index]),
-                        reasons[method.stop_reason[index]].ravel().tolist(),
-                    ],
-                )
+                unknown = itertools.repeat("", len(problems))
+                columns = [
+                    itertools.repeat(method.name, len(problems)),
+                    itertools.repeat(method.describe(index), len(problems)),
+                    permutation,
+                    problems,
+                    cells(method.num_samples[index]),
+                    cells(tokens, unknown=tokens < 0),
+                    cells(selected, unknown=selected < 0),
+                    unknown if method.correct is None else cells(method.correct[index]),
+                    reasons[method.stop_reason[index]].ravel().tolist(),
+                ]
+                write_rows(file, columns)

@@ -6,7 +6,7 @@ import io
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich import box
@@ -14,45 +14,40 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from optscale_jax.study.metrics import Interval
+from optscale_jax.study.outcomes import ValueKind
 
 __all__ = [
+    "UNITS",
     "Cell",
     "Column",
     "Table",
+    "Unit",
+    "answered",
     "cells",
     "interval_columns",
     "latex",
+    "mean_of",
+    "or_dash",
+    "setting_cell",
     "write_csv",
     "write_rows",
 ]
 
 
 class Cell(NamedTuple):
-    """A number in words.
+    """A number in words."""
 
-    Attributes:
-        text: What is shown; "" where nothing is known.
-        number: The number itself, for CSV; NaN where it is not known, None for a text.
-        best: Whether it is the best of its rows, and stands in bold.
-    """
-
-    text: str
-    number: float | None = None
-    best: bool = False
+    text: str  # what is shown; "" where nothing is known
+    number: float | None = None  # for CSV; NaN where it is not known, None for a text
+    best: bool = False  # of its rows: it stands in bold
 
 
 class Column(NamedTuple):
-    """A column.
+    """A column."""
 
-    Attributes:
-        heading: What stands above it, with its unit.
-        group: A heading over neighbouring columns of the same group; "" for none.
-        text: Whether it holds text, and not numbers.
-    """
-
-    heading: str
-    group: str = ""
-    text: bool = False
+    heading: str  # what stands above it, with its unit
+    group: str = ""  # a heading over neighbouring columns of the same group; "" for none
+    text: bool = False  # whether it holds text, and not numbers
 
     @property
     def name(self) -> str:
@@ -174,28 +169,17 @@ class Table:
 
     def to_csv(self) -> str:
         """Numbers in full; a column `best` beside each says which are the best of their rows."""
-        lines = self.lines
-        numbers = [
-            any(row.cells[i].number is not None for row in lines) for i in range(len(self.heads))
-        ]
+        columns: list[list[Any]] = []
+        by_column = zip(*(row for _, row in self.lines), strict=True)
+        for head, column in zip(self.heads, by_column, strict=True):
+            if all(cell.number is None for cell in column):
+                columns.append([head.name, *(cell.text for cell in column)])
+                continue
+            numbers = np.array([np.nan if c.number is None else c.number for c in column], float)
+            best = cells([cell.best for cell in column], unknown=np.isnan(numbers))
+            columns += [[head.name, *cells(numbers)], [f"{head.name}, best", *best]]
         file = io.StringIO()
-        writer = csv.writer(file, lineterminator="\n")
-        pairs = zip(self.heads, numbers, strict=True)
-        writer.writerow(
-            head
-            for column, number in pairs
-            for head in ((column.name, f"{column.name}, best") if number else (column.name,))
-        )
-        for _, row in lines:
-            values: list[Any] = []
-            for cell, number in zip(row, numbers, strict=True):
-                if not number:
-                    values.append(cell.text)
-                elif cell.number is None or np.isnan(cell.number):
-                    values += ["", ""]
-                else:
-                    values += [repr(float(cell.number)), int(cell.best)]
-            writer.writerow(values)
+        write_rows(file, columns)
         return file.getvalue()
 
     def to_latex(self) -> str:
@@ -246,40 +230,21 @@ class Table:
         return "\n".join(parts) + "\n"
 
 
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "⁰": "$^0$",
-    "ᵗ": "$^t$",
-    "α": r"$\alpha$",
-    "≥": r"$\ge$",
-    "–": "--",
-}
+_LATEX = {character: rf"\{character}" for character in "&%$#_{}"}
+_LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX |= {"±": r"$\pm$", "⁰": "$^0$", "ᵗ": "$^t$", "α": r"$\alpha$", "≥": r"$\ge$", "–": "--"}
 
 
 def latex(text: str) -> str:
     """Text for LaTeX, its special characters escaped."""
-    return "".join(_LATEX.get(character, character) for character in text)
+    return text.translate(str.maketrans(_LATEX))
 
 
 def cells(values: Any, unknown: Any = None) -> list[Any]:
-    """An array as cells of a CSV file, flattened; "" where a value is not known.
+    """An array as cells of a CSV file, flattened: Python numbers, and "" where one is not known.
 
-    Args:
-        values: Any shape. Booleans become 1 and 0; NaN is unknown.
-        unknown: Boolean array of the same shape: further places that are unknown.
-
-    Returns:
-        Python numbers and empty strings.
+    NaN is unknown, and so is each place where `unknown`, of the same shape, is true. Booleans
+    become 1 and 0.
     """
     array = np.asarray(values).ravel()
     if array.dtype == bool:
@@ -291,6 +256,16 @@ def cells(values: Any, unknown: Any = None) -> list[Any]:
     return np.where(hidden, "", array.astype(object)).tolist() if hidden.any() else array.tolist()
 
 
+def setting_cell(value: Any) -> Any:
+    """A policy's argument as a cell of a CSV file."""
+    return "" if value is None else int(value) if isinstance(value, bool) else value
+
+
+def mean_of(metric: str) -> str:
+    """The heading of a metric's means."""
+    return metric if metric == "accuracy" else f"mean_{metric}"
+
+
 def interval_columns(name: str, intervals: Sequence[Interval | None]) -> dict[str, list[Any]]:
     """Three columns of a CSV file, with the ends of intervals beside their means."""
     parts = {
@@ -300,21 +275,89 @@ def interval_columns(name: str, intervals: Sequence[Interval | None]) -> dict[st
     return {heading: cells(np.array(values, float)) for heading, values in parts.items()}
 
 
-def write_rows(file: IO[str], columns: Sequence[Iterable[Any]]) -> None:
+def write_rows(file: io.TextIOBase, columns: Iterable[Iterable[Any]]) -> None:
     """Writes columns of equal length to an open CSV file, in C."""
     csv.writer(file, lineterminator="\n").writerows(zip(*columns, strict=True))
 
 
 def write_csv(path: str | os.PathLike[str], columns: Mapping[str, Iterable[Any]]) -> None:
-    """Writes a CSV file, UTF-8, with a line of headings.
+    """Writes a CSV file, UTF-8, with a line of headings, in place of what is there.
 
-    Args:
-        path: The file, replaced if it exists.
-        columns: Heading to cells, the same number for each; an empty string is an unknown value.
+    Each heading has its cells, the same number for each; an empty string is an unknown value.
 
     Raises:
         ValueError: If the columns have different lengths.
     """
     with open(path, "w", encoding="utf-8", newline="") as file:
         write_rows(file, [[name] for name in columns])
-        write_rows(file, list(columns.values()))
+        write_rows(file, columns.values())
+
+
+# Numbers in words ---------------------------------------------------------------------------------
+
+
+class Unit(NamedTuple):
+    """How what was won is written."""
+
+    heading: str  # of a column of it
+    difference: str  # what differences are in
+    scale: int  # what a number is multiplied with
+    digits: int  # after the point
+    sentence: str  # a value's form in a sentence
+    difference_sentence: str  # a difference's
+
+    def number(self, value: Any) -> float:
+        """A value as it is shown."""
+        # Adding 0 makes a rounded -0.0 positive.
+        return round(self.scale * float(value), self.digits) + 0.0
+
+    def interval(self, interval: Interval, sign: str = "") -> str:
+        """A mean with half the width of its interval."""
+        half = self.scale * (float(interval.high) - float(interval.low)) / 2
+        return f"{self.number(interval.mean):{sign}.{self.digits}f} ±{half:.{self.digits}f}"
+
+    def ends(self, interval: Interval) -> str:
+        """A difference with the ends of its interval."""
+        mean, low, high = (f"{self.scale * float(part):+.{self.digits}f}" for part in interval)
+        return f"{mean} [{low}, {high}]"
+
+    def value(self, value: Any) -> str:
+        """A value in a sentence."""
+        return self.sentence.format(float(value))
+
+    def difference_of(self, value: Any) -> str:
+        """A difference in a sentence."""
+        return self.difference_sentence.format(self.scale * float(value))
+
+
+UNITS: dict[ValueKind, Unit] = {
+    "accuracy": Unit("accuracy, %", "points", 100, 1, "{:.1%}", "{:+.1f} points"),
+    "score": Unit("score", "score", 1, 3, "score {:.3f}", "{:+.3f}"),
+}
+"""How each of the kinds of value is written."""
+
+
+def answered(unanswered: tuple[int, int] | None) -> list[str]:
+    """Says how many completions have no answer, and warns where most have none.
+
+    Args:
+        unanswered: How many have none, and of how many; None: not known.
+
+    Returns:
+        A note for below a table; none where it is not known.
+    """
+    if not unanswered or not unanswered[1]:
+        return []
+    none, count = unanswered
+    note = f"{none:,} of {count:,} completions have no answer"
+    if 2 * none > count:
+        note = (
+            f"WARNING: {note}, so the figures say more about how answers are read than about the "
+            "completions; see --extract (auto, boxed, last_number, module:function) and look at one"
+        )
+    return [note]
+
+
+def or_dash(value: float, form: str) -> str:
+    """A number, or – where it is not known."""
+    return "–" if np.isnan(value) else format(value, form)

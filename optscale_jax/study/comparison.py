@@ -7,13 +7,14 @@ would have claimed; its accuracy at every budget; and how much of an oracle's sa
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from optscale_jax.errors import InputError
 from optscale_jax.study.estimates import area_under_curve, share_of_saving, tokens_to_reach
-from optscale_jax.study.metrics import Interval, bootstrap
+from optscale_jax.study.metrics import Comparison, Interval, bootstrap, paired_intervals
 from optscale_jax.study.outcomes import Method, Outcomes
 from optscale_jax.study.tuning import Aim, CrossFit, cross_fit
 
@@ -22,6 +23,7 @@ __all__ = [
     "Options",
     "Row",
     "Sensitivity",
+    "check_problems",
     "compare",
     "frontiers",
     "sensitivity",
@@ -40,33 +42,44 @@ class Options:
       num_resamples: bootstrap resamples.
     """
 
-    aim: Aim = dataclasses.field(default_factory=lambda: Aim(max_loss=0.01))
+    aim: Aim = dataclasses.field(default_factory=Aim)
     num_folds: int = 5
     seed: int = 0
     level: float = 0.95
     num_resamples: int = 2000
 
+    @property
+    def _resampling(self) -> dict[str, Any]:
+        # A key apart from the orders'; one for all, so that intervals are paired.
+        key = jax.random.key(self.seed + 1)
+        return {"key": key, "num_resamples": self.num_resamples, "level": self.level}
+
     def interval(self, values: np.ndarray) -> Interval:
         """Bootstrap interval over problems and permutations of values [..., K, P]."""
-        return bootstrap(
-            values,
-            # Apart from the orders' key; one for all, so that intervals are paired.
-            key=jax.random.key(self.seed + 1),
-            num_resamples=self.num_resamples,
-            level=self.level,
-        )
+        return bootstrap(values, **self._resampling)
+
+    def paired(self, values: Mapping[str, np.ndarray], baseline: str) -> dict[str, Comparison]:
+        """`metrics.paired_intervals` with these resamples."""
+        return paired_intervals(values, baseline=baseline, **self._resampling)
 
     def cross_fit(
         self, value: np.ndarray, cost: np.ndarray, baseline: np.ndarray, aim: Aim | None = None
     ) -> CrossFit:
         """`tuning.cross_fit` with these folds; `aim` in place of this aim if it is given."""
-        return cross_fit(
-            value,
-            cost,
-            baseline,
-            aim or self.aim,
-            num_folds=min(self.num_folds, value.shape[-1]),
-            seed=self.seed,
+        folds = min(self.num_folds, value.shape[-1])
+        return cross_fit(value, cost, baseline, aim or self.aim, num_folds=folds, seed=self.seed)
+
+
+def check_problems(count: int, where: str) -> None:
+    """Refuses a pool that cannot be tuned on, before the work on it.
+
+    Raises:
+      InputError: there is one problem only.
+    """
+    if count < 2:
+        raise InputError(
+            f"{where}: it has one problem; settings are tuned on other problems than those that "
+            "they are scored on, so give a pool of at least two"
         )
 
 
@@ -129,15 +142,14 @@ def compare(
       A row for each N and method that has settings there, N by N.
 
     Raises:
-      ValueError: there is one problem only, which leaves none to tune on.
+      InputError: there is one problem only, which leaves none to tune on.
     """
-    options = options or Options()
+    check_problems(len(outcomes.problem_ids), outcomes.name)
     caps = outcomes.caps if caps is None else caps
-    return [row for cap in caps for row in _rows_at(outcomes, int(cap), options)]
+    return [row for cap in caps for row in _rows_at(outcomes, int(cap), options or Options())]
 
 
 def _rows_at(outcomes: Outcomes, cap: int, options: Options) -> list[Row]:
-    """The rows of one N."""
     base = outcomes.baseline(cap)
     found = [(m, at) for m in outcomes.methods if (at := m.at(cap)).size]
     if not found:
@@ -147,71 +159,52 @@ def _rows_at(outcomes: Outcomes, cap: int, options: Options) -> list[Row]:
         value, cost = outcomes.value(method)[at], outcomes.cost(method)[at]
         fit = options.cross_fit(value, cost, value[-1] if base is None else base[1])
         fits.append(fit)
-        problem = np.arange(value.shape[-1])
-        samples.append(method.num_samples[at[fit.chosen[fit.fold]], :, problem].T)
+        samples.append(method.num_samples[at[fit.of_problem], :, np.arange(value.shape[-1])].T)
     values = np.stack([fit.correct for fit in fits])
     costs = np.stack([fit.tokens for fit in fits])
     reference = np.full(values.shape[1:], np.nan) if base is None else base[1]
-    intervals = [
+    value, cost, drawn, difference = (
         options.interval(each) for each in (values, costs, np.stack(samples), values - reference)
-    ]
-    means = [float(mean) for mean in intervals[1].mean]
+    )
+    means = [float(mean) for mean in cost.mean]
     spent = np.nan if base is None else float(base[2].mean())
     oracle = next((c for (m, _), c in zip(found, means, strict=True) if m.oracle), np.nan)
-    rows = []
-    for index, ((method, at), fit, mean) in enumerate(zip(found, fits, means, strict=True)):
-        value, cost, drawn, difference = (
-            Interval(*(part[index] for part in interval)) for interval in intervals
+    return [
+        Row(
+            method=method,
+            cap=cap,
+            indices=at,
+            fit=fits[i],
+            value=value.at(i),
+            cost=cost.at(i),
+            samples=drawn.at(i),
+            baseline=None if base is None else base[0],
+            difference=difference.at(i),
+            saved=1 - means[i] / spent if spent > 0 else np.nan,
+            share_of_saving=share_of_saving(means[i], spent, oracle),
         )
-        rows.append(
-            Row(
-                method=method,
-                cap=cap,
-                indices=at,
-                fit=fit,
-                value=value,
-                cost=cost,
-                samples=drawn,
-                baseline=None if base is None else base[0],
-                difference=difference,
-                saved=1 - mean / spent if spent > 0 else np.nan,
-                share_of_saving=share_of_saving(mean, spent, oracle),
-            )
-        )
-    return rows
+        for i, (method, at) in enumerate(found)
+    ]
 
 
 class Frontier(NamedTuple):
-    """What one method wins at each budget, all its settings and N together.
-
-    Attributes:
-      label: the method's.
-      cost: [B] mean cost at each budget, by cross-fitting, rising.
-      value: [B] mean value; with its interval:
-      low: [B].
-      high: [B].
-      every_cost: [S] mean cost of every setting.
-      every_value: [S] mean value of every setting.
-      area: area under the cross-fitted curve, the mean value over log budgets.
-      area_peeking: the same of the best settings, chosen on the problems that they are scored on.
-      reach_cost: mean cost of the settings that, on other problems, are cheapest of those as good
-        as the baseline with the largest N; NaN without a baseline.
-      reach_difference: mean value above that baseline's which these settings then really have.
-      reach_peeking: cost of the cheapest setting that is as good on these very problems.
-    """
+    """What one method wins at each of B budgets, all its S settings and N together."""
 
     label: str
-    cost: np.ndarray
-    value: np.ndarray
+    cost: np.ndarray  # [B] mean cost, by cross-fitting, rising
+    value: np.ndarray  # [B] mean value, and the ends of its interval
     low: np.ndarray
     high: np.ndarray
-    every_cost: np.ndarray
+    every_cost: np.ndarray  # [S] mean cost and value of every setting
     every_value: np.ndarray
-    area: float
-    area_peeking: float
-    reach_cost: float
-    reach_difference: float
-    reach_peeking: float
+    area: float  # under the cross-fitted curve: the mean value over log budgets
+    area_peeking: float  # under that of the best settings on the problems that they are scored on
+    # Mean cost of the settings that, on other problems, are cheapest of those as good as the
+    # baseline with the largest N; the value above it that they then really have; and the cost of
+    # the cheapest setting that is as good on these very problems. NaN without a baseline.
+    reach_cost: float = np.nan
+    reach_difference: float = np.nan
+    reach_peeking: float = np.nan
 
 
 def frontiers(
@@ -221,108 +214,75 @@ def frontiers(
 
     A setting for each budget is chosen by cross-fitting too (most accurate of those that spend at
     most the budget on the other folds), because the best of many settings is optimistic wherever
-    it is plotted.
-
-    Args:
-      outcomes: of at least two problems.
-      options: how to tune and how to estimate.
-      num_budgets: budgets, even in their logarithm, from one completion to the dearest setting.
+    it is plotted. Budgets are even in their logarithm, from one completion to the dearest setting.
 
     Returns:
       One for each method, in their order.
     """
     options = options or Options()
     base = outcomes.baseline()
-    costs = [outcomes.cost(method).mean((1, 2)) for method in outcomes.methods]
+    every_cost = [outcomes.cost(method).mean((1, 2)) for method in outcomes.methods]
     single = min(
         float(outcomes.cost(m).sum() / np.maximum(m.num_samples.sum(), 1))
         for m in outcomes.methods
         if m.num_samples.any()
     )
-    low = min(single, *(float(cost.min()) for cost in costs))
-    high = float(base[2].mean()) if base else max(float(cost.max()) for cost in costs)
-    low, high = max(low, 1e-9), max(high, 1.001 * max(low, 1e-9))
+    low = max(min(single, *(float(costs.min()) for costs in every_cost)), 1e-9)
+    dearest = float(base[2].mean()) if base else max(float(costs.max()) for costs in every_cost)
+    high = max(dearest, 1.001 * low)
     budgets = np.geomspace(low, high, num_budgets) * (1 + 1e-9)
-    return [
-        _frontier(outcomes, method, base, budgets, (low, high), options)
-        for method in outcomes.methods
-    ]
-
-
-def _frontier(
-    outcomes: Outcomes,
-    method: Method,
-    base: tuple[str, np.ndarray, np.ndarray] | None,
-    budgets: np.ndarray,
-    ends: tuple[float, float],
-    options: Options,
-) -> Frontier:
-    """One method's; the area is taken between the ends."""
-    low, high = ends
-    value, cost = outcomes.value(method), outcomes.cost(method)
-    values, costs = value.mean((1, 2)), cost.mean((1, 2))
-    reference = value[-1] if base is None else base[1]
-    points: dict[tuple[float, float], CrossFit] = {}
-    for budget in np.append(budgets[budgets >= costs.min()], costs.max()):
-        fit = options.cross_fit(value, cost, reference, Aim(max_tokens=float(budget)))
-        points[float(fit.tokens.mean()), float(fit.correct.mean())] = fit
-    order = sorted(points)
-    interval = options.interval(np.stack([points[point].correct for point in order]))
-    x = np.array([spent for spent, _ in order])
-    reach = options.cross_fit(value, cost, reference, Aim(max_loss=0.0))
-    known = base is not None
-    return Frontier(
-        label=method.label,
-        cost=x,
-        value=np.asarray(interval.mean),
-        low=np.asarray(interval.low),
-        high=np.asarray(interval.high),
-        every_cost=costs,
-        every_value=values,
-        area=area_under_curve(x, interval.mean, low=low, high=high),
-        area_peeking=area_under_curve(costs, values, low=low, high=high),
-        reach_cost=float(reach.tokens.mean()) if known else np.nan,
-        reach_difference=float((reach.correct - reference).mean()) if known else np.nan,
-        reach_peeking=tokens_to_reach(costs, values, reference.mean()) if known else np.nan,
-    )
+    found = []
+    for method, costs in zip(outcomes.methods, every_cost, strict=True):
+        value, cost = outcomes.value(method), outcomes.cost(method)
+        values = value.mean((1, 2))
+        reference = value[-1] if base is None else base[1]
+        points: dict[tuple[float, float], CrossFit] = {}
+        for budget in np.append(budgets[budgets >= costs.min()], costs.max()):
+            fit = options.cross_fit(value, cost, reference, Aim(max_tokens=float(budget)))
+            points[float(fit.tokens.mean()), float(fit.correct.mean())] = fit
+        order = sorted(points)
+        interval = options.interval(np.stack([points[point].correct for point in order]))
+        x = np.array([spent for spent, _ in order])
+        frontier = Frontier(
+            method.label,
+            x,
+            *interval,
+            every_cost=costs,
+            every_value=values,
+            area=area_under_curve(x, interval.mean, low=low, high=high),
+            area_peeking=area_under_curve(costs, values, low=low, high=high),
+        )
+        if base is not None:
+            reach = options.cross_fit(value, cost, reference, Aim(max_loss=0.0))
+            frontier = frontier._replace(
+                reach_cost=float(reach.tokens.mean()),
+                reach_difference=float((reach.correct - reference).mean()),
+                reach_peeking=tokens_to_reach(costs, values, reference.mean()),
+            )
+        found.append(frontier)
+    return found
 
 
 class Sensitivity(NamedTuple):
-    """How a method's outcomes change with one argument, for one N.
-
-    Attributes:
-      label: the method's.
-      cap: its N.
-      argument: what varies.
-      fixed: the other argument, with its value.
-      x: [V] values of the argument.
-      value: [V] mean value; with its interval:
-      low: [V].
-      high: [V].
-      cost: [V] mean cost.
-    """
+    """How a method's outcomes change with V values of one argument, for one N."""
 
     label: str
     cap: int
     argument: str
-    fixed: dict[str, float]
-    x: np.ndarray
-    value: np.ndarray
+    fixed: dict[str, float]  # the other arguments, with their values
+    x: np.ndarray  # [V] values of the argument
+    value: np.ndarray  # [V] mean value, and the ends of its interval
     low: np.ndarray
     high: np.ndarray
-    cost: np.ndarray
+    cost: np.ndarray  # [V] mean cost
 
 
 def sensitivity(
     outcomes: Outcomes, argument: str, near: Mapping[str, float], options: Options
 ) -> list[Sensitivity]:
-    """How the methods that vary an argument depend on it, the others held.
+    """How the methods that vary an argument ("s_min", say) depend on it, the others held.
 
-    Args:
-      outcomes: what was replayed.
-      argument: "s_min" or "alpha", say.
-      near: values to hold the other varying arguments at; the nearest that there is.
-      options: how to estimate.
+    `near` has the values to hold the other varying arguments at; the nearest that there is.
 
     Returns:
       One for each method, but the oracle, and each of its N, where at least two values are.
@@ -347,17 +307,6 @@ def sensitivity(
             if len(np.unique(x)) < 2 or len(np.unique(x)) < len(x):
                 continue
             interval = options.interval(outcomes.value(method)[at])
-            found.append(
-                Sensitivity(
-                    label=method.label,
-                    cap=int(cap),
-                    argument=argument,
-                    fixed=others,
-                    x=x,
-                    value=np.asarray(interval.mean),
-                    low=np.asarray(interval.low),
-                    high=np.asarray(interval.high),
-                    cost=outcomes.cost(method)[at].mean((1, 2)),
-                )
-            )
+            cost = outcomes.cost(method)[at].mean((1, 2))
+            found.append(Sensitivity(method.label, cap, argument, others, x, *interval, cost))
     return found

@@ -4,34 +4,18 @@ Their docstrings explain the fields, and a command's --help with them.
 """
 
 import dataclasses
-from typing import Any
 
+from optscale_jax.checks import at_least, within
 from optscale_jax.errors import InputError
 from optscale_jax.laws import make_law
+from optscale_jax.pool import Pool
 from optscale_jax.study.comparison import Options
-from optscale_jax.study.entries import by_cap, caps_of, entries_of
+from optscale_jax.study.entries import by_cap, caps_of, entries_of, leave_out
 from optscale_jax.study.pools import SYNTHETIC, PoolSource, ReadConfig, SyntheticPoolConfig
 from optscale_jax.study.registry import Entry, PolicyConfig
 from optscale_jax.study.tuning import Aim
 
-__all__ = ["AimConfig", "ReplayConfig", "ReportConfig", "ShowConfig", "check_numbers"]
-
-
-def check_numbers(config: Any, **least: int) -> None:
-    """Refuses fields below their least value, and a level outside (0, 1).
-
-    Args:
-        config: A configuration with a field `level`.
-        **least: Field to its least value.
-
-    Raises:
-        ValueError: Naming the first such field.
-    """
-    for name, smallest in least.items():
-        if getattr(config, name) < smallest:
-            raise ValueError(f"{name} is {getattr(config, name)}; it must be at least {smallest}")
-    if not 0 < config.level < 1:
-        raise ValueError(f"level is {config.level}; it must be in (0, 1)")
+__all__ = ["ReplayConfig", "ReportConfig", "ShowConfig", "TunedConfig"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,22 +78,14 @@ class ReplayConfig(ReadConfig):
     out: str = "runs/replay"
 
     def __post_init__(self) -> None:
-        """Refuses numbers outside their domain.
-
-        Raises:
-            ValueError: Naming the first such field.
-        """
-        if self.synthetic.seed < 0:
-            raise ValueError(f"synthetic.seed is {self.synthetic.seed}; it must be at least 0")
-        check_numbers(self, permutations=0, seed=0, resamples=1)
+        at_least(self.synthetic, 0, "seed", of="synthetic.")
+        at_least(self, 0, "permutations", "seed")
+        at_least(self, 1, "resamples")
+        within(self, "(0, 1)", "level")
 
     @property
     def source(self) -> PoolSource:
-        """Where the pool is.
-
-        Raises:
-            InputError: If it is not given.
-        """
+        """Where the pool is; refuses to be asked if it is not given."""
         if self.pool is None:
             raise InputError("pool is not given; use --pool PATH, or --pool synthetic to make one")
         if self.pool == SYNTHETIC:
@@ -136,31 +112,44 @@ class ReplayConfig(ReadConfig):
             raise InputError(f"show.over is {self.show.over!r}, which no policy varies")
         return entries
 
+    def served(self, pool: Pool) -> tuple["ReplayConfig", list[Entry], list[str]]:
+        """What of the comparison a pool can serve, its policies, and notes on what is left out."""
+        entries, left_out = leave_out(self.entries(), pool, self.permutations)
+        notes = [str(each) for each in left_out]
+        if not entries:
+            raise InputError(f"{self.pool}: no policy is left: {notes[0]}")
+        known = self.baseline in [entry.label for entry in entries]
+        return self if known else dataclasses.replace(self, baseline=None), entries, notes
 
-@dataclasses.dataclass(frozen=True)
-class AimConfig:
-    """What settings are chosen for, on other problems than those that they are scored on.
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TunedConfig(ReadConfig):
+    """How pools are replayed, settings tuned and means estimated.
 
     Attributes:
-        max_loss: Fewest tokens among the settings that lose at most this share of the problems
-            against best-of-N with the same N, in [0, 1]; 0.01 is one point. Give this or
-            max_tokens; null and null: 0.01.
-        max_tokens: Highest accuracy among the settings that spend at most this many tokens a
-            problem (completions, where tokens are not known).
+        permutations: Random orders to replay pools in, at least 1, or 0 for the stored order. A
+            sequential pool has one order only.
+        folds: Folds over problems, at least 2.
+        seed: Of the orders, the folds and the bootstrap, at least 0.
+        level: Coverage of the confidence intervals, in (0, 1).
+        resamples: Bootstrap resamples over problems and permutations, at least 1.
     """
 
-    max_loss: float | None = None
-    max_tokens: float | None = None
+    permutations: int = 20
+    folds: int = 5
+    seed: int = 0
+    level: float = 0.95
+    resamples: int = 2000
 
-    def build(self) -> Aim:
-        """The library's aim.
+    def __post_init__(self) -> None:
+        at_least(self, 0, "permutations", "seed")
+        at_least(self, 2, "folds")
+        at_least(self, 1, "resamples")
+        within(self, "(0, 1)", "level")
 
-        Raises:
-            ValueError: If both are given, or one is outside its domain.
-        """
-        if self.max_loss is None and self.max_tokens is None:
-            return Aim(max_loss=0.01)
-        return Aim(max_tokens=self.max_tokens, max_loss=self.max_loss)
+    def options(self, aim: Aim) -> Options:
+        """How to tune for an aim, and how to estimate."""
+        return Options(aim, self.folds, self.seed, self.level, self.resamples)
 
 
 LAWS_COMPARED = ("truncated_normal", "beta", "logit_normal", "logit_normal_with_atoms")
@@ -168,7 +157,7 @@ LAWS_COMPARED = ("truncated_normal", "beta", "logit_normal", "logit_normal_with_
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ReportConfig(ReadConfig):
+class ReportConfig(TunedConfig):
     """What to report on.
 
     Attributes:
@@ -181,14 +170,8 @@ class ReportConfig(ReadConfig):
             configs/replay/paper_table.yaml, every method of the paper.
         priors: File of priors of the pools' problems (eval.predict writes it); OptScale^t, with
             these and otherwise as OptScale^0, joins the comparison. null: it does not.
-        permutations: Random orders to replay pools in, at least 1, or 0 for the stored order. A
-            sequential pool has one order only.
         n: The table's N. null: those of 8, 16, 32 and 64 that there are, or else all there are.
         aim: What settings are chosen for.
-        folds: Folds over problems, at least 2.
-        seed: Of the orders, the folds and the bootstrap, at least 0.
-        level: Coverage of the confidence intervals, in (0, 1).
-        resamples: Bootstrap resamples over problems and permutations, at least 1.
         laws: Laws of scores to compare on scores that they have not seen; an empty list for none.
         out: Folder for the report, made if it does not exist.
     """
@@ -198,33 +181,17 @@ class ReportConfig(ReadConfig):
     names: list[str] | None = None
     comparison: str | None = None
     priors: str | None = None
-    permutations: int = 20
     n: list[int] | None = None
-    aim: AimConfig = AimConfig()
-    folds: int = 5
-    seed: int = 0
-    level: float = 0.95
-    resamples: int = 2000
+    aim: Aim = dataclasses.field(default_factory=Aim)
     laws: list[str] = dataclasses.field(default_factory=lambda: list(LAWS_COMPARED))
     out: str = "runs/report"
 
     def __post_init__(self) -> None:
-        """Refuses numbers outside their domain.
-
-        Raises:
-            ValueError: Naming the first such field.
-        """
-        check_numbers(self, permutations=0, folds=2, seed=0, resamples=1)
+        super().__post_init__()
         if not self.runs and not self.pools:
             raise ValueError("nothing to report on; give --runs DIR... or --pools FILE...")
         given = len(self.runs) + len(self.pools)
         if self.names is not None and len(self.names) != given:
             raise ValueError(f"names are {len(self.names)}, but there are {given} runs and pools")
-        self.aim.build()
         for law in self.laws:
             make_law(law)
-
-    @property
-    def options(self) -> Options:
-        """How to tune and how to estimate."""
-        return Options(self.aim.build(), self.folds, self.seed, self.level, self.resamples)

@@ -39,14 +39,11 @@ _BASELINES = ("best_of_n", "self_consistency")
 
 
 def entries_of(configs: Sequence[Any], where: Sequence[str] | None = None) -> list[Entry]:
-    """The policies of a comparison with their grids, checked against each other.
+    """The policies of a comparison with their grids, one or more each, checked against each other.
 
     Args:
         configs: The policies, each a `PolicyConfig` or the same with one's own rules' arguments.
         where: Their fields in the configuration, for messages; default "policies[i]".
-
-    Returns:
-        The entries, one or more for each policy.
 
     Raises:
         InputError: If a policy cannot be made, or two cannot be told apart.
@@ -78,11 +75,7 @@ def caps_of(entry: Entry) -> np.ndarray:
 
 
 def by_cap(label: str, caps: np.ndarray) -> dict[int, int]:
-    """The index of a baseline's setting for each cap.
-
-    Raises:
-        InputError: If there are several for one.
-    """
+    """The index of a baseline's setting for each cap; refuses several for one."""
     found: dict[int, int] = {}
     for index, cap in enumerate(caps.tolist()):
         if cap in found:
@@ -95,13 +88,7 @@ def by_cap(label: str, caps: np.ndarray) -> dict[int, int]:
 
 
 class LeftOut(NamedTuple):
-    """Settings of an entry that a pool cannot serve.
-
-    Attributes:
-        label: The entry's.
-        caps: The N of these settings; () for all that it has.
-        reason: Why.
-    """
+    """Settings of an entry that a pool cannot serve: their N (() for all that it has), and why."""
 
     label: str
     caps: tuple[int, ...]
@@ -115,16 +102,7 @@ class LeftOut(NamedTuple):
 def leave_out(
     entries: Iterable[Entry], pool: Pool, num_permutations: int
 ) -> tuple[list[Entry], list[LeftOut]]:
-    """Keeps the settings that a pool can serve.
-
-    Args:
-        entries: The comparison.
-        pool: The pool.
-        num_permutations: As for `replay`.
-
-    Returns:
-        The entries with what is left of their settings, and what is left out.
-    """
+    """Keeps the settings that a pool can serve; returns the entries, and what is left out."""
     kept, left_out = [], []
     for entry in entries:
         served, reasons = [], {}
@@ -148,7 +126,6 @@ def replay_comparison(
     seed: int,
     num_permutations: int,
     source: PoolSource | None = None,
-    name: str | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> Outcomes:
     """Replays a comparison over a pool, all policies in the same orders.
@@ -158,12 +135,8 @@ def replay_comparison(
         entries: The comparison.
         seed: Of the orders.
         num_permutations: K, or 0 for the stored order.
-        source: Where the pool came from, for messages and for the record.
-        name: The pool's name in tables; default its source's.
+        source: Where the pool came from, for messages and for the record; names it in tables.
         advance: Called after each entry.
-
-    Returns:
-        The outcomes, methods in the entries' order.
 
     Raises:
         InputError: If the pool cannot serve a policy, or a policy's file of priors cannot be used.
@@ -183,8 +156,7 @@ def replay_comparison(
         order = np.argsort([index for at, _ in parts for index in at])
         results = [part for _, part in parts]
         result = jax.tree.map(lambda *fields: np.concatenate(fields)[order], *results)
-        read = predictor_tokens.get(entry.label)
-        if read is not None:
+        if (read := predictor_tokens.get(entry.label)) is not None:
             spent = np.where(result.tokens >= 0, result.tokens + read, -1)
             result = result._replace(tokens=spent.astype(np.int32))
         return Method.from_result(
@@ -217,7 +189,7 @@ def replay_comparison(
             executor.shutdown(cancel_futures=True)
             raise
     return Outcomes(
-        name=name or ("pool" if source is None else source.name),
+        name="pool" if source is None else source.name,
         methods=methods,
         problem_ids=pool.problem_ids,
         stored_order=num_permutations == 0,

@@ -41,20 +41,13 @@ def _correct(pool: Pool) -> np.ndarray:
 
 
 def pass_at_k(pool: Pool, k: int) -> np.ndarray:
-    """Unbiased estimate of P(at least one of k completions is correct), for each problem.
+    """Unbiased estimate of P(at least one of k completions is correct), [P] in [0, 1].
 
         1 - C(n - c, k) / C(n, k),    c correct of n
 
-    Args:
-      pool: P problems of n completions each, with correctness.
-      k: number of completions, at most the fewest that a problem has.
-
-    Returns:
-      [P], in [0, 1].
-
     Raises:
       PoolError: the pool has no correctness.
-      ValueError: k out of range.
+      ValueError: k is above the fewest completions that a problem has, or below 1.
 
     References:
       Chen et al. (2021), "Evaluating Large Language Models Trained on Code", arXiv
@@ -66,23 +59,16 @@ def pass_at_k(pool: Pool, k: int) -> np.ndarray:
 
 
 def best_at_k(pool: Pool, k: int) -> np.ndarray:
-    """Exact expected accuracy of best-of-k over all k-subsets of each problem's completions.
+    """Exact expected accuracy of best-of-k over all k-subsets of each problem's completions, [P].
 
     The best of a random subset is the r-th best of all n with probability
     C(n - r, k - 1) / C(n, k); completions that tie share their ranks evenly, which is the
     first-drawn rule in expectation.
     Ineligible completions are never returned; a subset of only such ones is not correct.
 
-    Args:
-      pool: P problems with scores and correctness.
-      k: subset size, at most the fewest completions that a problem has.
-
-    Returns:
-      [P], in [0, 1].
-
     Raises:
       PoolError: the pool has no scores or no correctness.
-      ValueError: k out of range.
+      ValueError: k is above the fewest completions that a problem has, or below 1.
     """
     _check_k(pool, k)
     if pool.scores is None:
@@ -112,24 +98,15 @@ def best_at_k(pool: Pool, k: int) -> np.ndarray:
 
 
 def majority_at_k(pool: Pool, k: int, *, num_subsets: int = 200, seed: int = 0) -> np.ndarray:
-    """Unbiased estimate of the accuracy of a majority vote of k completions, for each problem.
+    """Unbiased estimate of the accuracy of a majority vote of k completions, [P] in [0, 1].
 
     The mean over random k-subsets without replacement. Invalid answers do not vote; a tie counts
     as the share of the leading answers that are right, the expectation of a random tie-break and,
     over exchangeable completions, of "the answer seen first".
 
-    Args:
-      pool: P problems with answers and gold answers.
-      k: number of votes, at most the fewest completions that a problem has.
-      num_subsets: random subsets of each problem.
-      seed: of the subsets.
-
-    Returns:
-      [P], in [0, 1].
-
     Raises:
       PoolError: the pool has no answers or no gold answers.
-      ValueError: k out of range.
+      ValueError: k is above the fewest completions that a problem has, or below 1.
     """
     _check_k(pool, k)
     if pool.answers is None or pool.gold is None:
@@ -197,15 +174,7 @@ def area_under_curve(tokens: ArrayLike, accuracy: ArrayLike, *, low: float, high
 
 
 def tokens_to_reach(tokens: ArrayLike, accuracy: ArrayLike, target: float) -> float:
-    """Fewest mean tokens of a setting whose accuracy is at least `target`; NaN if there is none.
-
-    Args:
-      tokens: [S] mean tokens of each setting of a policy.
-      accuracy: [S] accuracy of each.
-      target: accuracy to reach, such as best-of-N's.
-
-    Returns:
-      Tokens.
+    """Fewest mean tokens of a setting [S] with at least this accuracy; NaN if there is none.
 
     Raises:
       ValueError: shapes that do not match.
@@ -218,13 +187,10 @@ def tokens_to_reach(tokens: ArrayLike, accuracy: ArrayLike, target: float) -> fl
 def share_of_saving(tokens: float, baseline: float, oracle: float) -> float:
     """Share of the tokens that an oracle saves which a policy saves too.
 
-    Args:
-      tokens: the policy's mean tokens.
-      baseline: best-of-N's.
-      oracle: those of the same rule when it knows each problem's law of scores from the start.
+        (baseline - tokens) / (baseline - oracle); NaN where the oracle saves nothing
 
-    Returns:
-      (baseline - tokens) / (baseline - oracle); NaN where the oracle saves nothing.
+    All three are mean tokens: the policy's, best-of-N's, and those of the same rule when it knows
+    each problem's law of scores from the start.
     """
     saving = baseline - oracle
     return float((baseline - tokens) / saving) if saving > 0 else float("nan")

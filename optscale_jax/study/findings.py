@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from optscale_jax.errors import InputError, bad_input
-from optscale_jax.estimation import Params
+from optscale_jax.distributions import TruncatedNormal
+from optscale_jax.errors import InputError
 from optscale_jax.laws import make_law
 from optscale_jax.pool import Pool
 from optscale_jax.study.comparison import (
@@ -47,20 +46,12 @@ SENSITIVITIES = {"s_min": {"alpha": 0.95}, "alpha": {"s_min": 0.95}}
 
 
 class Fit(NamedTuple):
-    """Whether the law of scores fits a pool.
-
-    Attributes:
-        calibration: Each problem's fit, and how far its scores are from it.
-        realised: An s_min, and what was claimed and realised with it for several alpha.
-        verdict: Whether it may be trusted.
-        laws: The laws of scores compared on scores that they have not seen; None where no problem
-            has enough of them, or no law was asked for.
-    """
+    """Whether the law of scores fits a pool."""
 
     calibration: Calibration
-    realised: Sequence[tuple[float, Sequence[Realised]]]
+    realised: Sequence[tuple[float, Sequence[Realised]]]  # for several s_min, and alpha at each
     verdict: Verdict
-    laws: LawComparison | None = None
+    laws: LawComparison | None = None  # None: no problem has enough scores, or no law was asked for
 
 
 class Findings(NamedTuple):
@@ -117,31 +108,23 @@ def find(
         notes: What was left out, and why.
         laws: Laws of scores to compare, as `make_law` takes them.
 
-    Returns:
-        The findings.
-
     Raises:
         InputError: If no method has one of the N, or there is one problem only.
     """
     there = outcomes.caps
     wanted = PAPER_N if caps is None else caps
     shown = [cap for cap in wanted if cap in there] or (there if caps is None else [])
-    with bad_input(outcomes.name, (ValueError,)):
-        rows = compare(outcomes, shown, options)
-        if not rows:
-            raise InputError(f"{outcomes.name}: no method has an N of {caps}")
-        curves = frontiers(outcomes, options)
-    found = {
-        argument: sensitivity(outcomes, argument, near, options)
-        for argument, near in SENSITIVITIES.items()
-    }
+    rows = compare(outcomes, shown, options)
+    if not rows:
+        raise InputError(f"{outcomes.name}: no method has an N of {caps}")
+    varied = {name: sensitivity(outcomes, name, at, options) for name, at in SENSITIVITIES.items()}
     return Findings(
         outcomes=outcomes,
         pool=pool,
         options=options,
         rows=rows,
-        frontiers=curves,
-        sensitivities={argument: parts for argument, parts in found.items() if parts},
+        frontiers=frontiers(outcomes, options),
+        sensitivities={name: parts for name, parts in varied.items() if parts},
         fit=None if pool is None or not pool.has_scores else fit_of(pool, options, laws),
         subsets={} if pool is None else subset_accuracies(pool),
         notes=notes,
@@ -149,25 +132,20 @@ def find(
 
 
 def fit_of(pool: Pool, options: Options, laws: Sequence[str] = ()) -> Fit:
-    """Whether the truncated normal fits a pool's scores.
+    """Whether the truncated normal fits a pool's scores, with alpha checked at three s_min.
 
-    Args:
-        pool: P problems with scores.
-        options: The seed, of the scores of the model that they are compared with; how to estimate.
-        laws: Laws of scores to compare, as `make_law` takes them.
-
-    Returns:
-        The fit, with alpha checked at three s_min.
+    The seed is that of the scores of the model that they are compared with; `laws` are those to
+    compare, as `make_law` takes them.
 
     Raises:
         PoolError: The pool has no scores.
     """
     found = calibrate(pool, key=jax.random.key(options.seed + 2))
     assert pool.scores is not None  # calibrate refuses such a pool
-    params = Params(jnp.asarray(found.loc), jnp.asarray(found.scale))
+    law = TruncatedNormal(found.loc, found.scale)
     targets = np.unique(np.quantile(pool.scores[pool.mask], S_MIN_QUANTILES).round(3))
     realised = [
-        (float(s), [realised_alpha(pool, float(s), alpha, params=params) for alpha in ALPHAS])
+        (float(s), [realised_alpha(pool, float(s), alpha, law) for alpha in ALPHAS])
         for s in targets
         if 0 < s < 1
     ]

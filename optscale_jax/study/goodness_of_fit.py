@@ -20,7 +20,7 @@ from tensorflow_probability.substrates.jax.distributions import Distribution
 from optscale_jax.bounds import bound, success_probability
 from optscale_jax.distributions import TruncatedNormal
 from optscale_jax.errors import PoolError
-from optscale_jax.estimation import Boundary, Params, Prior, ScoreStats, fit_mle
+from optscale_jax.estimation import Boundary, Prior, ScoreStats, fit_mle
 from optscale_jax.pool import Pool
 from optscale_jax.typing import Array
 
@@ -45,25 +45,15 @@ BOUNDARY_SHARE_TRUSTED = 0.2
 
 
 class Calibration(NamedTuple):
-    """How well a truncated normal fits each problem's scores.
+    """How well a truncated normal, fitted to all of them, describes each problem's scores."""
 
-    Attributes:
-      loc: [P] maximum-likelihood loc of all the problem's scores.
-      scale: [P] scale.
-      pit: [P, N] F(score) under the problem's own fit; NaN where there is no completion.
-      ks: [P] Kolmogorov-Smirnov distance between F and the problem's scores.
-      ks_expected: mean distance of as many scores drawn from a truncated normal and fitted alike.
-      boundary_share: share of all scores within `BOUNDARY_MARGIN` of 0 or 1.
-      fit_boundary: [P] int32 `Boundary` of each fit.
-    """
-
-    loc: np.ndarray
-    scale: np.ndarray
-    pit: np.ndarray
-    ks: np.ndarray
-    ks_expected: float
-    boundary_share: float
-    fit_boundary: np.ndarray
+    loc: np.ndarray  # [P], by maximum likelihood
+    scale: np.ndarray  # [P]
+    pit: np.ndarray  # [P, N] F(score) under the problem's own fit; NaN where there is no completion
+    ks: np.ndarray  # [P] Kolmogorov-Smirnov distance between F and the problem's scores
+    ks_expected: float  # mean distance of as many scores drawn from F and fitted alike
+    boundary_share: float  # share of all scores within `BOUNDARY_MARGIN` of 0 or 1
+    fit_boundary: np.ndarray  # [P] int32 `Boundary`
 
     @property
     def ks_ratio(self) -> float:
@@ -72,19 +62,13 @@ class Calibration(NamedTuple):
 
 
 class Realised(NamedTuple):
-    """Claimed against realised probability of reaching s_min, over problems that can be checked.
+    """Claimed against realised probability of reaching s_min, over problems that can be checked."""
 
-    Attributes:
-      claimed: the alpha of the bound.
-      realised: mean over problems of P(best of N* scores >= s_min) under the scores themselves.
-      checked: number of problems whose N* was at most the completions there are.
-      promised: mean over problems of 1 - F(s_min)^N*, what the law says of its N*: above the
-        claimed alpha because N* is a whole number, far above where one completion is enough.
-    """
-
-    claimed: float
-    realised: float
-    checked: int
+    claimed: float  # the alpha of the bound
+    realised: float  # mean of P(best of N* scores >= s_min) under the scores themselves
+    checked: int  # problems whose N* is at most the completions there are
+    # Mean of 1 - F(s_min)^N*, what the law says of its N*: above the claimed alpha because N* is a
+    # whole number, far above where one completion is enough.
     promised: float = float("nan")
 
 
@@ -115,15 +99,7 @@ def _fit_and_transform(scores: np.ndarray, mask: np.ndarray):
 
 
 def fitted_law(pool: Pool) -> Prior:
-    """The law of each problem's scores, as far as the pool knows it: the fit to all of them.
-
-    What an oracle knows; see `policies.known_law`.
-
-    Args:
-      pool: P problems with scores.
-
-    Returns:
-      A `Prior` centred at the fits, fields [P]; its standard deviations are the defaults.
+    """The fit to all scores of each problem, [P]: what an oracle knows (`policies.known_law`).
 
     Raises:
       PoolError: the pool has no scores.
@@ -135,14 +111,9 @@ def fitted_law(pool: Pool) -> Prior:
 def calibrate(pool: Pool, *, key: Array) -> Calibration:
     """Fits each problem's scores and measures how well the fit describes them.
 
-    Args:
-      pool: P problems with N scored completions each.
-      key: JAX random key, for the scores that follow the model, which `ks_expected` needs: with the
-        parameters estimated, Kolmogorov's own distribution of the distance does not apply
-        (Lilliefors 1967), so it is simulated.
-
-    Returns:
-      `Calibration`.
+    `key` is for the scores that follow the model, which `ks_expected` needs: with the parameters
+    estimated, Kolmogorov's own distribution of the distance does not apply (Lilliefors 1967), so it
+    is simulated.
 
     Raises:
       PoolError: the pool has no scores.
@@ -168,15 +139,15 @@ def realised_alpha(
     pool: Pool,
     s_min: float,
     alpha: float,
+    law: Distribution,
     *,
-    params: Params | None = None,
-    distribution: Distribution | None = None,
     mask: np.ndarray | None = None,
 ) -> Realised:
     """How often the best of N* completions reaches s_min, against the alpha that N* promises.
 
     For each problem N* is read off the given law and P(best of N* >= s_min) off its scores, drawn
-    without replacement: with m of n scores below s_min, 1 - C(m, N*) / C(n, N*).
+    without replacement: with m of n scores below s_min, 1 - C(m, N*) / C(n, N*). Problems whose N*
+    exceeds their completions cannot be checked and are left out.
 
     Fitted to the same scores, a law has seen what it is checked on. Give the law of one half of
     each problem's completions and the other half as `mask` for a check that it has not.
@@ -185,21 +156,14 @@ def realised_alpha(
       pool: the pool.
       s_min: the score to reach, in [0, 1].
       alpha: the claimed probability, inside (0, 1).
-      params: a truncated normal for each problem, fields [P]; or
-      distribution: any law of batch shape [P] that the bound takes.
+      law: any distribution of batch shape [P] that the bound takes.
       mask: [P, N] the completions to check on, among those there are; None for all.
-
-    Returns:
-      `Realised`. Problems whose N* exceeds their completions cannot be checked and are left out.
 
     Raises:
       PoolError: the pool has no scores.
-      ValueError: s_min or alpha outside its domain, or not exactly one law given.
+      ValueError: s_min or alpha outside its domain.
     """
-    if (params is None) == (distribution is None):
-        raise ValueError("realised_alpha takes the law as params or as distribution: one of them")
     scores = _scores(pool)
-    law = TruncatedNormal(params.loc, params.scale) if params is not None else distribution
     there = pool.mask if mask is None else pool.mask & mask
     needed = np.asarray(bound(law, s_min, alpha).num_samples)
     total = there.sum(1)
@@ -218,13 +182,7 @@ def realised_alpha(
 
 
 class Verdict(NamedTuple):
-    """Whether the truncated normal may be trusted on a pool.
-
-    Attributes:
-      trusted: whether it may.
-      sentence: that in one sentence.
-      reasons: what speaks against it.
-    """
+    """Whether the truncated normal may be trusted on a pool, in a sentence, and what is against."""
 
     trusted: bool
     sentence: str
@@ -232,14 +190,7 @@ class Verdict(NamedTuple):
 
 
 def verdict(calibration: Calibration) -> Verdict:
-    """Whether the truncated normal may be trusted on this pool.
-
-    Args:
-      calibration: of the pool.
-
-    Returns:
-      The verdict; it is trusted where nothing speaks against it.
-    """
+    """Whether the truncated normal may be trusted on this pool: where nothing speaks against it."""
     ratio, share = calibration.ks_ratio, calibration.boundary_share
     edge = float(np.mean(calibration.fit_boundary == Boundary.EXPONENTIAL_LIMIT))
     floor = float(np.mean(calibration.fit_boundary == Boundary.SCALE_FLOOR))
@@ -255,9 +206,8 @@ def verdict(calibration: Calibration) -> Verdict:
             f"{edge + floor:.0%} of the fits end at an edge of the domain: spread too wide for a "
             "normal, or none"
         )
-    if reasons:
-        sentence = f"Do not trust the bound here: {'; '.join(reasons)}."
-    else:
+    sentence = f"Do not trust the bound here: {'; '.join(reasons)}."
+    if not reasons:
         sentence = (
             f"The truncated normal fits: the scores are {ratio:.2f} times as far from their fits "
             f"as scores of the model are, and {share:.0%} of them are at 0 or 1."

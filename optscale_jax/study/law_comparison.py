@@ -39,44 +39,24 @@ FEWEST_SCORES = 4
 
 
 class LawComparison(NamedTuple):
-    """Held-out log-likelihoods of several laws on one pool.
+    """Held-out log probabilities of the scores' cells under several laws, in nats."""
 
-    Attributes:
-      per_problem: law's name to [P] the mean over the problem's scores of the log probability of a
-        score's cell, in nats; NaN for problems with too few scores.
-      laws: law's name to the mean over problems, and that minus the best law's mean, each with its
-        interval; all intervals are paired.
-      best: name of the law with the largest mean.
-      tied: names of the others whose difference from the best has an interval that holds 0.
-      resolution: width of a score's cell.
-      num_problems: problems judged.
-      num_scores: their scores.
-      sentence: what it says, in words.
-    """
-
-    per_problem: dict[str, np.ndarray]
-    laws: dict[str, Comparison]
-    best: str
-    tied: tuple[str, ...]
-    resolution: float
-    num_problems: int
-    num_scores: int
-    sentence: str
+    per_problem: dict[str, np.ndarray]  # by law [P], means over scores; NaN: too few scores
+    laws: dict[str, Comparison]  # means over problems, and those minus the best law's, all paired
+    best: str  # the law with the largest mean
+    tied: tuple[str, ...]  # others whose difference from the best has an interval that holds 0
+    resolution: float  # width of a score's cell
+    num_problems: int  # judged
+    num_scores: int  # theirs
+    sentence: str  # what it says, in words
 
 
 def log_cell(distribution, scores: ArrayLike, resolution: ArrayLike) -> Array:
     """Log probability of each score's cell [x - h/2, x + h/2] within [0, 1].
 
-    From the smaller of the two tails, so that a cell of 1e-40 keeps its digits.
-
-    Args:
-      distribution: a law on [0, 1] with `log_cdf` and `log_survival_function`, of batch shape
-        [...].
-      scores: broadcastable against [...], in [0, 1].
-      resolution: h, > 0.
-
-    Returns:
-      Shape [...], <= 0.
+    From the smaller of the two tails, so that a cell of 1e-40 keeps its digits. The distribution,
+    of batch shape [...], has `log_cdf` and `log_survival_function`; scores broadcast against it,
+    and h > 0.
     """
     scores = jnp.asarray(scores, distribution.dtype)
     half = 0.5 * jnp.asarray(resolution, distribution.dtype)
@@ -119,9 +99,6 @@ def compare_laws(
         it is as wide as their differences.
       num_resamples: of the bootstrap over problems.
       level: coverage of the intervals, inside (0, 1).
-
-    Returns:
-      `LawComparison`.
 
     Raises:
       PoolError: the pool has no scores, or no problem with `FEWEST_SCORES` of them.
@@ -192,7 +169,6 @@ def _sentence(intervals: Mapping[str, Comparison], best: str, tied, level: float
 
 
 def _held_out(law: Law, scores, mask, folds, num_folds: int, resolution: float) -> np.ndarray:
-    """[P] mean log probability of the cells of held-out scores."""
     total = np.zeros(scores.shape[0])
     for fold in range(num_folds):
         held = mask & (folds == fold)

@@ -1,10 +1,10 @@
-"""What a replay or a live run cost and what it won: token ledger, means and paired intervals.
+"""What a replay or a live run cost and what it won: means, and paired intervals.
 
 Works on NumPy arrays of outcomes, [..., permutations, problems], where leading axes are settings of
 a policy. Values that are not known are NaN throughout, never a negative number.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +22,7 @@ __all__ = [
 
 Values = Shaped[np.ndarray | Array, "*settings permutations problems"]
 Key = PRNGKeyArray | UInt32[Array, "2"]
+_WEIGHTS_AT_ONCE = 2**22  # of 24 bytes each while they are drawn
 
 
 class Interval(NamedTuple):
@@ -30,6 +31,10 @@ class Interval(NamedTuple):
     mean: Float64[np.ndarray, "*settings"]
     low: Float64[np.ndarray, "*settings"]
     high: Float64[np.ndarray, "*settings"]
+
+    def at(self, index: Any) -> "Interval":
+        """The intervals of some of the settings."""
+        return Interval(*(part[index] for part in self))
 
 
 class Comparison(NamedTuple):
@@ -42,20 +47,13 @@ class Comparison(NamedTuple):
 def known_tokens(
     tokens: Num[np.ndarray | Array, "*settings permutations problems"],
 ) -> Float64[np.ndarray, "*settings permutations problems"]:
-    """Makes token counts safe to average: all NaN if any is unknown.
+    """Token counts (negative: unknown) in float64, all NaN in a setting that has an unknown one.
 
     A mean over the problems whose tokens happen to be known would compare policies on different
     problems.
-
-    Args:
-        tokens: [..., K, P] tokens per problem; negative = unknown.
-
-    Returns:
-        [..., K, P] the same in float64, or NaN in each setting that has an unknown count.
     """
     counts = np.asarray(tokens, np.float64)
-    unknown = np.any(~(counts >= 0), axis=(-2, -1), keepdims=True)
-    return np.where(unknown, np.nan, counts)
+    return np.where(np.any(~(counts >= 0), axis=(-2, -1), keepdims=True), np.nan, counts)
 
 
 def known_mean(values: np.ndarray, axes: tuple[int, ...] = (-1,)) -> np.ndarray:
@@ -66,12 +64,7 @@ def known_mean(values: np.ndarray, axes: tuple[int, ...] = (-1,)) -> np.ndarray:
 
 
 def bootstrap(
-    values: Values,
-    *,
-    key: Key,
-    num_resamples: int = 2000,
-    level: float = 0.95,
-    resample_permutations: bool = True,
+    values: Values, *, key: Key, num_resamples: int = 2000, level: float = 0.95
 ) -> Interval:
     r"""Percentile bootstrap interval of a mean over problems and permutations.
 
@@ -88,16 +81,13 @@ def bootstrap(
     Problems are the sample of interest; permutations are noise of the replay. Resampling both
     ("pigeonhole") never understates the variance of either and counts the noise of a single
     permutation on a single problem up to three times, which is negligible for an accuracy but can
-    widen the interval of a small difference, by sqrt(3) at most. `resample_permutations=False`
-    averages over permutations first, which is exact when permutations are independent between
-    problems.
+    widen the interval of a small difference, by sqrt(3) at most.
 
     Args:
         values: [..., K, P] outcomes (booleans or numbers); NaN = not known, left out.
         key: JAX random key; give the same one wherever intervals are compared.
         num_resamples: R, at least 1.
         level: Coverage, in (0, 1).
-        resample_permutations: Resample permutations as well as problems.
 
     Returns:
         Mean, low and high, of shape [...]; NaN where nothing is known.
@@ -110,8 +100,7 @@ def bootstrap(
         Owen (2007), The pigeonhole bootstrap, Annals of Applied Statistics 1(2), 386-411.
     """
     outcomes = _outcomes(values)
-    means = _resampled_means(outcomes, key, num_resamples, level, resample_permutations)
-    return _interval(outcomes, means, level)
+    return _interval(outcomes, _resampled_means(outcomes, key, num_resamples, level), level)
 
 
 def paired_intervals(
@@ -121,7 +110,6 @@ def paired_intervals(
     key: Key,
     num_resamples: int = 2000,
     level: float = 0.95,
-    resample_permutations: bool = True,
 ) -> dict[str, Comparison]:
     """Intervals of several policies and of their differences from one of them, all paired.
 
@@ -130,10 +118,9 @@ def paired_intervals(
             baseline's; K and P are the same for all, and so are the problems and permutations that
             they stand for.
         baseline: The policy to subtract.
-        key: JAX random key.
-        num_resamples: R, at least 1.
-        level: Coverage, in (0, 1).
-        resample_permutations: As for `bootstrap`.
+        key: As for `bootstrap`, like the rest.
+        num_resamples: R.
+        level: Coverage.
 
     Returns:
         Policy name to its interval and that of policy minus baseline. A problem and permutation
@@ -154,31 +141,24 @@ def paired_intervals(
             )
 
     def resampled(value: np.ndarray) -> np.ndarray:
-        return _resampled_means(value, key, num_resamples, level, resample_permutations)
+        return _resampled_means(value, key, num_resamples, level)
 
     means = {name: resampled(value) for name, value in outcomes.items()}
     complete = not any(np.isnan(value).any() for value in outcomes.values())
-    return {
-        name: Comparison(
-            value=_interval(value, means[name], level),
-            difference=_interval(
-                value - reference,
-                # Where all is known the mean is linear, and the difference needs no products of
-                # its own; else it counts only what both know.
-                means[name] - means[baseline] if complete else resampled(value - reference),
-                level,
-            ),
+    found = {}
+    for name, value in outcomes.items():
+        more = value - reference
+        # Where all is known the mean is linear, and the difference needs no products of its own;
+        # else it counts only what both know.
+        difference = means[name] - means[baseline] if complete else resampled(more)
+        found[name] = Comparison(
+            _interval(value, means[name], level), _interval(more, difference, level)
         )
-        for name, value in outcomes.items()
-    }
+    return found
 
 
 def _resampled_means(
-    outcomes: np.ndarray,
-    key: Key,
-    num_resamples: int,
-    level: float,
-    resample_permutations: bool,
+    outcomes: np.ndarray, key: Key, num_resamples: int, level: float
 ) -> np.ndarray:
     """[..., R] the mean of each resample; NaN in one that hits nothing known."""
     if num_resamples < 1:
@@ -186,29 +166,29 @@ def _resampled_means(
     if not 0 < level < 1:
         raise ValueError(f"level is {level}; it must be in (0, 1)")
     known = ~np.isnan(outcomes)
-    filled = np.where(known, outcomes, 0.0)
-    if not resample_permutations:
-        filled, known = (part.sum(axis=-2, keepdims=True) for part in (filled, known))
-    num_permutations, num_problems = filled.shape[-2:]
-
-    generator = np.random.default_rng(np.ravel(jax.random.key_data(key)))
-    problem_weights = _weights(generator, num_resamples, num_problems)
-    permutation_weights = _weights(generator, num_resamples, num_permutations)
-
-    def resampled_sum(part: np.ndarray) -> np.ndarray:
-        # One matrix product over problems, by far the longer axis, then a weighted sum. Flattened,
-        # because NumPy would multiply once for each setting, five times as slow.
-        rows = part.astype(np.float64).reshape(-1, part.shape[-1])
-        by_permutation = (rows @ problem_weights.T).reshape(*part.shape[:-1], num_resamples)
-        return np.einsum("...kr,rk->...r", by_permutation, permutation_weights)
-
+    *_, num_permutations, num_problems = outcomes.shape
     # Where all is known the denominator is K P in every resample.
-    complete = np.all(known == known.flat[0])
-    denominator = (
-        np.float64(known.sum(axis=(-2, -1))[..., None]) if complete else resampled_sum(known)
+    complete = bool(known.all())
+    parts = [np.where(known, outcomes, 0.0)]
+    if not complete:
+        parts.append(known.astype(np.float64))
+    # A matrix product over problems, by far the longer axis, then a weighted sum. Flattened,
+    # because NumPy would multiply once for each setting, five times as slow.
+    flat = [part.reshape(-1, num_problems) for part in parts]
+    generator = np.random.default_rng(np.ravel(jax.random.key_data(key)))
+    sums = [np.empty((len(rows), num_resamples)) for rows in flat]
+    done = 0
+    for weights in _weights(generator, num_resamples, num_problems):
+        for rows, total in zip(flat, sums, strict=True):
+            total[:, done : done + len(weights)] = rows @ weights.T
+        done += len(weights)
+    weights = np.concatenate(list(_weights(generator, num_resamples, num_permutations)))
+    total, *counts = (
+        np.einsum("...kr,rk->...r", part.reshape(*outcomes.shape[:-1], num_resamples), weights)
+        for part in sums
     )
     with np.errstate(invalid="ignore", divide="ignore"):
-        return resampled_sum(filled) / denominator
+        return total / (np.float64(num_permutations * num_problems) if complete else counts[0])
 
 
 def _interval(outcomes: np.ndarray, means: np.ndarray, level: float) -> Interval:
@@ -218,12 +198,8 @@ def _interval(outcomes: np.ndarray, means: np.ndarray, level: float) -> Interval
     filled = np.where(empty[..., None], 0.0, means)
     # Without NaN the plain quantile is several times as fast.
     quantile = np.nanquantile if np.isnan(filled).any() else np.quantile
-    low, high = quantile(filled, [tail, 1 - tail], axis=-1)
-    return Interval(
-        mean=known_mean(outcomes, (-2, -1)),
-        low=np.where(empty, np.nan, low),
-        high=np.where(empty, np.nan, high),
-    )
+    low, high = np.where(empty, np.nan, quantile(filled, [tail, 1 - tail], axis=-1))
+    return Interval(known_mean(outcomes, (-2, -1)), low, high)
 
 
 def _outcomes(values: Any) -> Float[np.ndarray, "*settings permutations problems"]:
@@ -236,9 +212,16 @@ def _outcomes(values: Any) -> Float[np.ndarray, "*settings permutations problems
     return array
 
 
-def _weights(generator: np.random.Generator, num_resamples: int, size: int) -> np.ndarray:
-    """[num_resamples, size] how often each of `size` things is drawn in `size` draws."""
-    draws = generator.integers(size, size=(num_resamples, size))
-    draws += size * np.arange(num_resamples)[:, None]
-    counts = np.bincount(draws.ravel(), minlength=num_resamples * size)
-    return counts.reshape(num_resamples, size).astype(np.float64)
+def _weights(generator: np.random.Generator, num_resamples: int, size: int) -> Iterator[np.ndarray]:
+    """[R, size] how often each of `size` things is drawn in `size` draws, some resamples at once.
+
+    Few enough that memory does not grow with R, and a multiple of 16, so that the matrix product
+    adds up in the same order as it does for all at once.
+    """
+    step = max(_WEIGHTS_AT_ONCE // size // 16, 1) * 16
+    for first in range(0, num_resamples, step):
+        count = min(step, num_resamples - first)
+        draws = generator.integers(size, size=(count, size))
+        draws += size * np.arange(count)[:, None]
+        counts = np.bincount(draws.ravel(), minlength=count * size)
+        yield counts.reshape(count, size).astype(np.float64)

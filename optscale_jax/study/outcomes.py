@@ -1,9 +1,8 @@
 """What policies did over a pool, in one record that every other part of `study` and `report` reads.
 
-`Outcomes` holds, for each method, setting, permutation and problem, what was drawn, spent and
-returned. `study.entries.replay_comparison` makes one of a configured comparison,
-`Outcomes.from_results` of your own `replay` results; `save` and `load` keep it in a file, the
-`outcomes.npz` of a folder that eval.replay writes.
+`study.entries.replay_comparison` makes one of a configured comparison, `Outcomes.from_results` of
+your own `replay` results; `save` and `load` keep it in a file, the `outcomes.npz` of a folder that
+eval.replay writes.
 """
 
 import dataclasses
@@ -85,32 +84,26 @@ class Method:
         varying: Sequence[str] | None = None,
         oracle: bool = False,
     ) -> "Method":
-        """A method from what `replay` gives.
+        """A method from what `replay` gives, and as much as is known of the attributes.
 
         Args:
           label: its name in tables and figures.
           result: fields [S, K, P], or [K, P] for one setting; or a result for each setting.
           caps: N of each setting, or of all.
-          name: the policy's name in the registry; default the label.
-          settings: [S] the arguments of each setting; default {"N": cap}.
-          words: [S] those arguments that tell a setting from others, in words; default all.
-          varying: the arguments that were given several values; default those that have several.
+          name: default the label.
+          settings: default {"N": cap}.
+          words: default all arguments.
+          varying: default those that have several values.
           oracle: whether it does not compete.
-
-        Returns:
-          The method.
 
         Raises:
           ValueError: the caps or the settings are not as many as the results' settings.
         """
-        whole = (
-            result
-            if isinstance(result, ReplayResult)
-            else jax.tree.map(lambda *fields: np.stack(fields), *result)
-        )
-        arrays: dict[str, Any] = {field: getattr(whole, field) for field in _ARRAYS}
-        if whole.num_samples.ndim == 2:
-            arrays = {k: None if each is None else each[None] for k, each in arrays.items()}
+        if not isinstance(result, ReplayResult):
+            result = jax.tree.map(lambda *fields: np.stack(fields), *result)
+        elif result.num_samples.ndim == 2:
+            result = jax.tree.map(lambda field: field[None], result)
+        arrays: dict[str, Any] = {field: getattr(result, field) for field in _ARRAYS}
         count = len(arrays["num_samples"])
         spread = [caps] * count if isinstance(caps, int) else list(caps)
         if settings is None:
@@ -136,12 +129,12 @@ class Method:
 
     def metric(self, metric: str) -> np.ndarray:
         """One of `METRICS`, float [S, K, P]; NaN where it is not known."""
-        if metric == "accuracy":
-            known = self.correct is not None
-            return np.asarray(self.correct if known else np.full(self.score.shape, np.nan), float)
         if metric == "tokens":
             return known_tokens(self.tokens)
-        return np.asarray(self.num_samples if metric == "samples" else self.score, float)
+        if metric == "accuracy" and self.correct is None:
+            return np.full(self.score.shape, np.nan)
+        values = {"accuracy": self.correct, "samples": self.num_samples, "score": self.score}
+        return np.asarray(values[metric], float)
 
     def at(self, cap: int) -> np.ndarray:
         """Indices of the settings whose N is `cap`."""
@@ -192,8 +185,7 @@ class Outcomes:
 
         Args:
           pool: the pool that all were replayed over, with the same key, so that they are paired.
-          results: label to the result of `replay` (fields [S, K, P], or [K, P] for one setting), or
-            a result for each setting.
+          results: label to what `Method.from_result` takes.
           caps: the most completions that each setting can draw; for all, or by label.
           settings: label to the arguments of each setting; default {"N": cap}.
           baselines: labels that differences are taken from, the first that has an N.
@@ -201,40 +193,33 @@ class Outcomes:
           name: the pool's name in tables.
           stored_order: whether the replay was in the stored order.
 
-        Returns:
-          The outcomes.
-
         Raises:
           ValueError: results of other shapes than each other's or the pool's; caps or settings that
             are not as many as a result's settings; a label that no result has.
         """
         settings = settings or {}
-        for label in (
-            *baselines,
-            *oracles,
-            *settings,
-            *(caps if isinstance(caps, Mapping) else ()),
-        ):
+        by_label = caps if isinstance(caps, Mapping) else dict.fromkeys(results, caps)
+        for label in (*baselines, *oracles, *settings, *by_label):
             if label not in results:
                 raise ValueError(f"{label!r} is not among the results: {', '.join(results)}")
         methods = [
             Method.from_result(
                 label,
                 result,
-                caps=caps[label] if isinstance(caps, Mapping) else caps,
+                caps=by_label[label],
                 settings=settings.get(label),
                 oracle=label in oracles,
             )
             for label, result in results.items()
         ]
+        orders = methods[0].num_samples.shape[1]
         for method in methods:
             shape = method.num_samples.shape[1:]
-            if shape != (methods[0].num_samples.shape[1], pool.num_problems):
+            if shape != (orders, pool.num_problems):
                 raise ValueError(
                     f"{method.label} has {shape} permutations and problems, but "
-                    f"{methods[0].label} has {methods[0].num_samples.shape[1]} permutations and "
-                    f"the pool {pool.num_problems} problems; replay all over one pool in the same "
-                    "orders"
+                    f"{methods[0].label} has {orders} permutations and the pool "
+                    f"{pool.num_problems} problems; replay all over one pool in the same orders"
                 )
         return cls(
             name,
@@ -287,8 +272,7 @@ class Outcomes:
     def baseline(self, cap: int | None = None) -> tuple[str, np.ndarray, np.ndarray] | None:
         """Label, value [K, P] and cost [K, P] of what differences are taken from; None without one.
 
-        Args:
-          cap: its N; None for the largest that it has.
+        Of the N asked for; of the largest that it has for None.
         """
         by_label = {method.label: method for method in self.methods}
         for method in (by_label[label] for label in self.baselines if label in by_label):
@@ -298,13 +282,10 @@ class Outcomes:
         return None
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a compressed .npz file without pickles.
+        """Writes a compressed .npz file without pickles, in place of what is there.
 
         Arrays of `Method` with the T settings of all methods in a row, [T, K, P]; `problem_ids`
         [P]; and `about`, the other fields as JSON.
-
-        Args:
-          path: the file, replaced if it exists.
         """
         about = {
             "version": VERSION,
@@ -332,28 +313,20 @@ class Outcomes:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Outcomes":
-        """Reads a file that `save` wrote.
-
-        Args:
-          path: the file, or the folder that it is in as `outcomes.npz`.
-
-        Returns:
-          The outcomes.
+        """Reads a file that `save` wrote, or the `outcomes.npz` of a folder.
 
         Raises:
           InputError: there is no such file, or it cannot be used.
         """
         file = Path(path)
-        if file.is_dir():
-            file = file / FILE
-            if not file.is_file():
-                raise InputError(
-                    f"{path}: no {FILE} is in it; give a folder that eval.replay wrote (with "
-                    "--outcomes true, the default)"
-                )
-        if not file.is_file():
+        if not file.exists():
             raise InputError(
                 f"{file}: no such folder or file; give a folder that eval.replay wrote"
+            )
+        if file.is_dir() and not (file := file / FILE).is_file():
+            raise InputError(
+                f"{path}: no {FILE} is in it; give a folder that eval.replay wrote (with "
+                "--outcomes true, the default)"
             )
         try:
             # Opened here, because np.load leaves a file open that it finds damaged.
@@ -365,9 +338,8 @@ class Outcomes:
                 "--config and the config.yaml that stands beside it"
             ) from error
         except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError) as error:
-            raise InputError(
-                f"{file}: not what eval.replay writes ({error}); run it again"
-            ) from error
+            says = f"{file}: not what eval.replay writes ({error}); run it again"
+            raise InputError(says) from error
         except (zipfile.BadZipFile, zlib.error) as error:
             raise InputError(f"{file}: damaged or cut short; run eval.replay again") from error
 
@@ -377,7 +349,6 @@ class _OtherVersion(Exception):
 
 
 def _unpacked(arrays: dict[str, np.ndarray]) -> Outcomes:
-    """The record in a file's arrays."""
     if "about" not in arrays and "methods" in arrays:
         raise _OtherVersion("an earlier")
     about = json.loads(str(arrays.pop("about")))
@@ -396,14 +367,14 @@ def _unpacked(arrays: dict[str, np.ndarray]) -> Outcomes:
         own = {field: array[part] for field, array in arrays.items()}
         caps = np.array(method.pop("caps"))
         methods.append(Method(caps=caps, **{"correct": None, **own, **method}))
-    source = about["source"]
+    source = about["source"] and PoolSource.from_json(about["source"])
     return Outcomes(
-        name=about["name"],
-        methods=methods,
-        problem_ids=problem_ids,
-        stored_order=about["stored_order"],
-        baselines=about["baselines"],
-        source=source and PoolSource.from_json(source),
+        about["name"],
+        methods,
+        problem_ids,
+        about["stored_order"],
+        about["baselines"],
+        source,
         unanswered=tuple(about["unanswered"]) if about.get("unanswered") else None,
     )
 
@@ -414,8 +385,6 @@ def _plain(setting: Mapping[str, Any]) -> dict[str, Any]:
     def plain(value: Any) -> Any:
         if isinstance(value, PriorConfig):
             return dataclasses.asdict(value)
-        return (
-            value if value is None or isinstance(value, bool | int | float | str) else repr(value)
-        )
+        return value if isinstance(value, bool | int | float | str | None) else repr(value)
 
     return {name: plain(value) for name, value in setting.items()}

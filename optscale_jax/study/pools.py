@@ -22,7 +22,7 @@ from optscale_jax.readers.records import data_path
 from optscale_jax.shipped import located
 from optscale_jax.synthetic import SyntheticConfig, synthetic_pool
 
-__all__ = ["SYNTHETIC", "PoolSource", "ReadConfig", "SyntheticPoolConfig", "checksum", "load_pool"]
+__all__ = ["SYNTHETIC", "PoolSource", "ReadConfig", "SyntheticPoolConfig", "checksum"]
 
 SYNTHETIC = "synthetic"
 """What stands for a path where the pool is made on the spot."""
@@ -72,8 +72,7 @@ class ReadConfig:
     @property
     def read(self) -> "ReadConfig":
         """These options alone, of a configuration that has others too."""
-        fields = dataclasses.fields(ReadConfig)
-        return ReadConfig(**{field.name: getattr(self, field.name) for field in fields})
+        return ReadConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(ReadConfig)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,18 +90,10 @@ class SyntheticPoolConfig(SyntheticConfig):
     seed: int = 0
 
     def make(self) -> Pool:
-        """The pool.
-
-        Raises:
-            InputError: If a number is outside its domain.
-        """
+        """The pool; an `InputError` if a number is outside its domain."""
         with bad_input():
-            return synthetic_pool(
-                jax.random.key(self.seed),
-                num_problems=self.num_problems,
-                num_samples=self.num_samples,
-                config=self,
-            )
+            key, shape = jax.random.key(self.seed), (self.num_problems, self.num_samples)
+            return synthetic_pool(key, num_problems=shape[0], num_samples=shape[1], config=self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +101,8 @@ class PoolSource:
     """Where a pool came from.
 
     Attributes:
-        path: The file or folder, as `load_pool` takes it, or `SYNTHETIC`.
+        path: The file, or a folder with a `samples.jsonl` in it; `package:NAME/PATH` for one in a
+            package; or `SYNTHETIC`.
         read: The options of its format.
         synthetic: What it was made with; None for a file.
         sha256: Checksum of the file when it was read; None if it was not taken, or was made.
@@ -128,12 +120,22 @@ class PoolSource:
         return file.stem if file.suffix else file.resolve().name
 
     def load(self) -> Pool:
-        """Reads the pool, or makes it.
-
-        Raises:
-            InputError: If it cannot be read or made.
-        """
-        return load_pool(self.path, self.read) if self.synthetic is None else self.synthetic.make()
+        """Reads the pool, or makes it; an `InputError` if it cannot be."""
+        if self.synthetic is not None:
+            return self.synthetic.make()
+        # Only what was asked for: a format refuses options that it does not have.
+        asked, defaults = dataclasses.asdict(self.read), dataclasses.asdict(ReadConfig())
+        options = {name: value for name, value in asked.items() if value != defaults[name]}
+        with bad_input(errors=(ImportError, ValueError)), contextlib.ExitStack() as stack:
+            if extract := options.get("extract"):
+                options["extract"] = load_object(extract, what="extract", shipped=EXTRACTORS)
+            if equal := options.get("equal"):
+                options["equal"] = stack.enter_context(comparison(equal))
+            pool = read_pool(located(self.path), **options)
+        if rescaled := self.read.rescale:
+            words = f"{self.path}: scores are rescaled ({rescaled})"
+            warnings.warn(words, PoolWarning, stacklevel=2)
+        return pool
 
     def with_checksum(self) -> "PoolSource":
         """The same, with the checksum of the file as it is now."""
@@ -154,45 +156,8 @@ class PoolSource:
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "PoolSource":
         """The source whose fields, as `dataclasses.asdict` gives them, these are."""
-        made = fields["synthetic"]
-        return cls(
-            path=fields["path"],
-            read=ReadConfig(**fields["read"]),
-            synthetic=None if made is None else SyntheticPoolConfig(**made),
-            sha256=fields["sha256"],
-        )
-
-
-def load_pool(path: str, config: ReadConfig) -> Pool:
-    """Reads a pool.
-
-    Args:
-        path: The file, or a folder with a `samples.jsonl` in it; `package:NAME/PATH` for one in a
-            package.
-        config: How to read it.
-
-    Returns:
-        The pool.
-
-    Raises:
-        InputError: If it cannot be read, or an option is not one of its format.
-    """
-    defaults = ReadConfig()
-    options: dict[str, Any] = {
-        field.name: getattr(config, field.name)
-        for field in dataclasses.fields(ReadConfig)
-        # Only what was asked for: a format refuses options that it does not have.
-        if field.name != "format" and getattr(config, field.name) != getattr(defaults, field.name)
-    }
-    with bad_input(errors=(ImportError, ValueError)), contextlib.ExitStack() as stack:
-        if "extract" in options:
-            options["extract"] = load_object(config.extract, what="extract", shipped=EXTRACTORS)
-        if "equal" in options:
-            options["equal"] = stack.enter_context(comparison(config.equal))
-        pool = read_pool(located(path), format=config.format, **options)
-    if config.rescale is not None:
-        warnings.warn(f"{path}: scores are rescaled ({config.rescale})", PoolWarning, stacklevel=2)
-    return pool
+        made = fields["synthetic"] and SyntheticPoolConfig(**fields["synthetic"])
+        return cls(**(fields | {"read": ReadConfig(**fields["read"]), "synthetic": made}))
 
 
 def checksum(path: str) -> str:

@@ -6,7 +6,7 @@ without a prior, problem by problem and order by order.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,32 +16,18 @@ from optscale_jax.study.entries import ORACLE
 from optscale_jax.study.metrics import Interval
 from optscale_jax.study.registry import Entry, PolicyConfig, PriorConfig, expand
 
-__all__ = ["Against", "Grid", "Worth", "against", "prior_entries", "worth_of_predictions"]
+__all__ = ["Against", "Worth", "against", "prior_entries", "worth_of_predictions"]
 
 
-class Grid(NamedTuple):
-    """Settings that every rule chooses among.
-
-    Attributes:
-        n: The caps N.
-        s_min: Scores to reach.
-        alpha: Probabilities of reaching them.
-        min_samples: Scores to look at before the first decision; those above an N are left out
-            there.
-    """
-
-    n: Sequence[int]
-    s_min: Sequence[float]
-    alpha: Sequence[float]
-    min_samples: Sequence[int]
-
-
-def prior_entries(priors: Mapping[str, str | None], grid: Grid, *, known: str) -> list[Entry]:
+def prior_entries(
+    priors: Mapping[str, str | None], grid: Mapping[str, Sequence[Any]], *, known: str
+) -> list[Entry]:
     """OptScale with each prior and the whole grid, the law known, and best-of-N.
 
     Args:
         priors: Label to a file of priors, or None for none.
-        grid: The settings.
+        grid: Values of n (the caps N), s_min, alpha and min_samples (those above an N are left out
+            there).
         known: Label of the rule that is told each problem's law.
 
     Returns:
@@ -50,61 +36,32 @@ def prior_entries(priors: Mapping[str, str | None], grid: Grid, *, known: str) -
     Raises:
         InputError: If a setting is outside its domain.
     """
-    entries = [_with_prior(label, file, grid) for label, file in priors.items()]
-    told = PolicyConfig(
-        ORACLE,
-        label=known,
-        s_min=list(grid.s_min),
-        alpha=list(grid.alpha),
-        max_samples=list(grid.n),
-    )
-    best = PolicyConfig("best_of_n", label="best-of-N", n=list(grid.n))
+    bound = {"s_min": grid["s_min"], "alpha": grid["alpha"]}
+    entries = []
+    for label, file in priors.items():
+        parts = []
+        for cap in grid["n"]:
+            first = [count for count in grid["min_samples"] if count <= cap]
+            own = bound | {"max_samples": cap, "min_samples": first}
+            prior = PriorConfig(file=file)
+            parts += expand(PolicyConfig("optscale", label=label, prior=prior, **own), label)
+        settings = [setting for part in parts for setting in part.settings]
+        policies = [policy for part in parts for policy in part.policies]
+        entries.append(dataclasses.replace(parts[0], settings=settings, policies=policies))
+    told = PolicyConfig(ORACLE, label=known, max_samples=grid["n"], **bound)
+    best = PolicyConfig("best_of_n", label="best-of-N", n=grid["n"])
     return entries + expand(told, known) + expand(best, "n")
 
 
-def _with_prior(label: str, file: str | None, grid: Grid) -> Entry:
-    parts = []
-    for cap in grid.n:
-        policy = PolicyConfig(
-            "optscale",
-            label=label,
-            s_min=list(grid.s_min),
-            alpha=list(grid.alpha),
-            max_samples=cap,
-            min_samples=[count for count in grid.min_samples if count <= cap],
-            prior=PriorConfig(file=file),
-        )
-        parts += expand(policy, label)
-    return dataclasses.replace(
-        parts[0],
-        settings=[setting for part in parts for setting in part.settings],
-        policies=[policy for part in parts for policy in part.policies],
-    )
-
-
 class Against(NamedTuple):
-    """A row beside that of the rule without a prior at the same N.
+    """A row beside that of the rule without a prior at the same N."""
 
-    Attributes:
-        cost: Share of its tokens (or completions) spent more, with its interval.
-        value: Accuracy (or score) above its, with its interval.
-    """
-
-    cost: Interval
-    value: Interval
+    cost: Interval  # share of its tokens (or completions) spent more
+    value: Interval  # accuracy (or score) above its
 
 
 def against(rows: Sequence[Row], label: str, options: Options) -> list[Against | None]:
-    """Each row beside the row of one method at the same N; None for its own.
-
-    Args:
-        rows: Of a comparison.
-        label: The method.
-        options: How to estimate.
-
-    Returns:
-        [rows] paired differences.
-    """
+    """Each row beside the row of one method (`label`) at the same N, paired; None for its own."""
     bases = {row.cap: row.fit for row in rows if row.method.label == label}
     found: list[Against | None] = []
     for row in rows:
@@ -114,24 +71,17 @@ def against(rows: Sequence[Row], label: str, options: Options) -> list[Against |
             continue
         more = (row.fit.tokens - base.tokens) / base.tokens.mean()
         both = options.interval(np.stack([more, row.fit.correct - base.correct]))
-        found.append(Against(*(Interval(*(part[i] for part in both)) for i in range(2))))
+        found.append(Against(both.at(0), both.at(1)))
     return found
 
 
 class Worth(NamedTuple):
-    """What a prediction of a problem's mean score says, beside what one score says.
+    """What a prediction of a problem's mean score says, beside what one score says."""
 
-    Attributes:
-        explained: Share of the variance of problems' mean scores that the prediction explains.
-        one: Share that one score explains.
-        completions: Scores that explain as much as the prediction.
-        cost: What the prediction costs, in completions; NaN where lengths are not known.
-    """
-
-    explained: float
-    one: float
-    completions: float
-    cost: float
+    explained: float  # share of the variance of problems' mean scores that the prediction explains
+    one: float  # share that one score explains
+    completions: float  # scores that explain as much as the prediction
+    cost: float  # of the prediction, in completions; NaN where lengths are not known
 
 
 def worth_of_predictions(pool: Pool, mean: np.ndarray, tokens: np.ndarray) -> Worth | None:
@@ -165,9 +115,5 @@ def worth_of_predictions(pool: Pool, mean: np.ndarray, tokens: np.ndarray) -> Wo
     cost = np.nan
     if pool.has_tokens:
         cost = float(np.mean(tokens)) / max(float(np.mean(pool.tokens[pool.mask])), 1e-9)
-    return Worth(
-        explained=explained,
-        one=between / (between + within),
-        completions=explained / (1 - explained) * within / between,
-        cost=cost,
-    )
+    completions = explained / (1 - explained) * within / between
+    return Worth(explained, between / (between + within), completions, cost)

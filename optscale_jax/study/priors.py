@@ -69,18 +69,11 @@ def priors_of(
 def priors_of_entries(
     entries: Sequence[Entry], pool: Pool
 ) -> tuple[dict[str, Prior], dict[str, np.ndarray]]:
-    """Reads the priors of the entries that have a file of them.
-
-    Args:
-        entries: The comparison.
-        pool: The pool, each problem of which must have a prior.
+    """Reads the priors of the entries that have a file of them, as `priors_of` does.
 
     Returns:
-        Label of an entry to its priors, fields [P], and to the tokens that predicting them took,
-        [P].
-
-    Raises:
-        InputError: As `priors_of`.
+        Label of an entry to its priors, fields [P] in the pool's order, and to the tokens that
+        predicting them took, [P].
     """
     priors, tokens = {}, {}
     ids = [str(each) for each in pool.problem_ids]

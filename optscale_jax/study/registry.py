@@ -92,14 +92,10 @@ _FIRST = (
 
 
 def find_rule(name: str) -> Callable[..., Policy]:
-    """The factory of a policy.
+    """The factory of a policy; a subclass of `Policy` is its own factory.
 
     Args:
-        name: A shipped rule's, or `module:function`, or `./file.py:function`; a subclass of
-            `Policy` is its own factory.
-
-    Returns:
-        The factory.
+        name: A shipped rule's, or `module:function`, or `./file.py:function`.
 
     Raises:
         ValueError: In one line, if there is none.
@@ -109,11 +105,9 @@ def find_rule(name: str) -> Callable[..., Policy]:
 
 def _scalar_type(annotation: Any) -> Any:
     """What a configuration takes for one value of an argument; None for what it cannot write."""
-    if annotation in _NAMED or annotation in _SCALARS:
-        return _NAMED.get(annotation, annotation)
     origin = typing.get_origin(annotation)
-    if origin is Literal:
-        return annotation
+    if annotation in _NAMED or annotation in _SCALARS or origin is Literal:
+        return _NAMED.get(annotation, annotation)
     if origin in (typing.Union, types.UnionType):
         parts = [_scalar_type(part) for part in typing.get_args(annotation)]
         # Words where there are words: an array beside them cannot be written.
@@ -131,8 +125,7 @@ def _arguments_of(factory: Callable[..., Policy]) -> dict[str, tuple[inspect.Par
     found = {}
     for name, parameter in inspect.signature(factory).parameters.items():
         # Without an annotation the default says what it is.
-        hint = hints.get(name, type(parameter.default))
-        scalar = _scalar_type(hint)
+        scalar = _scalar_type(hints.get(name, type(parameter.default)))
         if scalar is not None and name not in static:
             found[name] = (parameter, scalar)
     return found
@@ -147,17 +140,14 @@ def _help_of(factory: Callable[..., Policy]) -> dict[str, str]:
 def policy_config(own: Iterable[str] = ()) -> type:
     """The class of a policy's configuration: a name, a label, and every argument of the factories.
 
-    Args:
-        own: Rules of one's own beside the shipped ones, as `find_rule` takes them.
-
-    Returns:
-        A frozen dataclass; an argument may be a list, one setting for each value.
+    Any argument of the frozen dataclass may be a list, one setting for each value. `own` names
+    rules of one's own beside the shipped ones, as `find_rule` takes them.
     """
-    scalars: dict[str, Any] = {}
-    helps: dict[str, str] = {}
     own = tuple(own)
     if not own and "PolicyConfig" in globals():
         return globals()["PolicyConfig"]  # the one that configurations refer to
+    scalars: dict[str, Any] = {}
+    helps: dict[str, str] = {}
     for factory in (*RULES.values(), *map(find_rule, own)):
         told = _help_of(factory)
         for name, (_, scalar) in _arguments_of(factory).items():
@@ -166,28 +156,26 @@ def policy_config(own: Iterable[str] = ()) -> type:
                 scalars[name] = known | scalar
             if told.get(name):
                 helps.setdefault(name, told[name])
-    order = {name: place for place, name in enumerate(_FIRST)}
-    names = sorted(scalars, key=lambda name: order.get(name, len(order)))
+    ordered = {name: scalars[name] for name in (*_FIRST, *scalars) if name in scalars}
     fields: list[Any] = [("name", str), ("label", str | None, None)]
     fields += [
-        (name, scalars[name] | list[scalars[name]] | None, None)
-        for name in names
-        if scalars[name] is not PriorConfig
+        (name, scalar | list[scalar] | None, None)
+        for name, scalar in ordered.items()
+        if scalar is not PriorConfig
     ]
     fields.append(("prior", PriorConfig, PriorConfig()))
     title = "".join(["PolicyConfig", *(re.sub(r"\W", "_", f"_{name}") for name in own)])
     made = dataclasses.make_dataclass(title, fields, frozen=True)
     helps |= {
-        "name": "The policy: "
-        + ", ".join(RULES)
-        + ", or one of your own as module:function or ./file.py:function. Each takes some of the "
-        "arguments below.",
+        "name": f"The policy: {', '.join(RULES)}, or one of your own as module:function or "
+        "./file.py:function. Each takes some of the arguments below.",
         "label": "Name in tables and figures, different for each policy. null: the policy's name.",
     }
-    lines = [f"    {name}: {helps.get(name, 'See the policy.')}" for name, *_ in fields]
-    made.__doc__ = (
-        "A policy and its arguments; a list of values means each of them.\n\nAttributes:\n"
-        + "\n".join(lines)
+    made.__doc__ = "\n".join(
+        [
+            "A policy and its arguments; a list of values means each of them.\n\nAttributes:",
+            *(f"    {name}: {helps.get(name, 'See the policy.')}" for name, *_ in fields),
+        ]
     )
     made.__module__ = __name__
     globals()[title] = made  # where the parser of configurations looks for a class
@@ -212,34 +200,26 @@ else:
 def with_own_rules(config_class: type, names: Iterable[str]) -> type:
     """A command's configuration that takes the arguments of rules of one's own, too.
 
-    Args:
-        config_class: A frozen dataclass, some fields of which may be policies or lists of them.
-        names: The rules, as `find_rule` takes them.
-
-    Returns:
-        The class with those fields' types widened; itself if it has none.
+    Some fields of the frozen dataclass may be policies or lists of them: their types are widened.
+    `names` are the rules, as `find_rule` takes them.
 
     Raises:
         InputError: A rule cannot be found.
     """
     hints = typing.get_type_hints(config_class)
-    holders = {name: hint for name, hint in hints.items() if _holds_policies(hint)}
-    if not holders:
+    held = [f for f in dataclasses.fields(config_class) if _holds_policies(hints[f.name])]
+    if not held:
         return config_class
     with bad_input("policy.name", (ValueError,)):
         made = policy_config(names)
     fields = []
-    for field in dataclasses.fields(config_class):
-        if field.name not in holders:
-            continue
-        if typing.get_origin(holders[field.name]) is list:
+    for field in held:
+        if hints[field.name] is not PolicyConfig:
             fields.append((field.name, list[made], dataclasses.field(default_factory=list)))
             continue
         default = field.default if field.default_factory is MISSING else field.default_factory()
         if default is not MISSING:
-            default = made(
-                **{f.name: getattr(default, f.name) for f in dataclasses.fields(default)}
-            )
+            default = made(**vars(default))
         fields.append((field.name, made, dataclasses.field(default=default)))
     widened = dataclasses.make_dataclass(
         config_class.__name__, fields, bases=(config_class,), frozen=True, kw_only=True
@@ -249,9 +229,7 @@ def with_own_rules(config_class: type, names: Iterable[str]) -> type:
 
 
 def _holds_policies(hint: Any) -> bool:
-    return hint is PolicyConfig or (
-        typing.get_origin(hint) is list and typing.get_args(hint) == (PolicyConfig,)
-    )
+    return hint is PolicyConfig or hint == list[PolicyConfig]
 
 
 # The grid -----------------------------------------------------------------------------------------
@@ -259,23 +237,14 @@ def _holds_policies(hint: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One curve of a comparison: a policy with its grid of numbers.
+    """One curve of a comparison: a policy with its grid of S settings."""
 
-    Attributes:
-        where: The field of the configuration that it comes from.
-        name: The factory's name.
-        label: Its name in tables and figures.
-        varying: Arguments that take several values.
-        settings: [S] all arguments of each setting, the factory's defaults included.
-        policies: [S] the policy of each setting.
-    """
-
-    where: str
-    name: str
-    label: str
-    varying: list[str]
-    settings: list[dict[str, Any]]
-    policies: list[Policy]
+    where: str  # the field of the configuration that it comes from
+    name: str  # the factory's
+    label: str  # its name in tables and figures
+    varying: list[str]  # arguments that take several values
+    settings: list[dict[str, Any]]  # [S] all arguments, the factory's defaults included
+    policies: list[Policy]  # [S]
 
     def stacks(self) -> list[tuple[list[int], Policy]]:
         """The settings that one compilation serves: their indices, and the stacked policy.
@@ -287,7 +256,7 @@ class Entry:
         groups: dict[Any, list[int]] = {}
         for index, policy in enumerate(self.policies):
             bare = dataclasses.replace(policy, slots=1, prior=None)
-            shapes = tuple(map(_shape, jax.tree.leaves(bare)))
+            shapes = tuple(getattr(number, "shape", ()) for number in jax.tree.leaves(bare))
             groups.setdefault((jax.tree.structure(bare), shapes), []).append(index)
         return [(found, stack([self.policies[i] for i in found])) for found in groups.values()]
 
@@ -299,10 +268,6 @@ class Entry:
             settings=[self.settings[i] for i in kept],
             policies=[self.policies[i] for i in kept],
         )
-
-
-def _shape(number: Any) -> tuple[int, ...]:
-    return getattr(number, "shape", ())
 
 
 def expand(config: Any, where: str) -> list[Entry]:
@@ -331,8 +296,15 @@ def expand(config: Any, where: str) -> list[Entry]:
             raise InputError(f"{where}.{name}: {config.name} needs it")
 
     def make(setting: dict[str, Any]) -> Policy:
+        prior = setting.get("prior")
         with bad_input(where, (ValueError,)):
-            return _make(factory, setting, where)
+            policy = factory(**setting | ({"prior": prior.build()} if prior else {}))
+        if not isinstance(policy, Policy):
+            raise InputError(
+                f"{where}.name: {factory.__name__} gives {policy!r}; a policy's factory returns a "
+                "policies.Policy"
+            )
+        return policy
 
     lists = {name: _listed(given[name], f"{where}.{name}") for name in arguments if name in given}
     words = [name for name, values in lists.items() if isinstance(values[0], bool | str)]
@@ -346,12 +318,9 @@ def expand(config: Any, where: str) -> list[Entry]:
         ]
         settings, policies = [], []
         for values in itertools.product(*(lists[name] for name in numbers)):
-            setting = dict(zip(words, chosen, strict=True)) | dict(
-                zip(numbers, values, strict=True)
-            )
-            policy = make(setting)
-            policies.append(policy)
-            settings.append(_complete(setting, arguments, policy))
+            setting = dict(zip((*words, *numbers), (*chosen, *values), strict=True))
+            policies.append(make(setting))
+            settings.append(_complete(setting, arguments, policies[-1]))
         entries.append(
             Entry(
                 where=where,
@@ -363,20 +332,6 @@ def expand(config: Any, where: str) -> list[Entry]:
             )
         )
     return entries
-
-
-def _make(factory: Callable[..., Policy], setting: Mapping[str, Any], where: str) -> Policy:
-    """The policy of one setting."""
-    arguments = dict(setting)
-    if isinstance(arguments.get("prior"), PriorConfig):
-        arguments["prior"] = arguments["prior"].build()
-    policy = factory(**arguments)
-    if not isinstance(policy, Policy):
-        raise InputError(
-            f"{where}.name: {factory.__name__} gives {policy!r}; a policy's factory returns a "
-            "policies.Policy"
-        )
-    return policy
 
 
 def _complete(
@@ -421,12 +376,8 @@ def _structural_first(
 def words_of(setting: Mapping[str, Any], name: str) -> dict[str, str]:
     """The arguments that tell a setting from every other of the policy, in words.
 
-    Args:
-        setting: All arguments; one that is missing is at its default.
-        name: The factory's name; arguments at its defaults are left out.
-
-    Returns:
-        Argument to name=value, in the factory's order.
+    The setting has all arguments, but any that are at their defaults, which are left out; `name` is
+    the factory's. Argument to name=value, in the factory's order.
     """
     found = {}
     for argument, (parameter, _) in _arguments_of(find_rule(name)).items():
@@ -436,7 +387,8 @@ def words_of(setting: Mapping[str, Any], name: str) -> dict[str, str]:
         if isinstance(value, Mapping):
             found[argument] = _prior_in_words(value)
         elif value != _by_name(parameter.default):
-            found[argument] = f"{argument}={_in_words(value)}"
+            words = str(value).lower() if isinstance(value, bool) else value
+            found[argument] = f"{argument}={words}"
     return {argument: text for argument, text in found.items() if text}
 
 
@@ -451,19 +403,10 @@ def _prior_in_words(prior: Mapping[str, Any]) -> str:
     return " ".join(f"prior.{k}={v:g}" for k, v in prior.items() if v is not None)
 
 
-def _in_words(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def _given(config: Any) -> dict[str, Any]:
-    given = {
-        field.name: getattr(config, field.name)
-        for field in dataclasses.fields(config)
-        if field.name not in ("name", "label")
-    }
-    if given["prior"] == PriorConfig():
-        del given["prior"]
-    return {name: value for name, value in given.items() if value is not None}
+    left_out = {"name": config.name, "label": config.label, "prior": PriorConfig()}
+    given = {name: value for name, value in vars(config).items() if value is not None}
+    return {name: value for name, value in given.items() if left_out.get(name) != value}
 
 
 def _listed(value: Any, where: str) -> list[Any]:

@@ -6,12 +6,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
+from optscale_jax.study.comparison import Options
 from optscale_jax.study.config import ShowConfig
 from optscale_jax.study.entries import by_cap
-from optscale_jax.study.metrics import Interval, bootstrap, paired_intervals
+from optscale_jax.study.metrics import Interval
 from optscale_jax.study.outcomes import METRICS, Method, Outcomes
 
 __all__ = ["MethodSummary", "Selection", "known_metrics", "summarise_methods"]
@@ -21,34 +21,20 @@ CURVES = ("n", "rounds", "max_samples", "s_min", "threshold", "window", "alpha")
 
 
 class Selection(NamedTuple):
-    """What of a method's grid the terminal and the curve show.
+    """What of a method's grid the terminal and the curve show."""
 
-    Attributes:
-        over: The argument that varies; None if there is one setting.
-        fixed: The other arguments that vary, with the value that is shown.
-        settings: Indices of the settings shown.
-    """
-
-    over: str | None
-    fixed: Mapping[str, Any]
-    settings: np.ndarray
+    over: str | None  # the argument that varies; None if there is one setting
+    fixed: Mapping[str, Any]  # the other arguments that vary, with the value that is shown
+    settings: np.ndarray  # indices of the settings shown
 
 
 class MethodSummary(NamedTuple):
-    """One method's means and intervals, arrays [S].
-
-    Attributes:
-        method: What is summarised.
-        value: Metric to its interval.
-        difference: Metric to the interval of what it is above the baseline's; {} without one.
-        baseline: [S] index of the baseline's setting that each is compared with, or None.
-        shown: What of it to show.
-    """
+    """One method's means and intervals, arrays [S]."""
 
     method: Method
-    value: Mapping[str, Interval]
-    difference: Mapping[str, Interval]
-    baseline: np.ndarray | None
+    value: Mapping[str, Interval]  # by metric
+    difference: Mapping[str, Interval]  # by metric, above the baseline's; {} without one
+    baseline: np.ndarray | None  # [S] the baseline's setting that each is compared with
     shown: Selection
 
 
@@ -66,9 +52,7 @@ def summarise_methods(
     *,
     baseline: str | None = None,
     show: ShowConfig | None = None,
-    seed: int = 0,
-    level: float = 0.95,
-    num_resamples: int = 2000,
+    options: Options | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> list[MethodSummary]:
     """Means and paired bootstrap intervals of every setting.
@@ -79,24 +63,14 @@ def summarise_methods(
             baseline's of the same cap if there is one, else from its deepest, and its own settings'
             from its deepest. None: no differences.
         show: What of a large grid to show.
-        seed: Of the bootstrap.
-        level: Coverage, in (0, 1).
-        num_resamples: Bootstrap resamples, at least 1.
+        options: How to estimate.
         advance: Called after each method.
-
-    Returns:
-        One for each method, in their order.
 
     Raises:
         InputError: If the baseline has several settings of one cap.
     """
     base = next((m for m in outcomes.methods if m.label == baseline), None)
-    options = {
-        # Apart from the orders' key; the same for all, so that intervals are paired.
-        "key": jax.random.key(seed + 1),
-        "num_resamples": num_resamples,
-        "level": level,
-    }
+    options = options or Options()
     found = []
     for method in outcomes.methods:
         against = None if base is None else _compared_with(method, base)
@@ -104,7 +78,7 @@ def summarise_methods(
         for metric in METRICS:
             own = method.metric(metric)
             if base is None or against is None:
-                value[metric] = bootstrap(own, **options)
+                value[metric] = options.interval(own)
             else:
                 reference = base.metric(metric)
                 value[metric], difference[metric] = _paired(own, reference, against, options)
@@ -123,14 +97,14 @@ def _compared_with(method: Method, base: Method) -> np.ndarray:
 
 
 def _paired(
-    values: np.ndarray, base: np.ndarray, against: np.ndarray, options: dict[str, Any]
+    values: np.ndarray, base: np.ndarray, against: np.ndarray, options: Options
 ) -> tuple[Interval, Interval]:
     """Intervals [S] of the values, and of their differences from the baseline's."""
     value, difference = (Interval(*np.full((3, len(values)), np.nan)) for _ in range(2))
     for index in np.unique(against):
         part = against == index
         pair = {"policy": values[part], "baseline": base[index]}
-        found = paired_intervals(pair, baseline="baseline", **options)["policy"]
+        found = options.paired(pair, "baseline")["policy"]
         for target, source in zip((value, difference), found, strict=True):
             for into, each in zip(target, source, strict=True):
                 into[part] = each
@@ -140,8 +114,7 @@ def _paired(
 def _selection(method: Method, show: ShowConfig) -> Selection:
     """The argument that the curve runs over, the others' values on it, and its settings."""
     varying = method.varying
-    order = ([show.over] if show.over else []) + [*CURVES, *varying]
-    over = next((name for name in order if name in varying), None)
+    over = next((name for name in (show.over, *CURVES, *varying) if name in varying), None)
     fixed = {}
     for name in varying:
         if name == over:
@@ -149,9 +122,5 @@ def _selection(method: Method, show: ShowConfig) -> Selection:
         values = sorted({setting[name] for setting in method.settings})
         wanted = getattr(show, name, None)
         fixed[name] = values[-1] if wanted is None else min(values, key=lambda v: abs(v - wanted))
-    shown = [
-        index
-        for index, setting in enumerate(method.settings)
-        if all(setting[name] == value for name, value in fixed.items())
-    ]
-    return Selection(over, fixed, np.array(shown))
+    shown = [all(s[name] == value for name, value in fixed.items()) for s in method.settings]
+    return Selection(over, fixed, np.flatnonzero(shown))

@@ -4,9 +4,6 @@ The published code searches s_min and alpha on the test set. Here the problems a
 folds; each fold is scored with the setting that was best, for a stated aim, on the *other* folds
 (cross-fitting). What the search on the test set would have claimed is reported beside it, as the
 oracle choice, and the difference is its optimism.
-
-Works on the outcomes of `replay`: NumPy arrays [S, K, P] of settings, permutations,
-problems.
 """
 
 import dataclasses
@@ -14,30 +11,36 @@ from typing import NamedTuple
 
 import numpy as np
 
+from optscale_jax.checks import positive, within
+
 __all__ = ["Aim", "CrossFit", "cross_fit", "folds"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Aim:
-    """What the choice of a setting is for: exactly one of the two is given.
+    """What settings are chosen for, on other problems than those that they are scored on.
 
     Attributes:
-      max_tokens: highest accuracy among the settings that spend at most this many tokens a problem
-        on average (or samples, if those are what is counted).
-      max_loss: fewest tokens among the settings whose accuracy is at most this much below the
-        baseline's on the same problems, in [0, 1]; 0.01 is one point.
+        max_loss: Fewest tokens among the settings that lose at most this share of the problems
+            against best-of-N with the same N, in [0, 1]; 0.01 is one point. Give this or
+            max_tokens; null and null: 0.01.
+        max_tokens: Highest accuracy among the settings that spend at most this many tokens a
+            problem (completions, where tokens are not known).
     """
 
-    max_tokens: float | None = None
     max_loss: float | None = None
+    max_tokens: float | None = None
 
     def __post_init__(self) -> None:
-        if (self.max_tokens is None) == (self.max_loss is None):
-            raise ValueError("an Aim needs exactly one of max_tokens and max_loss")
-        if self.max_tokens is not None and not self.max_tokens > 0:
-            raise ValueError(f"max_tokens must be > 0, found {self.max_tokens}")
-        if self.max_loss is not None and not 0 <= self.max_loss <= 1:
-            raise ValueError(f"max_loss must be in [0, 1], found {self.max_loss}")
+        if self.max_loss is not None and self.max_tokens is not None:
+            raise ValueError("an Aim takes exactly one of max_tokens and max_loss")
+        positive(self, "max_tokens")
+        within(self, "[0, 1]", "max_loss")
+
+    @property
+    def loss(self) -> float | None:
+        """`max_loss` or its default; None where max_tokens is what counts."""
+        return 0.01 if self.max_loss is None and self.max_tokens is None else self.max_loss
 
     def choose(self, accuracy: np.ndarray, tokens: np.ndarray, baseline: float) -> int:
         """Index of the setting that serves the aim best.
@@ -49,59 +52,48 @@ class Aim:
           accuracy: [S] mean accuracy of each setting.
           tokens: [S] mean tokens of each setting.
           baseline: accuracy of the baseline on the same problems.
-
-        Returns:
-          Index into [S].
         """
-        if self.max_tokens is not None:
+        if self.loss is None:
             admissible = tokens <= self.max_tokens
             keys = (tokens, -accuracy) if admissible.any() else (-accuracy, tokens)
         else:
             # The rounding of two means of the same outcomes must not count as a loss.
-            slack = 1e-9
-            assert self.max_loss is not None  # __post_init__: one of the two is given
-            admissible = accuracy >= baseline - self.max_loss - slack
+            admissible = accuracy >= baseline - self.loss - 1e-9
             keys = (-accuracy, tokens) if admissible.any() else (tokens, -accuracy)
-        if not admissible.any():
-            admissible = np.ones_like(admissible)
-        candidates = np.flatnonzero(admissible)
+        candidates = np.flatnonzero(admissible | ~admissible.any())
         # lexsort sorts by its last key first.
         return int(candidates[np.lexsort(tuple(k[candidates] for k in keys))[0]])
 
 
 class CrossFit(NamedTuple):
-    """Outcome of tuning with and without peeking.
+    """Outcome of tuning F folds of P problems in K orders, with and without peeking."""
 
-    Attributes:
-      chosen: [F] setting used for each fold, chosen on the others.
-      fold: [P] fold of each problem.
-      correct: [K, P] outcomes, every problem under its fold's setting.
-      tokens: [K, P] tokens likewise.
-      oracle: the setting that the same aim chooses on all problems at once, peeking.
-      oracle_correct: [K, P] outcomes under it.
-      oracle_tokens: [K, P] tokens under it.
-      optimism_accuracy: accuracy that peeking claims above the cross-fitted one.
-      optimism_tokens: tokens a problem that peeking claims to save against the cross-fitted one.
-    """
+    chosen: np.ndarray  # [F] setting used for each fold, chosen on the others
+    fold: np.ndarray  # [P] fold of each problem
+    correct: np.ndarray  # [K, P] outcomes, every problem under its fold's setting
+    tokens: np.ndarray  # [K, P] likewise
+    oracle: int  # the setting that the same aim chooses on all problems at once, peeking
+    oracle_correct: np.ndarray  # [K, P] outcomes under it
+    oracle_tokens: np.ndarray  # [K, P]
 
-    chosen: np.ndarray
-    fold: np.ndarray
-    correct: np.ndarray
-    tokens: np.ndarray
-    oracle: int
-    oracle_correct: np.ndarray
-    oracle_tokens: np.ndarray
-    optimism_accuracy: float
-    optimism_tokens: float
+    @property
+    def of_problem(self) -> np.ndarray:
+        """[P] setting of each problem."""
+        return self.chosen[self.fold]
+
+    @property
+    def optimism_accuracy(self) -> float:
+        """Accuracy that peeking claims above the cross-fitted one."""
+        return float(self.oracle_correct.mean() - self.correct.mean())
+
+    @property
+    def optimism_tokens(self) -> float:
+        """Tokens a problem that peeking claims to save against the cross-fitted one."""
+        return float(self.tokens.mean() - self.oracle_tokens.mean())
 
 
 def folds(num_problems: int, num_folds: int, *, seed: int = 0) -> np.ndarray:
     """Assigns problems to folds of equal size (to within one), at random.
-
-    Args:
-      num_problems: P.
-      num_folds: F, in [2, P].
-      seed: of the assignment.
 
     Returns:
       int [P], fold of each problem.
@@ -136,9 +128,6 @@ def cross_fit(
       num_folds: F, number of folds over problems.
       seed: of the assignment to folds.
 
-    Returns:
-      `CrossFit`.
-
     Raises:
       ValueError: shapes that do not match, or num_folds outside [2, P].
     """
@@ -149,27 +138,14 @@ def cross_fit(
             f"correct {correct.shape} and tokens {tokens.shape} must both be [S, K, P], and "
             f"baseline {baseline.shape} must be [K, P]"
         )
-    fold = folds(correct.shape[-1], num_folds, seed=seed)
-
+    problem = np.arange(correct.shape[-1])
+    fold = folds(len(problem), num_folds, seed=seed)
     by_problem = correct.mean(1), tokens.mean(1), baseline.mean(0)
 
     def choose(problems):
         return aim.choose(*(part[..., problems].mean(-1) for part in by_problem))
 
     chosen = np.array([choose(fold != f) for f in range(num_folds)])
-    of_problem = chosen[fold]
-    problem = np.arange(correct.shape[-1])
-    own_correct = correct[of_problem, :, problem].T
-    own_tokens = tokens[of_problem, :, problem].T
-    oracle = choose(np.ones(correct.shape[-1], bool))
-    return CrossFit(
-        chosen=chosen,
-        fold=fold,
-        correct=own_correct,
-        tokens=own_tokens,
-        oracle=oracle,
-        oracle_correct=correct[oracle],
-        oracle_tokens=tokens[oracle],
-        optimism_accuracy=float(correct[oracle].mean() - own_correct.mean()),
-        optimism_tokens=float(own_tokens.mean() - tokens[oracle].mean()),
-    )
+    own_correct, own_tokens = (part[chosen[fold], :, problem].T for part in (correct, tokens))
+    oracle = choose(np.ones(len(problem), bool))
+    return CrossFit(chosen, fold, own_correct, own_tokens, oracle, correct[oracle], tokens[oracle])
