@@ -75,7 +75,15 @@ class ProblemError(BackendError):
 
 
 class BadRequestError(BackendError):
-    """A server understood a request and refuses it; asking again would change nothing."""
+    """A server understood a request and refuses it; asking again would change nothing.
+
+    Attributes:
+        too_long: Whether because prompt and completion do not fit the model.
+    """
+
+    def __init__(self, message: str, *, too_long: bool = False):
+        super().__init__(message)
+        self.too_long = too_long
 
 
 class EngineError(RuntimeError):

@@ -27,8 +27,9 @@ __all__ = [
     "measured",
 ]
 
-FinishReason = Literal["stop", "length", "abort"]
-"""Why a completion ended: by itself, at the limit on its length, or because it was aborted."""
+FinishReason = Literal["stop", "length", "abort", "error"]
+"""Why a completion ended: by itself, at the limit on its length, because it was aborted, or for
+something that went wrong with it, which leaves it without an answer."""
 
 
 def measured(count: int) -> float | int:
@@ -56,6 +57,8 @@ class Completion:
     tokens: int  # its length in tokens, of a partial completion too
     finish_reason: FinishReason = "stop"
     prompt_tokens: int = 0  # length of the prompt in tokens; 0 where the sampler does not say
+    # What went wrong with it, if its finish reason is "error"; its sample's note then.
+    error: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ class Weighing:
     async def sample(self, problem, n, first_index, *, abort):
         text = "".join(token for token, _ in self.likely)
         for index in range(n):
-            yield Weighed(index, text, len(self.likely), "stop", 100, self.likely)
+            yield Weighed(index, text, len(self.likely), "stop", 100, likely=self.likely)
 
     async def close(self):
         pass

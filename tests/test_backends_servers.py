@@ -1,17 +1,17 @@
 """OpenAI-compatible servers: what their answers become, and what is done when there are none.
 
-The servers here are the tests' own, on the loopback, and say whatever a test wants said.
+Of streams, and what may be wrong with each, `test_backends_streams.py` knows more.
 """
 
 import asyncio
-import contextlib
 import dataclasses
 import email.utils
 import json
 import logging
 import re
-import socket
 import time
+import traceback
+from urllib.parse import quote
 
 import pytest
 
@@ -25,131 +25,25 @@ from optscale_jax.backends.config import (
 )
 from optscale_jax.backends.generative import GenerativeVerifier
 from optscale_jax.backends.make import make_sampler, make_verifier
-from optscale_jax.errors import BackendError, ProblemError
-from optscale_jax.records import Completion, Problem
+from optscale_jax.errors import BackendError, InputError, ProblemError
+from optscale_jax.records import Completion
+from tests.loopback import (
+    GOOD,
+    PROBLEM,
+    Scripted,
+    answer,
+    chunk,
+    config,
+    draw,
+    events,
+    free_port,
+    made,
+    refused,
+    run,
+    serving,
+)
 
 KEY = "sk-very-secret-0123456789"
-PLAIN = PromptConfig()
-PROBLEM = Problem("p", "What is 1 + 1?")
-MODELS = {"object": "list", "data": [{"id": "m", "max_model_len": 100}]}
-
-
-def answer(status, body, *, headers=()):
-    """Bytes of a whole HTTP answer."""
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    lines = [f"HTTP/1.1 {status} X", f"Content-Length: {len(data)}", "Connection: close", *headers]
-    return "\r\n".join(lines).encode() + b"\r\n\r\n" + data
-
-
-def events(*items, done=True):
-    """Bytes of a stream of server-sent events, without a length."""
-    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
-    lines = [
-        b": keep alive\n\n",
-        *(b"data: " + json.dumps(one).encode() + b"\n\n" for one in items),
-    ]
-    return head + b"".join(lines) + (b"data: [DONE]\n\n" if done else b"")
-
-
-def chunk(text, *, finish=None, tokens=None):
-    usage = None if tokens is None else {"completion_tokens": tokens, "prompt_tokens": 7}
-    choice = {"index": 0, "delta": {"content": text}, "finish_reason": finish}
-    return {"choices": [choice], "usage": usage}
-
-
-GOOD = events(chunk("a", tokens=1), chunk("b\n", tokens=4), chunk("c", finish="stop", tokens=5))
-
-
-class Scripted:
-    """A server that gives its answers one after another, and the last one for ever.
-
-    An answer is bytes, or a coroutine function of the connection's writer.
-    """
-
-    def __init__(self, *answers, models=MODELS):
-        self.answers = list(answers)
-        self.models = models
-        self.requests = []
-        self.open = 0
-        self.closed_early = 0
-
-    async def handle(self, reader, writer):
-        self.open += 1
-        try:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            length = [line for line in head.lower().split("\r\n") if "content-length" in line]
-            body = await reader.readexactly(int(length[0].split(":")[1]) if length else 0)
-            if head.startswith("GET"):
-                writer.write(answer(200, self.models))
-            else:
-                self.requests.append((head, json.loads(body)))
-                say = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-                if callable(say):
-                    await say(writer)
-                else:
-                    writer.write(say)
-            await writer.drain()
-        except (ConnectionError, asyncio.IncompleteReadError):
-            self.closed_early += 1
-        finally:
-            self.open -= 1
-            writer.close()
-
-
-@contextlib.asynccontextmanager
-async def serving(*scripts):
-    """The URLs of servers."""
-    async with contextlib.AsyncExitStack() as stack:
-        urls = []
-        for script in scripts:
-            server = await asyncio.start_server(script.handle, "127.0.0.1", 0)
-            stack.callback(server.close)
-            urls.append(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-        yield urls
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
-def config(urls, *, prompt=PLAIN, **server):
-    quick = {"backoff": 0.01, "attempts": 3, "read_timeout": 5.0, **server}
-    return SamplerConfig(
-        kind="server", model="m", prompt=prompt, server=ServerConfig(base_urls=urls, **quick)
-    )
-
-
-async def made(a_config):
-    # The first look at the servers blocks, and they run on this loop.
-    return await asyncio.to_thread(make_sampler, a_config, seed=3)
-
-
-async def draw(a_config, n=1, *, abort=None):
-    sampler = await made(a_config)
-    try:
-        drawn = sampler.sample(PROBLEM, n, 5, abort=abort or asyncio.Event())
-        return [one async for one in drawn]
-    finally:
-        await sampler.close()
-
-
-def run(*scripts, n=1, **options):
-    async def main():
-        async with serving(*scripts) as urls:
-            return await draw(config(urls, **options), n)
-
-    return asyncio.run(main())
-
-
-def refused(*scripts, **options):
-    with pytest.raises(BackendError) as caught:
-        run(*scripts, **options)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert len(message) < 600
-    return message
 
 
 def test_a_stream_becomes_a_completion():
@@ -160,7 +54,7 @@ def test_a_stream_becomes_a_completion():
     _, body = server.requests[0]
     assert body["messages"] == [
         {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "Q: What is 1 + 1? {x}"},
+        {"role": "user", "content": "Q: What is 2 + 2? {x}"},
     ]
     assert body["seed"] == sample_seed(3, "p", 5)
     assert (body["model"], body["n"], body["temperature"], body["top_p"]) == ("m", 1, 0.7, 0.95)
@@ -207,7 +101,7 @@ def test_base_models_are_asked_for_plain_text():
     assert only.text == "2"
     head, body = server.requests[0]
     assert head.startswith("POST /v1/completions ")
-    assert body["prompt"] == "Q: What is 1 + 1?\nA:"
+    assert body["prompt"] == "Q: What is 2 + 2?\nA:"
 
 
 @pytest.mark.parametrize(
@@ -237,7 +131,7 @@ def test_a_bad_answer_is_asked_for_again(bad):
     [
         (answer(500, {"error": {"message": "out of luck"}}), r"answers 500: out of luck; given up"),
         (answer(200, b"<html>welcome</html>"), r"answers with welcome.*given up after 3 tries"),
-        (events("x"), r"which is not a JSON object; given up"),
+        (events("x"), r"answers with what is no JSON object: \"x\"; given up"),
         (b"", r"^no server answers: http://127\.0\.0\.1:\d+ cannot be reached"),
         (answer(404, {"detail": "Not Found"}), r"answers 404: Not Found; is server\.base_urls"),
         (answer(400, {"error": {"message": "no field\nxyz"}}), r"answers 400: no field xyz$"),
@@ -249,13 +143,12 @@ def test_what_stays_bad_is_one_clear_line(bad, said):
 
 
 def test_tries_end_where_the_configuration_says():
-    server = Scripted(answer(500, {}))
-    refused(server, attempts=4)
-    assert len(server.requests) == 4
-    # A request that is wrong in itself is not sent twice.
-    server = Scripted(answer(400, {}))
-    refused(server, attempts=4)
-    assert len(server.requests) == 1
+    # After the last one, or the first that is refused, something simple is asked, as often.
+    for bad, tries in ((answer(500, {}), 4), (answer(400, {}), 1)):
+        server = Scripted(bad)
+        refused(server, attempts=4)
+        asked = [body["messages"][0]["content"] for _, body in server.requests]
+        assert asked == [PROBLEM.text] * tries + ["What is 1 + 1?"] * tries
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
@@ -312,13 +205,81 @@ def test_the_key_is_sent_and_never_shown(monkeypatch, caplog):
     assert KEY not in str(caught.value)
 
 
-def test_passwords_in_addresses_are_not_shown():
-    async def main():
-        await draw(config([f"http://me:secret@127.0.0.1:{free_port()}"]))
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://me:secret99@host:1/v1",
+        "https://secret99@host",
+        "me:secret99@host:1",
+        "http://host/v1?key=secret99",
+        "http://host/v1?api_key=secret99",
+    ],
+)
+def test_passwords_in_addresses_are_refused_and_not_shown(url):
+    with pytest.raises(InputError) as caught:
+        ServerConfig(base_urls=[url])
+    assert "secret99" not in str(caught.value)
 
-    with pytest.raises(BackendError, match=r"^no server answers: http://127") as caught:
-        asyncio.run(main())
-    assert "secret" not in str(caught.value)
+
+@pytest.mark.parametrize(
+    "key", ["sk-\nfoo", "sk-foo\r\nX: y", "sk-\u00e9", "sk-\x00f", "sk\u200b-foo"]
+)
+def test_a_key_that_no_header_can_hold_is_refused_at_the_start(key, monkeypatch):
+    # Not all of these can be in an environment of the system's.
+    monkeypatch.setattr("os.environ", {"MY_KEY": key})
+    given = config(["http://127.0.0.1:1"], api_key_env="MY_KEY")
+    with pytest.raises(BackendError, match=r"^server\.api_key_env: \$MY_KEY holds") as caught:
+        make_sampler(given, seed=0)
+    assert "foo" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        answer(500, {"error": {"message": "x" * 150 + KEY}}),
+        answer(403, {"error": f"denied Bearer {KEY}"}),
+        answer(404, f"<p>no {KEY}</p>".encode()),
+        answer(308, b"", headers=[f"Location: /{KEY}"]),
+        answer(200, f"oops Bearer {KEY}".encode()),
+        answer(200, {"error": {"message": f"denied Bearer {KEY}"}}),
+        answer(200, {"msg": KEY, "success": False}),
+        answer(200, {"choices": KEY}),
+        answer(200, {"choices": [KEY]}),
+        answer(200, {"choices": [{"delta": {"content": {"text": 5, "k": KEY}}}]}),
+        events({"error": {"message": f"denied Bearer {KEY}"}}),
+        events(f"Bearer {KEY}"),
+        events(chunk("x", finish=KEY)),
+        events(chunk(f"my key is {KEY[:9]}"), chunk(f"{KEY[9:]} \\boxed{{2}}", finish="stop")),
+        b"HTTP/1.1 200 OK\r\n" + KEY.encode() + b"\r\n\r\n",
+        KEY.encode() + b"\r\n\r\n",
+        answer(400, {"error": {"message": KEY.upper()}}),
+        answer(400, {"error": {"message": f"maximum context length {KEY}"}}),
+    ],
+)
+def test_whatever_a_server_echoes_the_key_is_not_in_it(bad, monkeypatch, caplog, capfd):
+    monkeypatch.setenv("MY_KEY", KEY)
+    caplog.set_level(logging.INFO)
+    try:
+        said = repr(run(Scripted(bad), api_key_env="MY_KEY", attempts=2))
+    except BackendError as error:
+        said = "".join(traceback.format_exception(error))
+    out = said + caplog.text + "".join(capfd.readouterr())
+    assert KEY[5:].casefold() not in out.casefold()
+
+
+def test_a_server_may_echo_a_key_in_other_spellings(monkeypatch):
+    key = 'sk-a/b+c="d"\\e'
+    monkeypatch.setenv("MY_KEY", key)
+    for spelt in (
+        key,
+        quote(key),
+        quote(key, safe=""),
+        json.dumps(key),
+        json.dumps(key).replace("/", "\\/"),
+    ):
+        said = refused(Scripted(answer(500, f"no {spelt} {{".encode())), api_key_env="MY_KEY")
+        assert "no …" in said.replace('"', "")
 
 
 def test_a_model_that_is_not_served_is_known_at_once():

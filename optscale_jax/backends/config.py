@@ -6,6 +6,7 @@ Their `Attributes:` are what the commands' --help prints.
 import dataclasses
 import re
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from optscale_jax.backends.families import FORMATS
 from optscale_jax.checks import at_least, one_of, positive, within
@@ -79,13 +80,15 @@ class ServerConfig:
 
     Attributes:
         base_urls: One or many, such as http://localhost:8000; all of them serve the model, and the
-            least busy one that answers gets the next request.
+            least busy one that answers gets the next request. One with a path is taken as it is,
+            such as https://HOST/api/paas/v4; to one without, /v1 is added.
         api_key_env: Environment variable that holds the key; null: no key is sent.
         concurrency: Most requests in flight at one server, at least 1.
         connect_timeout: Seconds for a connection to open, above 0.
         read_timeout: Seconds without a byte of an answer after which a request has failed, above 0.
             A busy server queues requests, so this is minutes.
-        attempts: Times that a request is tried in all, at least 1.
+        total_timeout: Seconds after which a request has failed whatever is said meanwhile, above 0.
+        attempts: Times that a request is tried in all, at least 1. 429 does not count as one.
         backoff: Seconds before the second try, doubled for each later one up to a minute and drawn
             at random below that; at least 0. A server's Retry-After wins.
         vllm: Whether they are vLLM's, which know more than OpenAI's interface: how many tokens an
@@ -97,20 +100,39 @@ class ServerConfig:
     concurrency: int = 256
     connect_timeout: float = 10.0
     read_timeout: float = 600.0
+    total_timeout: float = 3600.0
     attempts: int = 6
     backoff: float = 0.5
     vllm: bool = True
 
     def __post_init__(self) -> None:
         at_least(self, 1, "concurrency", "attempts")
-        positive(self, "connect_timeout", "read_timeout")
+        positive(self, "connect_timeout", "read_timeout", "total_timeout")
         at_least(self, 0, "backoff")
         if self.api_key_env is not None and not self.api_key_env.isidentifier():
             # What is given may be the key itself, so it is not shown.
             raise InputError("api_key_env must be the name of an environment variable")
         for url in self.base_urls:
-            if not url.startswith(("http://", "https://")):
-                raise InputError(f"base_urls has {url!r}; it must begin with http:// or https://")
+            _check_url(url)
+
+
+def _check_url(url: str) -> None:
+    # What may be secret in it, a password or a key, is not shown.
+    shown = re.sub(r"^(\w+://)?[^/]*@", r"\1", url).partition("?")[0]
+    if not url.startswith(("http://", "https://")):
+        raise InputError(f"base_urls has {shown!r}; it must begin with http:// or https://")
+    try:
+        parts = urlsplit(url)
+        whole = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        raise InputError(f"base_urls has {shown!r}, which is no URL") from None
+    if not whole or not url.isprintable() or " " in url:
+        raise InputError(f"base_urls has {shown!r}, which is no URL")
+    if "@" in parts.netloc or re.search(r"(?i)(key|token|secret|password|sig)\w*=", parts.query):
+        raise InputError(
+            f"base_urls has a password or a key in {shown!r}, and would be kept with the run; "
+            "give it in an environment variable, as api_key_env"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

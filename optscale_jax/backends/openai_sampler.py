@@ -2,17 +2,21 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+import json
+import math
+import re
+import time
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
-from optscale_jax.backends.base import sample_seed
+from optscale_jax.backends.base import PASSING, finish_reason, sample_seed
 from optscale_jax.backends.concurrency import as_they_end, cancelled
 from optscale_jax.backends.config import SamplerConfig
 from optscale_jax.backends.prompts import neutral
-from optscale_jax.backends.servers import Servers
+from optscale_jax.backends.servers import Answer, Servers
 from optscale_jax.backends.text import read_template
 from optscale_jax.errors import BackendError, BadRequestError, ProblemError
-from optscale_jax.records import Completion, FinishReason, Problem
+from optscale_jax.records import Completion, Problem
 
 __all__ = ["OpenAISampler"]
 
@@ -21,8 +25,22 @@ __all__ = ["OpenAISampler"]
 _STREAM_INTERVAL = 16
 
 
-class _Draft:
-    """A completion while it is read."""
+# Longer is no completion of any model, but a server that does not stop.
+_MOST_CHARACTERS = 1 << 24
+_MOST_TOKENS = 1 << 31
+
+# Servers that part the thinking from the answer call it by one of these names.
+_THOUGHTS = ("reasoning", "reasoning_content", "thinking", "reasoning_details")
+
+
+class _Draft(Answer):
+    """A completion while it is read (see `servers.Answer`).
+
+    Attributes:
+        tokens: As the server counts them, or else the pieces that have come; -1 = unknown.
+        finish: Why it ended, in the server's word; None = that is not said yet.
+        decided: Whether what is wrong with it, if anything is, is this completion's alone.
+    """
 
     def __init__(self) -> None:
         self.restart()
@@ -30,34 +48,106 @@ class _Draft:
     def restart(self) -> None:
         self.thought: list[str] = []
         self.text: list[str] = []
+        self.length = 0
         self.tokens = 0
         self.prompt_tokens = 0
-        self.finish_reason: FinishReason | None = None
+        self.finish: str | None = None
+        self.decided = False
 
-    def add(self, event: dict[str, Any]) -> None:
+    @property
+    def ended(self) -> bool:
+        return self.finish is not None
+
+    def add(self, event: dict[str, Any]) -> bool:
         """Takes in one event of a stream, or a whole answer, of either of the two interfaces."""
-        for choice in event.get("choices") or []:
-            said = choice.get("delta") or choice.get("message") or choice
-            # Servers that part the thinking from the answer call it by one of two names.
-            thought = said.get("reasoning") or said.get("reasoning_content")
-            text = said.get("content") or said.get("text")
-            if thought:
-                self.thought.append(thought)
-            if text:
-                self.text.append(text)
-            if thought or text:
-                self.tokens += 1
-            if choice.get("finish_reason"):
-                self.finish_reason = "length" if choice["finish_reason"] == "length" else "stop"
-        if usage := event.get("usage"):
-            self.tokens = int(usage.get("completion_tokens") or 0)
-            self.prompt_tokens = int(usage.get("prompt_tokens") or 0)
+        usages, news = [event.get("usage")], False
+        for choice in _list_of_dicts(event.get("choices")):
+            if choice.get("index") not in (None, 0, "0"):
+                continue  # one is asked for, and more are sent all the same
+            usages.append(choice.get("usage"))
+            # A whole message after its own pieces would be the text twice.
+            first = not (self.text or self.thought)
+            whole = choice.get("message") if first else None
+            pieces = list(_said(choice.get("delta") or whole or {"text": choice.get("text")}))
+            for thought, piece in pieces:
+                (self.thought if thought else self.text).append(piece)
+                self.length += len(piece)
+            if self.length > _MOST_CHARACTERS:
+                raise ValueError(f"sends a completion of over {_MOST_CHARACTERS} characters")
+            word = _word(choice.get("finish_reason"))
+            if pieces:
+                # All in one piece: how many tokens that is, only usage says.
+                self.tokens = -1 if first and word else max(self.tokens, 0) + 1
+            # One that says so with every piece has not ended with the first.
+            if pieces or word:
+                self.finish, news = word, True
+        for usage in usages:
+            if isinstance(usage, dict):
+                news = True
+                self.tokens = _count(usage.get("completion_tokens")) or self.tokens
+                self.prompt_tokens = _count(usage.get("prompt_tokens")) or self.prompt_tokens
+        return news
 
-    def completion(self, index: int, reason: FinishReason) -> Completion:
+    def end(self, done: bool) -> str | None:
+        self.decided = done or self.ended
+        if self.finish is None:
+            return "ended a completion without why" if done else "ended its answer in the middle"
+        passing = self.finish in PASSING
+        return f"ended a completion with the finish reason {self.finish!r}" if passing else None
+
+    def whole(self) -> str:
+        """All that has come, the thinking first."""
         text = "".join(self.text)
         if self.thought:
             text = f"<think>\n{''.join(self.thought)}\n</think>\n{text}"
-        return Completion(index, text, self.tokens, reason, self.prompt_tokens)
+        # The halves of a character that two events held come together, and others are replaced.
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _list_of_dicts(value: Any) -> list[dict[str, Any]]:
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+        raise ValueError(f"answers with choices that are none: {json.dumps(value)}")
+    return value
+
+
+def _said(value: Any, thought: bool = False) -> Iterator[tuple[bool, str]]:
+    """The texts in what a choice says, each with whether it is thinking.
+
+    Content is a text, a list of parts or a part, and so is thinking.
+    """
+    if isinstance(value, str):
+        if value:
+            yield thought, value
+    elif isinstance(value, list):
+        for part in value:
+            yield from _said(part, thought)
+    elif isinstance(value, dict):
+        # The same thinking may stand under two names.
+        thoughts = next((value[name] for name in _THOUGHTS if value.get(name)), None)
+        yield from _said(thoughts, True)
+        thought |= str(value.get("type", "")).startswith(("reasoning", "thinking"))
+        texts = ("content", "text", "value", "summary", "refusal")
+        yield from _said(next((value[name] for name in texts if value.get(name)), None), thought)
+    elif value:
+        raise ValueError(f"answers with {json.dumps(value)} in the place of a text")
+
+
+def _count(value: Any) -> int:
+    """A number of tokens; 0 where it is none that can be, which servers say for unknown."""
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
+        if 0 < int(value) < _MOST_TOKENS and not isinstance(value, bool):
+            return int(value)
+    return 0
+
+
+def _word(value: Any) -> str | None:
+    """A finish reason as servers say it: a word, or an object with its type; None for none."""
+    if isinstance(value, dict):
+        value = value.get("type")
+    word = re.sub(r"^finish_?reason[._]", "", str(value or "").strip().casefold())
+    return None if word in ("", "null", "none") else word
 
 
 class OpenAISampler:
@@ -71,10 +161,13 @@ class OpenAISampler:
     def __init__(self, config: SamplerConfig, *, seed: int):
         self._config = config
         self._seed = seed
-        self._path = "/v1/chat/completions" if config.prompt.chat else "/v1/completions"
+        self._path = "chat/completions" if config.prompt.chat else "completions"
         self._request = _request(config)
         self._servers = Servers(config.server, model=config.model)
         self._servers.models()
+        self._probing = asyncio.Lock()
+        self._answered = -math.inf
+        """When the latest request was sent that has been answered."""
 
     async def sample(
         self, problem: Problem, n: int, first_index: int, *, abort: asyncio.Event
@@ -93,35 +186,67 @@ class OpenAISampler:
 
     async def _completion(self, problem: Problem, index: int, abort: asyncio.Event) -> Completion:
         draft = _Draft()
-        if abort.is_set():
-            return draft.completion(index, "abort")
-        body = {
-            **self._request,
-            **self._prompt(problem.text),
-            "seed": sample_seed(self._seed, problem.id, index),
-        }
+        error = None
         try:
-            events = self._servers.stream(self._path, body)
-            async with contextlib.aclosing(events):
-                async for event in events:
-                    # What has come already is read without a pause: let the others have their turn,
-                    # so that those that end early are seen early where this process is behind.
-                    await asyncio.sleep(0)
-                    if "restarted" in event:
-                        draft.restart()
-                    else:
-                        draft.add(event)
+            if not abort.is_set():
+                error = await self._drawn(problem, index, draft)
         except asyncio.CancelledError:
             if not abort.is_set():
                 raise
-            return draft.completion(index, draft.finish_reason or "abort")
-        except BadRequestError as error:
-            if "context" in str(error) or "too long" in str(error):
+        reason = finish_reason(draft.finish) if draft.ended else "abort"
+        if reason == "error" and error is None:
+            error = self._servers.quoted(f"its finish reason is {draft.finish!r}")
+        text = self._servers.without_secrets(draft.whole())
+        reason = "error" if error else reason
+        return Completion(index, text, draft.tokens, reason, draft.prompt_tokens, error)
+
+    async def _drawn(self, problem: Problem, index: int, draft: _Draft) -> str | None:
+        """Has a completion drawn.
+
+        Returns:
+            Why it is of no use; None if it is.
+
+        Raises:
+            ProblemError: If it is this problem that servers refuse.
+            BackendError: If they would answer no other request either.
+        """
+        sent = time.monotonic()
+        try:
+            await self._servers.ask(self._path, self._body(problem, index), draft)
+            self._answered = max(self._answered, sent)
+            return None
+        except BackendError as error:
+            failed = time.monotonic()
+            refused = isinstance(error, BadRequestError)
+            if not (refused and error.too_long) and not draft.decided:
+                # One odd request ends no run; whether it is odd, another one shows.
+                async with self._probing:
+                    if self._answered < failed:
+                        await self._probe(error)
+            if refused:
                 raise ProblemError(f"problem {problem.id}: {error}") from error
-            raise
-        if draft.finish_reason is None:
-            raise BackendError(f"a server of {self._config.model} ended a completion without why")
-        return draft.completion(index, draft.finish_reason)
+            return str(error)
+
+    async def _probe(self, error: BackendError) -> None:
+        """Asks for something simple, as all requests ask; raises the error if that is in vain."""
+        sent = time.monotonic()
+        try:
+            body = self._body(Problem("probe", "What is 1 + 1?"), 0)
+            await self._servers.ask(self._path, body, _Draft())
+        except BackendError:
+            raise error from None
+        self._answered = sent
+
+    def _body(self, problem: Problem, index: int) -> dict[str, Any]:
+        seed = sample_seed(self._seed, problem.id, index)
+        # Other servers' seeds are of 32 bits, some of them with a sign.
+        fields = {
+            **self._request,
+            "seed": seed if self._config.server.vllm else seed >> 22,
+            **self._prompt(problem.text),
+            **self._config.extra,
+        }
+        return {name: value for name, value in fields.items() if value is not None}
 
     def _prompt(self, text: str) -> dict[str, Any]:
         prompt, text = self._config.prompt, neutral(text)
@@ -178,4 +303,4 @@ def _request(config: SamplerConfig) -> dict[str, Any]:
         beyond.setdefault("top_k", -1)
         beyond["repetition_penalty"] = 1.0
         beyond["min_p"] = 0.0
-    return request | beyond | config.extra
+    return request | beyond

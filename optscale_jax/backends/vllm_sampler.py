@@ -6,7 +6,7 @@ import itertools
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from optscale_jax.backends.base import sample_seed
+from optscale_jax.backends.base import finish_reason, sample_seed
 from optscale_jax.backends.concurrency import as_they_end, cancelled
 from optscale_jax.backends.config import PromptConfig, SamplerConfig
 from optscale_jax.backends.generative import Weighed
@@ -14,7 +14,7 @@ from optscale_jax.backends.prompts import place, tokens_of
 from optscale_jax.backends.text import one_line, read_template
 from optscale_jax.backends.vllm_engine import engine_environment, start_engine
 from optscale_jax.errors import BackendError, ProblemError
-from optscale_jax.records import Completion, FinishReason, Problem
+from optscale_jax.records import Completion, Problem
 
 __all__ = ["VllmSampler", "prompt_token_ids"]
 
@@ -113,8 +113,10 @@ class VllmSampler:
             async for output in self._engine.llm.generate(tokens_input(prompt), params, name):
                 if output.finished:
                     only = output.outputs[0]
-                    reason = _finish_reason(only.finish_reason)
-                    told = index, only.text, len(only.token_ids), reason, len(prompt)
+                    word = only.finish_reason
+                    reason = "abort" if abort.is_set() and word == "abort" else finish_reason(word)
+                    error = f"vLLM's finish reason is {word!r}" if reason == "error" else None
+                    told = index, only.text, len(only.token_ids), reason, len(prompt), error
                     if only.logprobs is None:
                         return Completion(*told)
                     likely = [
@@ -147,14 +149,6 @@ class VllmSampler:
     async def close(self) -> None:
         """Ends the engine's processes."""
         await self._engine.close()
-
-
-def _finish_reason(reason: str | None) -> FinishReason:
-    if reason in ("length", "abort"):
-        return reason
-    if reason == "error":
-        raise BackendError("vLLM ended a request with an error")
-    return "stop"
 
 
 def prompt_token_ids(tokenizer: Any, config: PromptConfig, text: str) -> list[int]:

@@ -32,7 +32,15 @@ from optscale_jax.policies import Info, Observation, Policy, StopReason
 from optscale_jax.policies import base as driver
 from optscale_jax.policies.stacking import as_arrays
 from optscale_jax.pool import Pool
-from optscale_jax.records import Completion, Decision, Problem, Sample, TokenLedger, measured
+from optscale_jax.records import (
+    Completion,
+    Decision,
+    Problem,
+    Sample,
+    Score,
+    TokenLedger,
+    measured,
+)
 
 __all__ = [
     "FAILED",
@@ -533,15 +541,19 @@ class _Work:
 
     async def _score(self, completion: Completion) -> None:
         engine, problem = self._engine, self._problem
-        score = None
-        if engine.verifier is not None:
+        score = note = None
+        if completion.finish_reason == "error":
+            # It has no answer, whatever its text holds, and is never the best.
+            note = completion.error or "error"
+            score = None if engine.verifier is None else Score(0.0, note=note)
+        elif engine.verifier is not None:
             (score,) = await engine.verifier.score(problem, [completion])
             if not 0 <= score.value <= 1:  # NaN neither
                 raise EngineError(
                     f"problem {problem.id!r}: the verifier gave completion {completion.index} the "
                     f"score {score.value}; scores are in [0, 1]"
                 )
-        answer = engine.extract(completion.text)
+        answer = None if note else engine.extract(completion.text)
         # One at a time, so that two new answers that are the same get one id.
         async with self._ids_lock:
             answer_id = self._ids.known(answer)
@@ -556,7 +568,7 @@ class _Work:
                 gold_id=self._ids.gold_id,
                 steps=() if score is None else score.steps,
                 verifier_tokens=0 if score is None else score.tokens,
-                note=None if score is None else score.note,
+                note=note if score is None else score.note,
             )
             if engine.run is not None:
                 engine.run.add_sample(sample)

@@ -79,6 +79,12 @@ def live_table(
     notes += [f"problem {s.problem.id} failed: {s.decision.error}" for s in failed[:5]]
     if len(failed) > 5:
         notes.append(f"and {len(failed) - 5} more failed; their decisions.jsonl says why")
+    drawn = [sample for s in solutions for sample in s.samples]
+    if odd := [sample.note for sample in drawn if sample.completion.finish_reason == "error"]:
+        notes.append(
+            f"{len(odd)} of {len(drawn)} completions failed and have no answer, the first because: "
+            f"{odd[0]}"
+        )
     title = f"{source}: {len(solutions)} problems, up to {max_samples} completions each"
     return Table(title, columns, [row], notes)
 
