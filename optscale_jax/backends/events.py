@@ -101,7 +101,7 @@ class Events:
         elif name:  # an empty one is a comment's
             self._is_body |= not self._other and text[0] in "{["
             self._other.append(text)
-            self._other_size += len(line)
+            self._other_size += len(line) + 64  # about what holding it takes
         return []
 
     def _datum(self, value: str) -> list[dict[str, Any]]:

@@ -7,7 +7,8 @@ import time
 
 __all__ = ["Pace"]
 
-_LEAST_RATE = 1 / 60
+# Below it the rests alone set the rate.
+_LEAST_RATE = 1.0
 _SECONDS_TO_DOUBLE = 10.0
 
 
