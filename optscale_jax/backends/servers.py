@@ -397,7 +397,8 @@ class Servers:
         said = f"answers {status}: {self.quoted(reason)}"
         refusal = f"{server.name} {said}"
         # The text too, without its keys: a code may stand beside the reason.
-        text = re.sub(r'"\w+": ?', " ", text) + reason
+        with contextlib.suppress(ValueError, RecursionError):
+            text = re.sub(r'"\w+": ', " ", json.dumps(json.loads(text), ensure_ascii=False))
         if (_NEVER_FITS if status == 429 else _TOO_LONG).search(text) or status == 413:
             return BadRequestError(refusal, too_long=True)
         if status in _RETRIED and not (status == 429 and _NO_CREDIT.search(text)):
