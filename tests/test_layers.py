@@ -84,6 +84,8 @@ INSIDE = {
         "__init__",
         "config",
         "recorded",
+        "events",
+        "pacing",
         "servers",
         "vllm_models",
         "vllm_engine",

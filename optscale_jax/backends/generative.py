@@ -63,14 +63,15 @@ class GenerativeVerifier:
             verdicts = [one async for one in drawn]
         except ProblemError:
             return Score(0.0, note="; ".join(["too long", *notes]))
-        values = [self._value(verdict) for verdict in verdicts]
+        whole = [verdict for verdict in verdicts if verdict.finish_reason != "error"]
+        values = [self._value(verdict) for verdict in whole]
         if all(value is None for value in values):
             notes.insert(0, "no verdict")
         elif not any(isinstance(verdict, Weighed) for verdict in verdicts):
             notes.insert(0, "counted")
         # The question is read once: the verdicts share it in the judge's prefix cache.
         tokens = sum(one.tokens for one in verdicts) + max(one.prompt_tokens for one in verdicts)
-        value = math.fsum(value or 0.0 for value in values) / len(values)
+        value = math.fsum(value or 0.0 for value in values) / max(len(values), 1)
         return Score(value, tokens=tokens, note="; ".join(notes) or None)
 
     def _value(self, verdict: Completion) -> float | None:
@@ -100,7 +101,8 @@ class GenerativeVerifier:
             says = {
                 positive
                 for positive, word in ((True, config.positive), (False, config.negative))
-                if start and (word.casefold().startswith(start) or start.startswith(word))
+                if start
+                and (word.casefold().startswith(start) or start.startswith(word.casefold()))
             }
             if len(says) == 1:
                 sums[says.pop()] += math.exp(log_probability)
