@@ -1,11 +1,16 @@
-"""Tests that need vLLM are skipped where there is none, and counted at the end."""
+"""Tests that need what may be missing are skipped where it is, and counted at the end."""
 
 import importlib.util
 import os
 
 import pytest
 
-NO_VLLM = "vLLM is not installed"
+NEEDED = {"vllm": "vLLM", "inspect_ai": "inspect_ai"}
+MISSING = {
+    marker: f"{name} is not installed"
+    for marker, name in NEEDED.items()
+    if importlib.util.find_spec(marker) is None
+}
 
 
 def pytest_configure(config):
@@ -18,13 +23,15 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    if importlib.util.find_spec("vllm") is None:
-        for item in items:
-            if item.get_closest_marker("vllm"):
-                item.add_marker(pytest.mark.skip(reason=NO_VLLM))
+    for item in items:
+        for marker, reason in MISSING.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def pytest_terminal_summary(terminalreporter):
     skipped = terminalreporter.stats.get("skipped", [])
-    if count := sum(NO_VLLM in str(report.longrepr) for report in skipped):
-        terminalreporter.write_line(f"{count} tests that need vLLM were skipped: {NO_VLLM}")
+    for marker, reason in MISSING.items():
+        if count := sum(reason in str(report.longrepr) for report in skipped):
+            told = f"{count} tests that need {NEEDED[marker]} were skipped: {reason}"
+            terminalreporter.write_line(told)

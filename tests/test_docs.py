@@ -16,9 +16,15 @@ SECTIONS = dict(
     re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL)
 )
 MOST_LINES = 30
+# The warnings of inspect_ai and of what it uses are theirs.
+MARKS = {
+    "A policy in inspect_ai": [pytest.mark.inspect_ai, pytest.mark.filterwarnings("ignore")],
+}
 
 
-@pytest.mark.parametrize("heading", SECTIONS)
+@pytest.mark.parametrize(
+    "heading", [pytest.param(heading, marks=MARKS.get(heading, ())) for heading in SECTIONS]
+)
 def test_examples_of_how_to_extend_run(heading, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -97,7 +97,7 @@ INSIDE = {
         "vllm_verifier",
         "make",
     ],
-    "live": ["__init__", "runs", "engine", "config", "session"],
+    "live": ["__init__", "runs", "engine", "inspect_ai", "config", "session"],
 }
 CORE_DEPENDENCIES = {"jax", "tensorflow_probability", "numpy", "jaxtyping"}
 HEAVY = [

@@ -44,6 +44,7 @@ from optscale_jax.records import (
 
 __all__ = [
     "FAILED",
+    "Decider",
     "Solution",
     "ask_again",
     "solutions_pool",
@@ -239,7 +240,7 @@ async def solve_async(
         sampler=sampler,
         verifier=verifier,
         policy=policy,
-        decide=_Decider(policy),
+        decide=Decider(policy),
         run=run,
         priors=priors or {},
         predictor_tokens=predictor_tokens or {},
@@ -339,7 +340,7 @@ def _first_error():
 # Decisions ----------------------------------------------------------------------------------------
 
 
-class _Decider:
+class Decider:
     """A policy at work, compiled once for all problems and for all policies of its structure.
 
     It runs on the CPU, whatever else there is: a decision is a few scalars, and an accelerator's
@@ -405,7 +406,7 @@ class _Engine(NamedTuple):
     sampler: Sampler
     verifier: Verifier | None
     policy: Policy
-    decide: _Decider
+    decide: Decider
     run: Run | None
     priors: Mapping[str, Prior]
     predictor_tokens: Mapping[str, int]

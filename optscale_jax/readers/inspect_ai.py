@@ -24,9 +24,10 @@ from optscale_jax.readers.layouts import (
 )
 from optscale_jax.readers.records import Record, parse_record, read_records, shown
 
-__all__ = ["read_inspect"]
+__all__ = ["GRADES", "read_inspect"]
 
-_GRADES = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}
+GRADES = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}
+"""The numbers that inspect_ai's own metrics take its grades for."""
 _ZSTANDARD = 93
 
 
@@ -172,7 +173,7 @@ def _grade(record: Record, scorer: str) -> float:
     """A scorer's value as inspect_ai's own metrics take it; NaN where it is no grade."""
     value = record.get("scores", scorer, "value")
     if isinstance(value, str):
-        return _GRADES.get(value.upper() if len(value) == 1 else value, math.nan)
+        return GRADES.get(value.upper() if len(value) == 1 else value, math.nan)
     return record.score("scores", scorer, "value", clip=None) if _finite(value) else math.nan
 
 
