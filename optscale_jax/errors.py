@@ -37,6 +37,10 @@ _SHOWN = 20  # names that a message lists at most
 class InputError(ValueError):
     """Something given cannot be used; the message is one line that says what."""
 
+    def __init__(self, message: str = ""):
+        # Names and values that it quotes may hold line ends.
+        super().__init__(" ".join(str(message).splitlines()))
+
 
 class RecordError(InputError):
     """A file of records that cannot be used: one line with the file, the record and the field."""

@@ -7,6 +7,7 @@ import dataclasses
 import math
 import os
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -33,6 +34,8 @@ _PER_PROBLEM = ("gold", "problem_ids")
 _NOT_AN_ARCHIVE = (
     *(OSError, ValueError, EOFError, KeyError, struct.error),
     *(zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError),
+    # From NumPy's parser of a damaged header, which is Python's.
+    *(tokenize.TokenError, SyntaxError, TypeError, ArithmeticError, MemoryError),
 )
 _ARRAY = b"\x93NUMPY"
 

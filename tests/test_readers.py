@@ -1,10 +1,8 @@
 """Readers: what goes in comes out, whatever the format, and bad input is one clear line."""
 
-import contextlib
 import gzip
 import json
 import tracemalloc
-import warnings
 import zipfile
 
 import numpy as np
@@ -911,27 +909,3 @@ def test_sizes_out_of_proportion_are_refused_early(tmp_path):
             file.write(b" " * (1 << 20))
     with pytest.raises(InputError, match="which no data does"):
         read_pool(path)
-
-
-@pytest.mark.parametrize("name", [*FORMS, "inspect_ai"])
-def test_mutated_files_are_read_or_refused_in_one_line(name, tmp_path):
-    random = np.random.default_rng(0)
-    path = tmp_path / "file"
-    if name == "inspect_ai":
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
-            file.writestr("samples/1_epoch_1.json", json.dumps(inspect_sample(1)))
-    else:
-        write_lines(path, FORMS[name])
-    content = path.read_bytes()
-    pieces = [b'"', b"[", b"}", b"null", b"-1", b"NaN", b"\x00", b"\xff", b"9" * 400, b"\\ud800"]
-    for _ in range(60):
-        mutated = bytearray(content)
-        for _ in range(random.integers(1, 4)):
-            start = random.integers(len(mutated))
-            end = start + random.integers(8)
-            mutated[start:end] = pieces[random.integers(len(pieces))]
-        path.write_bytes(mutated)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PoolWarning)
-            with contextlib.suppress(InputError):
-                read_pool(path, format=name)

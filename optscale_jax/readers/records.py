@@ -94,8 +94,6 @@ class Record(NamedTuple):
         Returns:
             The error, whose message is one line.
         """
-        # A value that is quoted may hold line ends; the message stays one line.
-        says = " ".join(says.split())
         name = f" {_field_name(path)}" if path else ""
         return RecordError(f"{self.source}: {self.place}:{name} {says}")
 
