@@ -542,6 +542,20 @@ def test_bad_priors_are_refused(name, value):
 # --- ScoreStats ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -0.25, 1.5])
+def test_scores_that_are_none_are_refused_by_name(wrong):
+    scores = np.full((2, 3), 0.5)
+    scores[1, 2] = wrong
+    for make in (ScoreStats.from_scores, ScoreStats.prefixes):
+        with pytest.raises(
+            ValueError, match=rf"^scores\[1, 2\] is {wrong}; scores are in \[0, 1\]"
+        ):
+            make(scores)
+    masked = ScoreStats.from_scores(scores, scores == 0.5)
+    np.testing.assert_array_equal(masked.n, [3, 2])
+    np.testing.assert_array_equal(masked.mean, [0.5, 0.5])
+
+
 def exact(x):
     x = np.asarray(x, np.float64)
     return x.size, x.mean(), np.sum((x - x.mean()) ** 2)

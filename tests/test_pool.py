@@ -1,7 +1,9 @@
 """Pools: what a file may hold, what is refused and how the refusal reads."""
 
+import io
 import os
 import stat
+import zipfile
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from optscale_jax.errors import PoolError
+from optscale_jax.errors import InputError, PoolError
 from optscale_jax.pool import Pool
 
 ARRAYS = ("scores", "correct", "tokens", "answers", "gold", "problem_ids", "mask")
@@ -354,10 +356,24 @@ def write_array(path):
         np.save(file, np.ones((2, 2)))
 
 
+def write_claim(path):
+    header = {"descr": "<f4", "fortran_order": False, "shape": (2**20, 2**20)}
+    np.lib.format.write_array_header_1_0(held := io.BytesIO(), header)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("scores.npy", held.getvalue())
+
+
+def write_header(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("scores.npy", b"\x93NUMPY\1\0\x08\0{'descr(\n")
+
+
 @pytest.mark.parametrize(
     ("write", "message"),
     [
         (lambda path: None, "no such file"),
+        (write_claim, "scores says that it has 4398046511104 bytes, but the file has 0"),
+        (write_header, "scores is damaged"),
         (lambda path: path.mkdir(), "a folder"),
         (lambda path: path.write_bytes(b""), "not a complete .npz"),
         (write_text, "not a complete .npz"),
@@ -376,6 +392,14 @@ def test_unreadable_file_is_one_clear_line(write, message, tmp_path):
         Pool.load(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
+
+
+def test_file_that_unpacks_out_of_proportion_is_refused_before_it_is_unpacked(tmp_path):
+    path = tmp_path / "pool.npz"
+    np.savez_compressed(path, scores=np.zeros((1 << 13, 5 << 10)))
+    with pytest.raises(InputError, match=r"bytes that unpack to 33554\d{4} and more") as caught:
+        Pool.load(path)
+    assert str(caught.value).startswith(f"{path}: ")
 
 
 def test_missing_signal_names_those_that_exist(tmp_path):

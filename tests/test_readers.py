@@ -909,3 +909,65 @@ def test_sizes_out_of_proportion_are_refused_early(tmp_path):
             file.write(b" " * (1 << 20))
     with pytest.raises(InputError, match="which no data does"):
         read_pool(path)
+
+
+def test_logs_of_several_versions_of_lm_eval_say_the_same(tmp_path):
+    text = "He runs 540 meters. The answer is 540."
+    first = {"doc_id": 3, "target": " 540", "arguments": [["Q: ...", {"until": ["Q:"]}]]}
+    now = {"doc_id": 3, "target": "540", "arguments": {"gen_args_0": {"arg_0": "Q: ..."}}}
+    logs = {
+        "2023, a list": first | {"resps": [[text]], "filtered_resps": ["540"]},
+        "2026": now | {"resps": [[text]], "filtered_resps": [["540"]], "filter": "flexible"},
+        "lmms-eval": first | {"resps": [text], "filtered_resps": "540", "filter": "none"},
+    }
+    for version, record in logs.items():
+        path = write_list(tmp_path / "log", [record | {"exact_match": 1.0}], indent=2)
+        if version == "2026":
+            write_lines(path, [record | {"metrics": ["exact_match"], "exact_match": 1.0}])
+        pools = [read_pool(path), read_pool(path, metric="exact_match")]
+        pools += [read_pool(path, filter=record["filter"])] if "filter" in record else []
+        for pool in pools:
+            assert pool.problem_ids.tolist() == ["3"], version
+            assert pool.correct.tolist() == [[True]], version
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"transcript": {"events": [], "content": {}}, "target": " Yes"},  # of 0.3.41, October 2024
+        {"events": [], "attachments": {}, "metadata": {}, "target": "Yes"},  # of 0.3.43
+        {"uuid": "8r", "model_usage": {}, "total_time": 2.1, "target": [" Yes"]},  # of 0.3.95
+    ],
+)
+@pytest.mark.parametrize("said", ["Yes\n", [{"type": "text", "text": "Yes\n"}]])
+def test_logs_of_several_versions_of_inspect_ai_say_the_same(more, said, tmp_path):
+    choice = {"message": {"content": said, "role": "assistant"}, "stop_reason": "stop"}
+    sample = {
+        **{"id": 1, "epoch": 1, "input": "?", "store": {}, "messages": []},
+        "output": {"choices": [choice], "usage": {"input_tokens": 66, "output_tokens": 3}},
+        "scores": {"match": {"value": "C", "answer": "Yes", "explanation": "Yes\n"}},
+    }
+    log = {"version": 2, "status": "success", "eval": {"task": "t"}, "samples": [sample | more]}
+    (tmp_path / "log.json").write_text(json.dumps(log, indent=2))
+    pool = read_pool(tmp_path / "log.json")
+    assert pool.correct.tolist() == [[True]]
+    assert pool.answers[0, 0] == pool.gold[0]
+    assert pool.tokens.tolist() == [[3]]
+
+
+def test_data_sets_of_the_hub_are_read_by_name(tmp_path, monkeypatch):
+    constants = pytest.importorskip("huggingface_hub.constants")
+    # The hub's own library, on a folder in the form in which it keeps what it has fetched.
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    kept = tmp_path / "datasets--owner--name"
+    data = kept / "snapshots" / ("a" * 40) / "data"
+    data.mkdir(parents=True)
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("a" * 40)
+    write_lines(data / "train-00000-of-00001.jsonl", [GOOD])
+    expected = [str(GOOD["problem_id"])]
+    assert read_pool("hf://owner/name").problem_ids.tolist() == expected
+    assert read_pool("hf://owner/name@main/data").problem_ids.tolist() == expected
+    with pytest.raises(InputError, match="hf://owner/other: cannot be had from the hub"):
+        read_pool("hf://owner/other")
