@@ -12,10 +12,11 @@ import pytest
 
 from eval import replay, solve
 from optscale_jax.cli import command, commands, output_file, output_folder, parse
-from optscale_jax.cli.command import EXTRAS
+from optscale_jax.cli.command import EXTRAS, exit_code
 from optscale_jax.cli.console import main, run_command
 from optscale_jax.cli.outputs import output_place
 from optscale_jax.errors import InputError
+from optscale_jax.readers import read_pool
 from optscale_jax.shipped import located, shipped_config
 from optscale_jax.study.registry import PolicyConfig
 from optscale_jax.tiny import pool_path
@@ -173,6 +174,23 @@ def test_a_file_that_cannot_be_used_is_one_line(text, says, tmp_path, capsys):
     error = capsys.readouterr().err
     assert says in error
     assert error.count("\n") == 1
+
+
+def test_what_a_reader_leaves_out_is_a_note_of_one_line(tmp_path, capsys):
+    log = tmp_path / "batch.jsonl"
+    choices = [{"message": {"content": "6"}, "finish_reason": "stop"}]
+    lines = [
+        {"custom_id": "p-0", "response": {"status_code": 200, "body": {"choices": choices}}},
+        {"custom_id": "p-1", "response": None, "error": {"message": "too\nlate"}},
+    ]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert exit_code(lambda: read_pool(log).num_problems - 1) == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == (
+        f"note: {log}: 1 records are left out, which have no completion; the first: request "
+        "'p-1' failed\n"
+    )
 
 
 def test_another_policy_takes_what_it_can_of_the_one_before(tmp_path):

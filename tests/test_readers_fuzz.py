@@ -149,7 +149,8 @@ def written(files, pack, dice, path):
     records = files[name]
     if pack == "parquet":
         files[name] = parquet(lines)  # where the records are no table
-        with contextlib.suppress(pyarrow.ArrowException, ValueError, TypeError, ArithmeticError):
+        errors = (pyarrow.ArrowException, ValueError, TypeError, ArithmeticError, AttributeError)
+        with contextlib.suppress(*errors):
             files[name] = parquet(records)
     whole = dice.random() < 0.2
     for each, records in files.items():
