@@ -218,7 +218,7 @@ def test_a_wrong_key_or_model_is_one_clear_line(servers, monkeypatch):
     with pytest.raises(BackendError, match=r"does not serve other; it has reasoner$"):
         make_sampler(dataclasses.replace(right, model="other"), seed=0)
     monkeypatch.setenv("THE_KEY", "sk-wrong")
-    with pytest.raises(BackendError, match=r"answers 401: the key in \$THE_KEY is refused$"):
+    with pytest.raises(BackendError, match=r"answers 401: .*the key in \$THE_KEY is refused$"):
         make_sampler(right, seed=0)
 
 
