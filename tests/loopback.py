@@ -68,10 +68,10 @@ class Scripted:
             else:
                 self.requests.append((head, json.loads(body)))
                 say = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-                if callable(say):
-                    await say(writer)
-                else:
+                if isinstance(say, bytes):
                     writer.write(say)
+                else:
+                    await say(writer)
             await writer.drain()
         except (ConnectionError, asyncio.IncompleteReadError):
             self.closed_early += 1
