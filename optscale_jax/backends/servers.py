@@ -34,6 +34,7 @@ _LONGEST_WAIT_SECONDS = 60.0
 # Cloudflare's 520 to 530 and the 529 of too much to do) but what it cannot do at all (501).
 _RETRIED = {408, 409, 425, 429, *range(500, 600)} - {501}
 _BUSY = {429, 503, 529}
+_TOO_FAST = {429, 529}
 # A status that says something of the one request, and may say nothing of others.
 _OF_THE_REQUEST = {400, 403, 406, 413, 415, 422, 451}
 _EXCERPT = 160
@@ -155,7 +156,7 @@ class Servers:
     A request goes to the least busy server that is not resting. A server that cannot be reached or
     answers 429, 503 or 529 rests for the backoff, or for as long as Retry-After says, and its
     requests start again on the others at once; only when all of them rest does a request wait. One
-    that has too much to do is from then on asked more slowly (`Pace`). An answer that is none (500,
+    that says 429 or 529 is from then on asked more slowly (`Pace`). An answer that is none (500,
     garbage, silence) is asked for again after the backoff. A request gives up after `attempts`
     tries per server; 429 is not counted as one, as long as anything gets through.
     """
@@ -263,7 +264,7 @@ class Servers:
                 rest = self._backoff(failures + 1) if failure.wait is None else failure.wait
                 # Longer by chance, so that not all who were told the same come back together.
                 rest *= random.uniform(1.0, 1.1)
-                server.pace.rest(sent, rest, slower=failure.status in _BUSY)
+                server.pace.rest(sent, rest, slower=failure.status in _TOO_FAST)
             refused += failure.status == 429
             if failure.status == 429 and max(failures, refused / 10) < self._config.attempts:
                 continue
