@@ -17,6 +17,7 @@ from typing import Any, Literal
 import jax
 
 __all__ = [
+    "PASSING",
     "Completion",
     "Decision",
     "FinishReason",
@@ -24,12 +25,44 @@ __all__ = [
     "Sample",
     "Score",
     "TokenLedger",
+    "finish_reason",
     "measured",
 ]
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 """Why a completion ended: by itself, at the limit on its length, because it was aborted, or for
 something that went wrong with it, which leaves it without an answer."""
+
+
+_FINISH: dict[str, FinishReason] = {
+    # What the model ended by itself, with a word of its own or one that it was given.
+    **dict.fromkeys(("stop", "eos", "eos_token", "stop_token", "stop_sequence"), "stop"),
+    **dict.fromkeys(("end_turn", "complete", "completed", "done", "finished"), "stop"),
+    **dict.fromkeys(("tool_calls", "tool_call", "tool_use", "function_call"), "stop"),
+    **dict.fromkeys(("length", "max_length", "max_tokens", "max_new_tokens"), "length"),
+    **dict.fromkeys(("max_output_tokens", "max_completion_tokens", "token_limit"), "length"),
+    **dict.fromkeys(("model_length", "context_length", "context_length_exceeded"), "length"),
+    **dict.fromkeys(("model_context_window_exceeded", "context_window_exceeded"), "length"),
+}
+
+PASSING = {
+    "error", "abort", "aborted", "cancelled", "canceled", "interrupted", "timeout", "time_out",
+    "overloaded", "unavailable", "server_error", "internal_error", "insufficient_system_resource",
+}  # fmt: skip
+"""Finish reasons of what may go well another time."""
+
+
+def finish_reason(word: object) -> FinishReason:
+    """Why a completion ended, of a server's, an engine's or a log's word for it.
+
+    Args:
+        word: The word; whatever else stands in its place says nothing.
+
+    Returns:
+        "stop" or "length" for words that mean it, and "error" for all others: what was filtered,
+        aborted or ended for a reason that nobody here knows is not finished.
+    """
+    return _FINISH.get(word.casefold(), "error") if isinstance(word, str) else "error"
 
 
 def measured(count: int) -> float | int:

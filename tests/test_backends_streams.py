@@ -16,13 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optscale_jax import policies
-from optscale_jax.backends.base import finish_reason
 from optscale_jax.backends.events import Events
 from optscale_jax.backends.pacing import Pace
 from optscale_jax.errors import BackendError, ProblemError
 from optscale_jax.live.engine import solve_async
 from optscale_jax.live.runs import Run
-from optscale_jax.records import Problem, Score
+from optscale_jax.records import Problem, Score, finish_reason
 from tests.loopback import (
     GOOD,
     PROBLEM,

@@ -255,7 +255,10 @@ def test_a_judge_runs_on_a_server(servers):
             kind="generative",
             backend="server",
             model="reasoner",
-            judge=JudgeConfig(samples=3, max_tokens=20, verdict=r"([a-z])", positive="e"),
+            # Two letters that the model's texts are full of.
+            judge=JudgeConfig(
+                samples=3, max_tokens=20, verdict=r"([a-z])", positive="e", negative="t"
+            ),
             server=at(servers["first"][1]),
         )
         verifier = make_verifier(config, seed=0)
@@ -266,7 +269,10 @@ def test_a_judge_runs_on_a_server(servers):
             await verifier.close()
 
     scores = asyncio.run(main())
-    assert all(round(3 * one.value) == pytest.approx(3 * one.value) for one in scores)
+    assert all(one.note is None for one in scores)
+    # Probabilities, and no shares of three verdicts.
+    assert all(0 <= one.value <= 1 for one in scores)
+    assert sum(abs(3 * one.value - round(3 * one.value)) > 1e-6 for one in scores) >= 3
     assert all(one.tokens > 200 for one in scores)
 
 

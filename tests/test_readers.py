@@ -418,27 +418,29 @@ def test_reading_keeps_one_record_in_memory(tmp_path):
         '{"id": %d, "score": {"completions": [[' + ", ".join([f'"{text}"'] * 16) + ']], "scores": '
         f"[{[0.5] * 16}], " + f'"completion_tokens": [{[9] * 16}]' + "}}"
     )
-    path = tmp_path / "large.json"
-    with open(path, "w") as file:
-        file.write("[")
-        file.write(",\n".join(record % row for row in range(60)))
-        file.write("]")
-    size = path.stat().st_size
-    assert size > 10e6
-    lines = tmp_path / "large.jsonl"
     line = '{"problem_id": %d, "completion": "' + text + '", "score": 0.5}\n'
-    with open(lines, "w") as file:
-        file.writelines(line % (row // 16) for row in range(60 * 16))
-    for read, source in ((read_optscale, path), (read_jsonl, lines)):
+
+    def peak(read, source, problems):
         tracemalloc.start()
         try:
             pool = read(source)
-            _, peak = tracemalloc.get_traced_memory()
+            _, most = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-        assert pool.mask.shape == (60, 16)
-        # A record is a 60th of the list; orjson's room for it is 12 of those, and there are copies.
-        assert peak < 24 * size / 60, (read, peak, size)
+        assert pool.mask.shape == (problems, 16)
+        return most
+
+    found = {}
+    for problems in (20, 80):
+        path, lines = tmp_path / f"{problems}.json", tmp_path / f"{problems}.jsonl"
+        path.write_text("[" + ",\n".join(record % row for row in range(problems)) + "]")
+        lines.write_text("".join(line % (row // 16) for row in range(problems * 16)))
+        for read, source in ((read_optscale, path), (read_jsonl, lines)):
+            found[read, problems] = source.stat().st_size, peak(read, source, problems)
+    for read in (read_optscale, read_jsonl):
+        (small, least), (large, most) = found[read, 20], found[read, 80]
+        assert large - small > 10e6
+        assert most - least < (large - small) / 10, read
 
 
 def changed(records, row, *path):
@@ -811,6 +813,21 @@ def test_other_projects_records_give_the_same_votes(name, packed, tmp_path):
     assert pool.correct.tolist() == [[True, False, False]]
     if name in ("verl", "open_instruct"):
         assert pool.scores.tolist() == [[1.0, 0.0, 0.0]]
+
+
+def test_a_request_of_a_batch_that_came_to_nothing_is_its_own_fault(tmp_path):
+    def result(name, *choices):
+        return {"custom_id": name, "response": {"body": {"choices": list(choices)}}}
+
+    whole = {"message": {"content": "\\boxed{6}"}, "finish_reason": "stop"}
+    silent = {"message": {"content": "\\boxed{6}"}}  # does not say that it is finished
+    odd = {**silent, "finish_reason": ["stop"]}
+    results = [result("q-1", whole), result("q-2"), result("q-3", silent), result("q-4", odd)]
+    path = write_lines(tmp_path / "file.jsonl", results)
+    prompts = write_lines(tmp_path / "problems.jsonl", [{"id": "q", "answer": "6"}])
+    with pytest.warns(PoolWarning, match="1 records are left out.*request 'q-2' failed"):
+        pool = read_pool(path, prompts=prompts)
+    assert pool.answers.tolist() == [[0, -1, -1]]
 
 
 def inspect_sample(epoch, text="\\boxed{6}", grade="C", **more):

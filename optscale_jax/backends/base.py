@@ -11,11 +11,10 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Protocol, runtime_checkable
 
 from optscale_jax.errors import BackendError, ProblemError
-from optscale_jax.records import Completion, FinishReason, Problem, Score
+from optscale_jax.records import Completion, Problem, Score
 
 # All that a sampler or a verifier of one's own is made with.
 __all__ = [
-    "PASSING",
     "BackendError",
     "Completion",
     "Problem",
@@ -23,39 +22,8 @@ __all__ = [
     "Sampler",
     "Score",
     "Verifier",
-    "finish_reason",
     "sample_seed",
 ]
-
-_FINISH: dict[str, FinishReason] = {
-    # What the model ended by itself, with a word of its own or one that it was given.
-    **dict.fromkeys(("stop", "eos", "eos_token", "stop_token", "stop_sequence"), "stop"),
-    **dict.fromkeys(("end_turn", "complete", "completed", "done", "finished"), "stop"),
-    **dict.fromkeys(("tool_calls", "tool_call", "tool_use", "function_call"), "stop"),
-    **dict.fromkeys(("length", "max_length", "max_tokens", "max_new_tokens"), "length"),
-    **dict.fromkeys(("max_output_tokens", "max_completion_tokens", "token_limit"), "length"),
-    **dict.fromkeys(("model_length", "context_length", "context_length_exceeded"), "length"),
-    **dict.fromkeys(("model_context_window_exceeded", "context_window_exceeded"), "length"),
-}
-
-PASSING = {
-    "error", "abort", "aborted", "cancelled", "canceled", "interrupted", "timeout", "time_out",
-    "overloaded", "unavailable", "server_error", "internal_error", "insufficient_system_resource",
-}  # fmt: skip
-"""Finish reasons of what may go well another time."""
-
-
-def finish_reason(word: str | None) -> FinishReason:
-    """Why a completion ended, of a server's or an engine's word for it.
-
-    Args:
-        word: The word, in small letters.
-
-    Returns:
-        "stop" or "length" for words that mean it, and "error" for all others: what was filtered,
-        aborted or ended for a reason that nobody here knows is not finished.
-    """
-    return _FINISH.get(word or "", "error")
 
 
 def sample_seed(run_seed: int, problem_id: str, index: int) -> int:

@@ -227,6 +227,9 @@ class JudgeConfig:
         verdict: Regular expression whose last match in a verdict is the answer.
         positive: What that match says, regardless of case, where the completion is correct.
         negative: What it says where the completion is wrong.
+        top_logprobs: How many of the likeliest tokens in a place are asked for, at least 1, of most
+            servers at most 20. null: none, for servers that refuse to say; a verdict then counts
+            1 or 0.
     """
 
     template: str = (
@@ -242,9 +245,10 @@ class JudgeConfig:
     verdict: str = r"(?i)verdict\W*(correct|incorrect)"
     positive: str = "correct"
     negative: str = "incorrect"
+    top_logprobs: int | None = 20
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "samples", "max_tokens")
+        at_least(self, 1, "samples", "max_tokens", "top_logprobs")
         at_least(self, 0, "temperature")
         within(self, "(0, 1]", "top_p")
         for place in ("{problem}", "{completion}"):

@@ -64,6 +64,10 @@ def make_verifier(config: VerifierConfig, *, seed: int) -> Verifier:
 def _judging(config: VerifierConfig) -> SamplerConfig:
     """The sampler that asks a judge."""
     judge = config.judge
+    most = judge.top_logprobs
+    # OpenAI's chat interface, and vLLM's own way.
+    chat = {"logprobs": True, "top_logprobs": most}
+    asked = chat if config.backend == "server" else {"logprobs": most}
     return SamplerConfig(
         kind=config.backend,
         model=config.model,
@@ -73,7 +77,7 @@ def _judging(config: VerifierConfig) -> SamplerConfig:
         temperature=judge.temperature,
         top_p=judge.top_p,
         max_tokens=judge.max_tokens,
-        extra={"logprobs": 20} if config.backend == "vllm" else {},
+        extra=asked if most else {},
         engine=config.engine,
         server=config.server,
     )

@@ -9,14 +9,15 @@ import time
 from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
-from optscale_jax.backends.base import PASSING, finish_reason, sample_seed
+from optscale_jax.backends.base import sample_seed
 from optscale_jax.backends.concurrency import as_they_end, cancelled
 from optscale_jax.backends.config import SamplerConfig
+from optscale_jax.backends.generative import Weighed
 from optscale_jax.backends.prompts import neutral
 from optscale_jax.backends.servers import Answer, Servers
 from optscale_jax.backends.text import read_template
 from optscale_jax.errors import BackendError, BadRequestError, ProblemError
-from optscale_jax.records import Completion, Problem
+from optscale_jax.records import PASSING, Completion, Problem, finish_reason
 
 __all__ = ["OpenAISampler"]
 
@@ -40,6 +41,7 @@ class _Draft(Answer):
         tokens: As the server counts them, or else the pieces that have come; -1 = unknown.
         finish: Why it ended, in the server's word; None = that is not said yet.
         decided: Whether what is wrong with it, if anything is, is this completion's alone.
+        likely: Log-probabilities, as `Weighed` has them; none where the server gives none.
     """
 
     def __init__(self) -> None:
@@ -53,6 +55,7 @@ class _Draft(Answer):
         self.prompt_tokens = 0
         self.finish: str | None = None
         self.decided = False
+        self.likely: list[tuple[str, dict[str, float]]] = []
 
     @property
     def ended(self) -> bool:
@@ -75,6 +78,7 @@ class _Draft(Answer):
             if self.length > _MOST_CHARACTERS:
                 raise ValueError(f"sends a completion of over {_MOST_CHARACTERS} characters")
             word = _word(choice.get("finish_reason"))
+            self.likely += _likely(choice.get("logprobs"))
             if pieces:
                 # All in one piece: how many tokens that is, only usage says.
                 self.tokens = -1 if first and word else max(self.tokens, 0) + 1
@@ -132,6 +136,22 @@ def _said(value: Any, thought: bool = False) -> Iterator[tuple[bool, str]]:
         yield from _said(next((value[name] for name in texts if value.get(name)), None), thought)
     elif value:
         raise ValueError(f"answers with {json.dumps(value)} in the place of a text")
+
+
+def _likely(value: Any) -> list[tuple[str, dict[str, float]]]:
+    """The tokens of a choice and the likeliest in their places, as either interface gives them.
+
+    None for what is of another form: who needs them does without.
+    """
+    try:
+        if tokens := value.get("content"):
+            places = [(one["token"], one["top_logprobs"]) for one in tokens]
+            named = [(text, {o["token"]: o["logprob"] for o in others}) for text, others in places]
+        else:
+            named = list(zip(value["tokens"], value["top_logprobs"], strict=True))
+        return [(str(text), {k: float(v) for k, v in tops.items()}) for text, tops in named]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return []
 
 
 def _count(value: Any) -> int:
@@ -198,7 +218,8 @@ class OpenAISampler:
             error = self._servers.quoted(f"its finish reason is {draft.finish!r}")
         text = self._servers.without_secrets(draft.whole())
         reason = "error" if error else reason
-        return Completion(index, text, draft.tokens, reason, draft.prompt_tokens, error)
+        told = index, text, draft.tokens, reason, draft.prompt_tokens, error
+        return Weighed(*told, tuple(draft.likely)) if draft.likely else Completion(*told)
 
     async def _drawn(self, problem: Problem, index: int, draft: _Draft) -> str | None:
         """Has a completion drawn.

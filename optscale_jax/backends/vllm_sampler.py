@@ -6,7 +6,7 @@ import itertools
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from optscale_jax.backends.base import finish_reason, sample_seed
+from optscale_jax.backends.base import sample_seed
 from optscale_jax.backends.concurrency import as_they_end, cancelled
 from optscale_jax.backends.config import PromptConfig, SamplerConfig
 from optscale_jax.backends.generative import Weighed
@@ -14,7 +14,7 @@ from optscale_jax.backends.prompts import place, tokens_of
 from optscale_jax.backends.text import one_line, read_template
 from optscale_jax.backends.vllm_engine import engine_environment, start_engine
 from optscale_jax.errors import BackendError, ProblemError
-from optscale_jax.records import Completion, Problem
+from optscale_jax.records import Completion, Problem, finish_reason
 
 __all__ = ["VllmSampler", "prompt_token_ids"]
 

@@ -23,6 +23,7 @@ from optscale_jax.readers.layouts import (
     pool_of_rows,
 )
 from optscale_jax.readers.records import Record, parse_record, read_records, shown
+from optscale_jax.records import finish_reason
 
 __all__ = ["GRADES", "read_inspect"]
 
@@ -164,7 +165,7 @@ def _row(record: Record, metric: str | None, scores: str | None, clip: bool | No
     usage = record.get("output").get("usage")
     if isinstance(usage, dict) and usage.get("output_tokens") is not None:
         columns["tokens"] = [record.length("output", "usage", "output_tokens")]
-    ended = record.get(*first).get("stop_reason") not in ("content_filter", "unknown")
+    ended = finish_reason(record.get(*first).get("stop_reason")) != "error"
     target = golds(record, "target") if record.value.get("target") not in (None, "", []) else []
     return Row(record, name, None, target, [text], answers, [ended], columns)
 

@@ -18,6 +18,7 @@ from optscale_jax.errors import PoolError, PoolWarning
 from optscale_jax.pool import Pool, Rescale
 from optscale_jax.readers.builder import PoolBuilder
 from optscale_jax.readers.records import Record, read_records, shown
+from optscale_jax.records import finish_reason
 
 __all__ = [
     "ANSWERS",
@@ -411,7 +412,8 @@ def batch_rows(records: Iterable[Record], scores: str | None) -> Iterator[Row | 
             yield f"request {name!r} failed"
             continue
         texts = [parts_text(record, *place) for place, _ in choices]
-        ends = [record.get(*end) if end else "stop" for _, end in choices]
+        # Of the responses interface, which may not say.
+        ends = [record.get(*end[:-1]).get(end[-1]) if end else "completed" for _, end in choices]
         usage = record.get(*body).get("usage")
         spent = ("completion_tokens", "output_tokens")
         counted = next((k for k in spent if isinstance(usage, dict) and k in usage), None)
@@ -430,8 +432,7 @@ def batch_rows(records: Iterable[Record], scores: str | None) -> Iterator[Row | 
             if None in each:
                 raise record.error(*body, says="has no log-probabilities; leave out scores=logprob")
             columns["scores"] = each
-        unfinished = ("content_filter", "error", "refusal", "incomplete", "failed", None)
-        finished = [end not in unfinished for end in ends]
+        finished = [finish_reason(end) != "error" for end in ends]
         yield Row(record, name, None, [], texts, None, finished, columns)
 
 
@@ -461,7 +462,8 @@ def _body(record: Record) -> tuple[Place | None, list[tuple[Place, Place]]]:
         status = (*body, "status") if "status" in record.get(*body) else ()
         return (body, [((*body, "output", said[-1], "content"), status)]) if said else (None, [])
     choices = record.items(*body, "choices")
-    record.same_length((*body, "choices"))
+    if not choices:
+        return None, []
     places = [(*body, "choices", index) for index in range(len(choices))]
     return body, [((*p, "message", "content"), (*p, "finish_reason")) for p in places]
 
