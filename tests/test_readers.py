@@ -25,6 +25,7 @@ from optscale_jax.readers import (
     read_search_and_learn,
     write_jsonl,
 )
+from optscale_jax.study.pools import PoolSource, ReadConfig
 
 FIELDS = ("scores", "correct", "tokens", "answers", "gold", "problem_ids", "mask")
 NUM_PROBLEMS, NUM_SAMPLES = 30, 64
@@ -888,6 +889,8 @@ def test_scores_of_any_range_are_rescaled_as_asked(tmp_path):
     }
     for how, values in expected.items():
         np.testing.assert_allclose(read_pool(path, rescale=how).scores[0], values, atol=1e-7)
+    with pytest.warns(PoolWarning, match=r"scores are rescaled \(rank\)"):
+        PoolSource(str(path), ReadConfig(rescale="rank")).load()
     write_lines(path, [{"problem_id": 0, "score": [0.5, 0.9]}, {"problem_id": 0, "score": [0.1]}])
     with pytest.raises(InputError, match="step scores need an aggregation"):
         read_pool(path)
