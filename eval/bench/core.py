@@ -42,7 +42,9 @@ from optscale_jax import (
     required_samples,
     synthetic_pool,
 )
+from optscale_jax.answers import Equal, answers_equal, cluster_answers
 from optscale_jax.cli import command, parse
+from optscale_jax.equivalence import EquivalenceChecker
 from optscale_jax.estimation import MIN_SCALE, Params, negative_log_likelihood, negative_log_prior
 from optscale_jax.policies import PAPER_ALPHA, PAPER_S_MIN, Observation, optscale, run, stack
 from optscale_jax.replay import compilations, permutations
@@ -462,6 +464,53 @@ def seconds_a_run(policy: Policy, pool: Pool, count: int, law: Prior | None) -> 
     return sum(times[1:]) / count
 
 
+# What answers to mathematics look like, with places for numbers.
+ANSWERS = (
+    "{a}",
+    r"\frac{{{a}}}{{{b}}}",
+    "{a}.{b}",
+    r"{a}\sqrt{{{b}}}",
+    "({a}, {b})",
+    r"[{a}, \infty)",
+    r"\{{{a}, {b}\}}",
+    "{a}x^2 + {b}x",
+    r"{a}\pi",
+    r"{a}^\circ",
+)
+
+
+def answers(report: Report) -> None:
+    """Comparing all answers of a pool as mathematics, every second of them a text of its own."""
+    rng = np.random.default_rng(4)
+    rows = []
+    for form in rng.choice(ANSWERS, PROBLEMS):
+        numbers = rng.integers(2, 99, (SAMPLES // 2, 2)).tolist()
+        distinct = [form.format(a=a, b=b) for a, b in numbers]
+        rows.append(distinct + rng.choice(distinct, SAMPLES // 2).tolist())
+    count = len({answer for row in rows for answer in row})
+
+    took: list[float] = []
+
+    def compare(equal: Equal) -> None:
+        with timed(took):
+            for row in rows:
+                cluster_answers(row, row[0], equal=equal)
+
+    compare(answers_equal)
+    with tempfile.TemporaryDirectory() as cache:
+        for _ in range(2):
+            with EquivalenceChecker(cache=cache) as equal:
+                compare(equal)
+    text, cold, cached = took
+    report.add(
+        f"answers of {PROBLEMS} x {SAMPLES} compared as mathematics, {count:,} distinct",
+        f"{cold:.1f} s, from the cache {cached:.2f} s (as text {text:.2f} s)",
+        cold=Limit(cold, "<", 60, " s"),
+        cached=Limit(cached, "<", 2, " s"),
+        text=text,
+    )
+
+
 def imports(report: Report) -> None:
     """How long the numerical core takes to import, beside JAX and TFP alone."""
 
@@ -505,6 +554,7 @@ def measure(quick: bool) -> Report:
     beliefs = np.concatenate([means, np.full((PROBLEMS, 2), 0.1)], axis=1)
 
     imports(report)
+    answers(report)
     replays(report, pool, quick)
     fresh_policies(report, pool)
     plain_loop(report, pool)
