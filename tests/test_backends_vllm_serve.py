@@ -87,7 +87,7 @@ def servers(tmp_path_factory):
     reasoner = save_model(base / "reasoner", context=CONTEXT)
     verifier = save_model(base / "verifier", reward=True, context=CONTEXT)
     # On a CPU a seeded prompt must not be cut into chunks: docs/backends.md.
-    sampling = ("--no-enable-chunked-prefill",)
+    sampling = ("--no-enable-chunked-prefill", "--max-logprobs", "200")
     pooling = (
         "--runner",
         "pooling",
@@ -255,9 +255,14 @@ def test_a_judge_runs_on_a_server(servers):
             kind="generative",
             backend="server",
             model="reasoner",
-            # Two letters that the model's texts are full of.
+            # Two letters, each among the likeliest if that many are asked for: all tokens.
             judge=JudgeConfig(
-                samples=3, max_tokens=20, verdict=r"([a-z])", positive="e", negative="t"
+                samples=3,
+                max_tokens=20,
+                verdict=r"([a-z])",
+                positive="e",
+                negative="t",
+                top_logprobs=150,
             ),
             server=at(servers["first"][1]),
         )

@@ -28,6 +28,11 @@ class Weighed(Completion):
     likely: tuple[tuple[str, dict[str, float]], ...] = ()
 
 
+def _whole(text: str) -> str:
+    """A text without parts of characters, which texts and their tokens show in different ways."""
+    return text.replace("\ufffd", "")
+
+
 class GenerativeVerifier:
     """Scores a completion by how probable a judge finds the verdict that it is correct.
 
@@ -83,14 +88,15 @@ class GenerativeVerifier:
         word = last.lastindex or 0
         counted = float(last[word].casefold() == self._config.positive.casefold())
         likely = verdict.likely if isinstance(verdict, Weighed) else ()
-        # Texts of tokens that are parts of a character do not add up.
-        if not "".join(text for text, _ in likely).startswith(verdict.text[: last.end(word)]):
+        texts = [_whole(text) for text, _ in likely]
+        said = _whole(verdict.text[: last.start(word)])
+        if not "".join(texts).startswith(said + last[word]):
             return counted
-        ends = itertools.accumulate(len(text) for text, _ in likely)
-        for end, (text, others) in zip(ends, likely, strict=True):
-            if end > last.start(word):
+        ends = itertools.accumulate(map(len, texts))
+        for end, text, (_, others) in zip(ends, texts, likely, strict=True):
+            if end > len(said):
                 # Of a token that begins before the word, such as with a blank, that part is given.
-                before = text[: last.start(word) - (end - len(text))]
+                before = text[: len(said) - (end - len(text))]
                 return self._expectation(before, others, counted)
         return counted
 
