@@ -168,3 +168,5 @@ class Decision:
     # ended when the policy stopped, and those aborted then.
     ledger: TokenLedger
     error: str | None = None  # why it cannot be sampled or scored, for the stop reason "failed"
+    # P(the completion returned is right) as the policy claims it; None if it claims none.
+    confidence: float | None = None

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from optscale_jax.errors import PoolError
-from optscale_jax.estimation import Prior
 from optscale_jax.policies import Info, Observation, Policy, num_settings
+from optscale_jax.policies.prior import of_each_problem
 from optscale_jax.policies.stacking import as_arrays, axes
 from optscale_jax.pool import Pool
 from optscale_jax.typing import Array
@@ -46,6 +46,8 @@ class ReplayResult(NamedTuple):
     # ones, which `num_samples` counts; and their tokens, which `tokens` counts; -1 = unknown.
     presampled: np.ndarray
     presampled_tokens: np.ndarray
+    # floating, P(the completion returned is right) as the policy claims it; NaN if it claims none
+    confidence: np.ndarray
 
 
 class _Stop(NamedTuple):
@@ -176,23 +178,6 @@ def refusal(pool: Pool, policy: Policy, num_permutations: int) -> Refusal | None
     return None
 
 
-def _priors(prior: Prior | None, num_problems: int) -> Prior | None:
-    """A prior for each problem, from one for all or one for each."""
-    if prior is None:
-        return None
-
-    def spread(name):
-        value = np.asarray(getattr(prior, name), np.result_type(jnp.result_type(float)))
-        if value.shape not in ((), (num_problems,)):
-            raise ValueError(
-                f"Prior: {name} has shape {value.shape}; a pool of {num_problems} problems needs "
-                f"() or ({num_problems},)"
-            )
-        return jnp.asarray(np.broadcast_to(value, (num_problems,)))
-
-    return Prior(*map(spread, ("loc", "scale", "loc_sd", "scale_sd")))
-
-
 def _collect(pool: Pool, orders: np.ndarray, tokens: np.ndarray, stop: Any) -> ReplayResult:
     """Reads off the pool what the policy returned and spent; arrays [..., K, P]."""
     count, selected, info = stop
@@ -229,6 +214,7 @@ def _collect(pool: Pool, orders: np.ndarray, tokens: np.ndarray, stop: Any) -> R
         stop_reason=info.stop_reason,
         presampled=info.presampled,
         presampled_tokens=tokens_of_first(info.presampled),
+        confidence=info.confidence,
     )
 
 
@@ -238,7 +224,7 @@ def replay(
     *,
     key: Array | None = None,
     num_permutations: int = 0,
-    prior: Prior | None = None,
+    prior: Any = None,
 ) -> ReplayResult:
     """Replays a policy, or a stack of its settings, over a pool.
 
@@ -252,7 +238,8 @@ def replay(
       key: JAX random key for the orders; the same key gives every policy the same orders, so that
         comparisons are paired.
       num_permutations: K random orders for each problem; 0 = the stored order, once.
-      prior: a prior per problem (fields [P]) or for all (scalars); default `policy.prior`.
+      prior: a prior for each problem, its fields with an axis [P] in front, or one for all;
+        default `policy.prior`.
 
     Returns:
       `ReplayResult`, fields of shape [K, P], or [S, K, P] for a stack; K = 1 for the stored order.
@@ -281,7 +268,7 @@ def replay(
     tokens = pool.tokens[problems, orders]
     stop = _run(
         policy,
-        _priors(given, pool.num_problems),
+        jax.tree.map(jnp.asarray, of_each_problem(given, pool.num_problems)),
         jnp.asarray(scores[problems, orders], dtype),
         jnp.asarray(answers[problems, orders]),
         jnp.asarray(tokens),

@@ -268,7 +268,7 @@ def test_what_cannot_be_run_is_refused(pool):
     with pytest.raises(PoolError, match=r"has 16 completions, and the policy asks for 17"):
         solve(problems, sampler, verifier, policies.best_of_n(17))
     other = dataclasses.replace(OPTSCALE, prior=Prior(*np.full((4, 3), 0.1)))
-    with pytest.raises(ValueError, match="the policy's prior has"):
+    with pytest.raises(ValueError, match="the policy's prior: Prior: loc has shape"):
         solve(problems, sampler, verifier, other)
 
 

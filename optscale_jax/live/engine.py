@@ -25,11 +25,11 @@ import numpy as np
 from optscale_jax.answers import AnswerIds, Equal, Extract, answers_equal, extract_answer
 from optscale_jax.backends.base import Sampler, Verifier
 from optscale_jax.equivalence import EquivalenceChecker
-from optscale_jax.errors import EngineError, InputError, ProblemError
-from optscale_jax.estimation import Prior
+from optscale_jax.errors import EngineError, InputError, ProblemError, bad_input
 from optscale_jax.live.runs import Run
 from optscale_jax.policies import Info, Observation, Policy, StopReason
 from optscale_jax.policies import base as driver
+from optscale_jax.policies.prior import of_each_problem, of_problem
 from optscale_jax.policies.stacking import as_arrays
 from optscale_jax.pool import Pool
 from optscale_jax.records import (
@@ -112,7 +112,7 @@ def solve(
     policy: Policy,
     *,
     run: Run | None = None,
-    priors: Mapping[str, Prior] | None = None,
+    priors: Mapping[str, Any] | None = None,
     predictor_tokens: Mapping[str, int] | None = None,
     extract: Extract = extract_answer,
     equal: Equal = answers_equal,
@@ -195,7 +195,7 @@ async def solve_async(
     policy: Policy,
     *,
     run: Run | None = None,
-    priors: Mapping[str, Prior] | None = None,
+    priors: Mapping[str, Any] | None = None,
     predictor_tokens: Mapping[str, int] | None = None,
     extract: Extract = extract_answer,
     equal: Equal = answers_equal,
@@ -354,7 +354,7 @@ class Decider:
         self._policy = jax.device_put(bare, self._cpu)
         self._dtype = np.dtype(jnp.result_type(float))
 
-    def start(self, prior: Prior | None, place: int, count: int) -> tuple[Any, int]:
+    def start(self, prior: Any, place: int, count: int) -> tuple[Any, int]:
         """The state of a problem that nothing is drawn for, and how many to draw.
 
         Args:
@@ -362,12 +362,11 @@ class Decider:
             place: The problem's place in the run, for a policy with a prior for each problem.
             count: How many problems the run has.
         """
-        if prior is None and self._prior is not None:
-            prior = jax.tree.map(
-                lambda v: v if np.ndim(v) == 0 else _at(v, place, count), self._prior
-            )
-        if prior is not None:
-            prior = jax.tree.map(lambda v: np.asarray(v, self._dtype), prior)
+        if prior is None:
+            with bad_input("the policy's prior", (ValueError,)):
+                prior = of_problem(of_each_problem(self._prior, count), place)
+        else:
+            prior = of_problem(of_each_problem(prior, 1), 0)
         state, more = driver.start(self._policy, prior)
         return state, int(more)
 
@@ -390,15 +389,6 @@ class Decider:
         return int(selected), info
 
 
-def _at(values: Any, place: int, count: int) -> Any:
-    if np.shape(values) != (count,):
-        raise InputError(
-            f"the policy's prior has {np.shape(values)} entries; a run of {count} problems needs "
-            f"one for all, or ({count},)"
-        )
-    return values[place]
-
-
 # One problem --------------------------------------------------------------------------------------
 
 
@@ -408,7 +398,7 @@ class _Engine(NamedTuple):
     policy: Policy
     decide: Decider
     run: Run | None
-    priors: Mapping[str, Prior]
+    priors: Mapping[str, Any]
     predictor_tokens: Mapping[str, int]
     extract: Extract
     equal: Equal
@@ -588,6 +578,7 @@ class _Work:
             StopReason(int(info.stop_reason)).name.lower(),
             required=int(info.required),
             params={name: float(value) for name, value in info.params.items()},
+            confidence=None if math.isnan(info.confidence) else float(info.confidence),
         )
 
     def failure(self, error: str) -> Decision:

@@ -13,7 +13,6 @@ from typing import Any
 
 from optscale_jax.answers import AnswerIds, Equal, answers_equal, extract_gold
 from optscale_jax.errors import InputError
-from optscale_jax.estimation import Prior
 from optscale_jax.live.engine import Decider
 from optscale_jax.policies import Policy, StopReason, capped
 from optscale_jax.readers.inspect_ai import GRADES
@@ -59,7 +58,7 @@ class EarlyStopping:
         policy: Policy,
         *,
         scorer: str | None = None,
-        priors: Mapping[str, Prior] | None = None,
+        priors: Mapping[str, Any] | None = None,
         equal: Equal = answers_equal,
     ):
         if policy.couples_problems or policy.kind != "parallel":

@@ -14,7 +14,6 @@ from typing import Any
 from optscale_jax.answers import Equal, Extract, answers_equal, extract_answer
 from optscale_jax.backends.base import Sampler, Verifier
 from optscale_jax.errors import BackendError, EngineError, PoolError, RunError, Terminated
-from optscale_jax.estimation import Prior
 from optscale_jax.live.engine import Solution, solve_async
 from optscale_jax.live.runs import Run
 from optscale_jax.policies import Policy
@@ -30,7 +29,7 @@ def run_live(
     policy: Policy,
     run: Run,
     *,
-    priors: Mapping[str, Prior] | None = None,
+    priors: Mapping[str, Any] | None = None,
     predictor_tokens: Mapping[str, int] | None = None,
     extract: Extract = extract_answer,
     equal: Equal = answers_equal,

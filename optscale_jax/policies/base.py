@@ -20,6 +20,7 @@ A rule of one's own is a subclass with its numbers as fields and one method, `ru
 many more and why; `start` and `update` too if it remembers more than `State` does.
 """
 
+import math
 from collections.abc import Iterable
 from enum import IntEnum
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -29,7 +30,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from optscale_jax.distributions.base import known
-from optscale_jax.estimation import Prior
 from optscale_jax.policies.seen import Best, Observation, State, Votes
 from optscale_jax.policies.selection import BestScore, Selector, make_selector
 from optscale_jax.typing import Array, Count
@@ -108,6 +108,8 @@ class Info(NamedTuple):
     # int32, how many of the completions a search over all problems drew before the rule was asked
     # (see `Policy.plan`); 0 for rules without one.
     presampled: Array | int = 0
+    # floating, P(the completion to return is right); NaN for policies that claim none
+    confidence: Array | float = math.nan
 
 
 class Policy(Value):
@@ -118,7 +120,8 @@ class Policy(Value):
     Attributes:
       max_samples: the most completions that it draws, an integer >= 1.
       selection: which completion to return; the best score by default.
-      prior: default prior for `init`, fields scalar or with one entry a problem; or None.
+      prior: what is known of a problem before any completion, such as a `Prior`, the
+        default for `init`; for all problems, or with an axis of problems in front; or None.
       slots: the most completions that the state has room for, which decides shapes; max_samples
         by default. Policies that differ in max_samples alone share a compilation once they have
         the same slots (`stack` sees to it).
@@ -133,7 +136,7 @@ class Policy(Value):
 
     max_samples: Count
     selection: Selector = BestScore()
-    prior: Prior | None = None
+    prior: Any = None
     slots: int = static(default=0)
 
     def __post_init__(self):
@@ -160,6 +163,11 @@ class Policy(Value):
         """The state's `own` with one more completion, which the rest of it counts already."""
         del observation
         return state.own
+
+    def confidence(self, state: State) -> Array | float:
+        """P(the completion to return is right), in [0, 1]; NaN for rules that claim none."""
+        del state
+        return math.nan
 
     def params(self, state: State) -> dict[str, Array]:
         """The fitted law's parameters by name; {} for rules that fit none."""
@@ -191,7 +199,7 @@ class Policy(Value):
         """The state before any completion.
 
         Args:
-          prior: the problem's prior, scalar fields, or what `plan` made for it; None: `prior`.
+          prior: the problem's prior, or what `plan` made for it; None: `prior`.
         """
         return State(
             count=jnp.zeros((), jnp.int32),
@@ -231,7 +239,12 @@ class Policy(Value):
     def info(self, state: State) -> Info:
         """What a person would plot."""
         request = self.request(state)
-        return Info(request.required, self.params(state), request.reason)
+        return Info(
+            request.required,
+            self.params(state),
+            request.reason,
+            confidence=self.confidence(state),
+        )
 
 
 # Drivers ------------------------------------------------------------------------------------------
@@ -274,7 +287,7 @@ def run(policy: Policy, observations: Iterable[Observation], *, prior: Any = Non
       policy: the rule.
       observations: completions in launch order, drawn from only while the policy asks for more.
       prior: the problem's prior, or what `policy.plan` made for it; default `policy.prior`, which
-        must then be scalar.
+        must then be for all problems.
 
     Raises:
       ValueError: the completions ran out while the policy still asked for more.
