@@ -31,6 +31,7 @@ share of the pool's scores that are lower, half of those that are equal among th
 
 _PER_COMPLETION = ("scores", "correct", "tokens", "answers", "mask")
 _PER_PROBLEM = ("gold", "problem_ids")
+_SIGNAL = "signals/"  # before a signal's name, where all arrays stand side by side
 _NOT_AN_ARCHIVE = (
     *(OSError, ValueError, EOFError, KeyError, struct.error),
     *(zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError),
@@ -49,7 +50,7 @@ class Pool:
 
     Build one with `Pool.load` or `Pool.from_arrays`, which check everything; the constructor itself
     checks nothing. The arrays are read-only. Where `mask` is False there is no completion, and the
-    other arrays hold score 0, correct False, tokens -1 and answer -1 there.
+    other arrays hold score 0, correct False, tokens -1, answer -1 and signals NaN there.
 
     Attributes:
         scores: [P, N] the verifier's score, in [0, 1]; None if the pool has no verifier.
@@ -65,6 +66,8 @@ class Pool:
         kind: "parallel" if the completions of a problem are independent draws, in any order;
             "sequential" if each was written with the previous answer shown, so that only the first
             n of them, in order, are a run that could have happened.
+        signals: [P, N] each, further numbers by name, such as those of
+            `optscale_jax.derived_signals`; NaN = not known of that completion.
     """
 
     scores: Float32[np.ndarray, "problems samples"] | None
@@ -75,6 +78,9 @@ class Pool:
     problem_ids: Shaped[np.ndarray, " problems"]
     mask: Bool[np.ndarray, "problems samples"]
     kind: PoolKind = "parallel"
+    signals: Mapping[str, Float32[np.ndarray, "problems samples"]] = dataclasses.field(
+        default_factory=dict
+    )
 
     @property
     def num_problems(self) -> int:
@@ -135,6 +141,7 @@ class Pool:
         problem_ids: Any = None,
         mask: Any = None,
         kind: str = "parallel",
+        signals: Mapping[str, Any] | None = None,
         clip: bool = False,
         rescale: str | None = None,
         source: str = "pool",
@@ -152,13 +159,14 @@ class Pool:
             mask: [P, N] booleans: True for a problem's completions, which come first in its row. If
                 None, all True. The other arrays' values where it is False are ignored.
             kind: "parallel" or "sequential".
+            signals: [P, N] finite numbers by name, of any range; NaN for not known.
             clip: Move scores outside [0, 1] to the nearer end instead of refusing them (for a
                 verifier trained by regression, say). NaN and infinity are refused all the same.
             rescale: How to bring scores of any range into [0, 1], one of `Rescale`.
             source: What error messages call the pool: its path, usually.
 
         Returns:
-            The pool, with float32 scores and int32 tokens, answers and gold.
+            The pool, with float32 scores and signals, and int32 tokens, answers and gold.
 
         Raises:
             PoolError: If no [P, N] array is given, if P or N is 0, if shapes differ, if a value is
@@ -174,6 +182,7 @@ class Pool:
             mask=mask,
             gold=gold,
             problem_ids=problem_ids,
+            **{_SIGNAL + name: values for name, values in (signals or {}).items()},
         )
         arrays = {name: _as_array(v, name, source) for name, v in given.items() if v is not None}
         shape = _common_shape(arrays, source)
@@ -208,6 +217,11 @@ class Pool:
             problem_ids=_problem_ids(arrays.get("problem_ids", np.arange(shape[0])), source),
             mask=present,
             kind=checked_kind,
+            signals={
+                name.removeprefix(_SIGNAL): _signal(array, name, present, source)
+                for name, array in arrays.items()
+                if name.startswith(_SIGNAL)
+            },
         )
         for array in pool._arrays().values():
             array.flags.writeable = False
@@ -225,8 +239,8 @@ class Pool:
         """Reads a pool from an `.npz` file.
 
         The file must hold `scores` and may hold the other arrays of `from_arrays`, and `kind` as an
-        array without axes, under the same names; arrays of other names are left alone. Nothing in
-        the file is ever unpickled.
+        array without axes, under the same names, and signals as `signals/NAME`; arrays of other
+        names are left alone. Nothing in the file is ever unpickled.
 
         Args:
             path: The file.
@@ -299,15 +313,25 @@ class Pool:
             elif problems.size == 0:
                 problems = problems.astype(int)
         try:
-            kept: dict[str, Any] = {name: array[problems] for name, array in self._arrays().items()}
+            kept = _arguments({name: a[problems] for name, a in self._arrays().items()})
         except IndexError as error:
             raise PoolError(f"subset: {error}") from error
         return Pool.from_arrays(**kept, kind=self.kind)
 
     def _arrays(self) -> dict[str, Any]:
-        """The arrays that there are, by name."""
+        """The arrays that there are, by name, as `save` writes them."""
         held = {name: getattr(self, name) for name in (*_PER_COMPLETION, *_PER_PROBLEM)}
+        held |= {_SIGNAL + name: array for name, array in self.signals.items()}
         return {name: array for name, array in held.items() if array is not None}
+
+
+def _arguments(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """What `from_arrays` takes, of arrays side by side."""
+    given: dict[str, Any] = {"signals": {}}
+    for name, array in arrays.items():
+        is_signal = name.startswith(_SIGNAL)
+        (given["signals"] if is_signal else given)[name.removeprefix(_SIGNAL)] = array
+    return given
 
 
 def _kind(value: str, source: str) -> PoolKind:
@@ -345,6 +369,7 @@ def _read_npz(file: BinaryIO, scores: str, source: str) -> dict[str, Any]:
     members = archive.zip.infolist()
     refuse_bomb(source, sum(m.file_size for m in members), os.fstat(file.fileno()).st_size)
     stored_as = {field: field for field in (*_PER_COMPLETION, *_PER_PROBLEM, "kind")}
+    stored_as |= {name: name for name in archive.files if name.startswith(_SIGNAL)}
     stored_as["scores"] = scores
     arrays: dict[str, Any] = {}
     for field, name in stored_as.items():
@@ -359,7 +384,7 @@ def _read_npz(file: BinaryIO, scores: str, source: str) -> dict[str, Any]:
             raise PoolError(f"{source}: {name} is damaged; copy or make the file again") from error
     if "kind" in arrays:
         arrays["kind"] = str(arrays["kind"])
-    return arrays
+    return _arguments(arrays)
 
 
 def _check_claim(archive: zipfile.ZipFile, name: str, source: str) -> None:
@@ -395,17 +420,13 @@ def _common_shape(arrays: Mapping[str, np.ndarray], source: str) -> tuple[int, i
         )
     if 0 in shape:
         raise PoolError(f"{source}: {reference} has shape {shape}; an empty pool cannot be used")
-    for name in _PER_COMPLETION:
-        if name in arrays and arrays[name].shape != shape:
+    for name, array in arrays.items():
+        expected, remedy = shape, "both must be [problems, samples]"
+        if name in _PER_PROBLEM:
+            expected, remedy = shape[:1], f"it must have one entry a problem, {shape[:1]}"
+        if array.shape != expected:
             raise PoolError(
-                f"{source}: {name} has shape {arrays[name].shape} but {reference} has {shape}; "
-                "both must be [problems, samples]"
-            )
-    for name in _PER_PROBLEM:
-        if name in arrays and arrays[name].shape != shape[:1]:
-            raise PoolError(
-                f"{source}: {name} has shape {arrays[name].shape} but {reference} has {shape}; "
-                f"it must have one entry a problem, {shape[:1]}"
+                f"{source}: {name} has shape {array.shape} but {reference} has {shape}; {remedy}"
             )
     return shape
 
@@ -450,6 +471,14 @@ def _scores(
     )
     _refuse(outside, numbers, "scores", remedy, source)
     return scores
+
+
+def _signal(array: np.ndarray, name: str, present: np.ndarray, source: str) -> np.ndarray:
+    numbers = _real(array, name, source)
+    with np.errstate(over="ignore"):
+        signal = np.where(present, numbers, np.nan).astype(np.float32)
+    _refuse(np.isinf(signal), numbers, name, "give finite float32, or NaN for not known", source)
+    return signal
 
 
 def _rescaled(scores: np.ndarray, how: str, source: str) -> np.ndarray:

@@ -111,24 +111,24 @@ def _one(policy: Policy, prior: Any, observations: Observation) -> _Stop:
 
 
 @jax.jit
-def _run(policy, prior, scores, answers, tokens) -> _Stop:
-    """scores, answers, tokens: [K, P, N] in launch order; the policy single or stacked."""
+def _run(policy, prior, scores, answers, tokens, signals=None) -> _Stop:
+    """[K, P, N] in launch order, signals [K, P, N, M] or None; the policy single or stacked."""
     index = jnp.arange(scores.shape[-1], dtype=jnp.int32)
 
-    def one_order(policy, prior, scores, answers, tokens):
-        return _one(policy, prior, Observation(scores, answers, tokens, index))
+    def one_order(policy, prior, scores, answers, tokens, signals):
+        return _one(policy, prior, Observation(scores, answers, tokens, index, signals))
 
     def one_setting(policy):
         over_problems = jax.vmap(functools.partial(one_order, policy))
 
-        def one_permutation(scores, answers, tokens):
+        def one_permutation(scores, answers, tokens, signals):
             given = prior
             if policy.couples_problems:
                 launched = jnp.broadcast_to(index, scores.shape)
-                given = policy.plan(Observation(scores, answers, tokens, launched))
-            return over_problems(given, scores, answers, tokens)
+                given = policy.plan(Observation(scores, answers, tokens, launched, signals))
+            return over_problems(given, scores, answers, tokens, signals)
 
-        return jax.vmap(one_permutation)(scores, answers, tokens)
+        return jax.vmap(one_permutation)(scores, answers, tokens, signals)
 
     if num_settings(policy) is None:
         return one_setting(policy)
@@ -166,6 +166,12 @@ def refusal(pool: Pool, policy: Policy, num_permutations: int) -> Refusal | None
         return Refusal("it has no answers to compare, which this policy's votes need")
     if policy.rule_uses_tokens and not pool.has_tokens:
         return Refusal("it lacks the length of some completions, which this policy needs")
+    for name in policy.signals:
+        if name not in pool.signals:
+            return Refusal(
+                f"it has no signal {name!r}, which this policy reads (it has "
+                f"{', '.join(pool.signals) or 'none'})"
+            )
     deepest = int(np.max(policy.max_samples))
     short = pool.samples_per_problem < deepest
     if short.any():
@@ -266,12 +272,14 @@ def replay(
     scores = np.zeros(pool.mask.shape, np.float32) if pool.scores is None else pool.scores
     answers = np.zeros(pool.mask.shape, np.int32) if pool.answers is None else pool.answers
     tokens = pool.tokens[problems, orders]
+    signals = [pool.signals[name][problems, orders] for name in policy.signals]
     stop = _run(
         policy,
         jax.tree.map(jnp.asarray, of_each_problem(given, pool.num_problems)),
         jnp.asarray(scores[problems, orders], dtype),
         jnp.asarray(answers[problems, orders]),
         jnp.asarray(tokens),
+        jnp.asarray(np.stack(signals, axis=-1), dtype) if signals else None,
     )
     return _collect(pool, orders, tokens, jax.tree.map(np.asarray, stop))
 

@@ -41,8 +41,10 @@ def changed(name, index, value) -> dict[str, np.ndarray]:
 
 def assert_equal(left: Pool, right: Pool) -> None:
     assert left.kind == right.kind
-    for name in ARRAYS:
-        a, b = getattr(left, name), getattr(right, name)
+    assert set(left.signals) == set(right.signals)
+    pairs = [(name, getattr(left, name), getattr(right, name)) for name in ARRAYS]
+    pairs += [(name, left.signals[name], right.signals[name]) for name in left.signals]
+    for name, a, b in pairs:
         assert (a is None) == (b is None), name
         if a is not None:
             assert a.dtype == b.dtype, name
@@ -71,6 +73,12 @@ def pools(draw) -> Pool:
         ),
         mask=np.arange(shape[1]) < lengths[:, None],
         kind=draw(st.sampled_from(["parallel", "sequential"])),
+        signals=draw(
+            st.dictionaries(
+                st.sampled_from(["min_step", "finished", "a judge's"]),
+                hnp.arrays(np.float32, shape, elements=st.floats(width=32, allow_infinity=False)),
+            )
+        ),
     )
 
 
@@ -84,7 +92,7 @@ def test_load_after_save_is_the_identity(pool, tmp_path_factory):
 
 def _with_derived_correct(pool: Pool) -> Pool:
     """A pool without correctness gains it on loading, if its answers and gold decide it."""
-    return Pool.from_arrays(**{name: getattr(pool, name) for name in (*ARRAYS, "kind")})
+    return Pool.from_arrays(**{name: getattr(pool, name) for name in (*ARRAYS, "kind", "signals")})
 
 
 def test_equal_pools_give_equal_bytes_and_leave_no_other_file(tmp_path):
@@ -142,14 +150,16 @@ def test_least_pool_and_what_it_lacks():
 
 def test_arrays_are_copied_and_read_only():
     given_arrays = arrays()
-    pool = Pool.from_arrays(**given_arrays)
+    signals = {"mean_step": given_arrays["scores"]}
+    pool = Pool.from_arrays(**given_arrays, signals=signals)
     given_arrays["scores"][0, 0] = 0.123
     given_arrays["problem_ids"][0] = "x"
+    assert pool.signals["mean_step"][0, 0] == pool.scores[0, 0]
     assert pool.scores[0, 0] != np.float32(0.123)
     assert pool.problem_ids[0] == "set/0"
-    for name in ARRAYS:
+    for array in [*(getattr(pool, name) for name in ARRAYS), pool.signals["mean_step"]]:
         with pytest.raises(ValueError, match="read-only"):
-            getattr(pool, name)[0] = getattr(pool, name)[0]
+            array[0] = array[0]
 
 
 def test_eligible_leaves_out_empty_answerless_and_absent_completions():
@@ -181,7 +191,9 @@ def test_masked_values_are_ignored_and_made_harmless():
         tokens=[[3, -9], [4, 5]],
         answers=[[1, -7], [1, 2**40]],
         mask=[[1, 0], [1, 0]],
+        signals={"length": [[3, np.inf], [np.nan, 4]]},
     )
+    np.testing.assert_array_equal(pool.signals["length"], [[3, np.nan], [np.nan, np.nan]])
     np.testing.assert_array_equal(pool.scores, np.float32([[0.5, 0], [0.25, 0]]))
     np.testing.assert_array_equal(pool.correct, [[True, False], [False, False]])
     np.testing.assert_array_equal(pool.tokens, [[3, -1], [4, -1]])
@@ -233,12 +245,13 @@ def test_float64_rounding_at_one_is_no_error():
     ],
 )
 def test_subset_keeps_the_order_given(problems, expected):
-    pool = Pool.from_arrays(**arrays())
+    pool = Pool.from_arrays(**arrays(), signals={"finished": arrays()["correct"]})
     part = pool.subset(problems)
     assert part.problem_ids.tolist() == expected
     rows = [pool.problem_ids.tolist().index(name) for name in expected]
     np.testing.assert_array_equal(part.scores, pool.scores[rows])
     np.testing.assert_array_equal(part.gold, pool.gold[rows])
+    np.testing.assert_array_equal(part.signals["finished"], pool.correct[rows])
 
 
 @pytest.mark.parametrize(
@@ -314,6 +327,18 @@ BAD = {
         {**arrays(), "mask": np.array([[1] * 4, [1, 0, 1, 0], [1] * 4], bool)},
         r"mask\[1, 2\] is True after a False",
     ),
+    "signal's shape": (
+        {**arrays(), "signals/min_step": np.ones((4, 3))},
+        r"signals/min_step has shape \(4, 3\) but scores has \(3, 4\); both must be",
+    ),
+    "infinite signal": (
+        {**arrays(), "signals/a": np.array([[0.0, np.nan, 1, 1e39]] * 3)},
+        r"signals/a\[0, 3\] is 1e\+39; give finite float32, or NaN for not known",
+    ),
+    "signal of texts": (
+        {**arrays(), "signals/a": np.full((3, 4), "stop")},
+        r"signals/a has type <U4; give real numbers",
+    ),
     "nothing": ({"scores": np.float32(1)}, r"scores has shape \(\); it must have two axes"),
 }
 
@@ -327,8 +352,10 @@ def test_bad_array_is_one_clear_line_with_the_file(name, tmp_path):
         Pool.load(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
+    signals = {name.removeprefix("signals/"): bad[name] for name in bad if "/" in name}
+    fields = {name: bad[name] for name in bad if "/" not in name}
     with pytest.raises(ValueError, match=message):
-        Pool.from_arrays(**bad)
+        Pool.from_arrays(**fields, signals=signals)
 
 
 def write_text(path):

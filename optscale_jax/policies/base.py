@@ -195,6 +195,11 @@ class Policy(Value):
         """Whether answers are compared, as every vote does."""
         return self.rule_uses_answers or self.selection.uses_answers
 
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """Names of the signals that an observation has beside its score; none by default."""
+        return ()
+
     def init(self, prior: Any = None) -> State:
         """The state before any completion.
 
@@ -303,7 +308,8 @@ def run(policy: Policy, observations: Iterable[Observation], *, prior: Any = Non
                 f"the policy asks for more than the {count} completions given; it may draw up to "
                 f"{policy.max_samples}"
             ) from None
-        state, more = step(policy, state, Observation(*map(jnp.asarray, observation)))
+        observation = jax.tree.map(jnp.asarray, Observation(*observation))
+        state, more = step(policy, state, observation)
         count += 1
     selected, info = finish(policy, state)
     return Outcome(count, int(selected), info)

@@ -10,12 +10,13 @@ __all__ = ["Best", "Observation", "State", "Votes", "is_eligible"]
 
 
 class Observation(NamedTuple):
-    """One scored completion, every field a scalar."""
+    """One scored completion, every field a scalar but the last."""
 
     score: Array  # verifier score in [0, 1], floating
     answer: Array  # int32 id of its answer, equal for equal answers of the problem; -1 = no answer
     tokens: Array  # int32 length of the completion; -1 = unknown, 0 = empty
     index: Array  # int32 launch order within the problem, from 0
+    signals: Any = None  # floating [M], `Policy.signals` in order, NaN = not known; None for M = 0
 
 
 def is_eligible(observation: Observation) -> Array:
