@@ -35,6 +35,7 @@ CORE = [
     "empirical_bayes",
     "bounds",
     "laws",
+    "calibration",
     "policies",
     "records",
     "pool",

@@ -14,6 +14,7 @@ from optscale_jax.policies.base import (
     until,
 )
 from optscale_jax.policies.best_of_n import best_of_n
+from optscale_jax.policies.calibrated_vote import calibrated_vote
 from optscale_jax.policies.difficulty_adaptive_self_consistency import (
     Allotment,
     difficulty_adaptive_self_consistency,
@@ -49,6 +50,7 @@ __all__ = [
     "adaptive_self_consistency",
     "any_setting",
     "best_of_n",
+    "calibrated_vote",
     "capped",
     "difficulty_adaptive_self_consistency",
     "early_stopping_self_consistency",
@@ -75,6 +77,7 @@ RULES: dict[str, Callable[..., Policy]] = {
         optscale,
         best_of_n,
         first_hit,
+        calibrated_vote,
         self_consistency,
         weighted_self_consistency,
         adaptive_self_consistency,

@@ -67,6 +67,7 @@ class StopReason(IntEnum):
     LEAD_CERTAIN = 6  # the leading answer is the majority with the probability asked for
     EASY_PROBLEM = 7  # a search over all problems found this one easy enough for what is drawn
     SATISFIED = 8  # the rule is satisfied, for rules that have no reason of their own here
+    DOUBT_SMALL = 9  # what is left in doubt is not worth the price of another completion
 
 
 class Request(NamedTuple):
