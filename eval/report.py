@@ -131,7 +131,12 @@ def _replay(
     ran, entries, notes = asked.served(pool)
     known = source.with_checksum()
     outcomes = replay_comparison(
-        pool, entries, source=known, seed=config.seed, num_permutations=orders
+        pool,
+        entries,
+        source=known,
+        seed=config.seed,
+        num_permutations=orders,
+        num_folds=config.folds,
     )
     return Source(outcomes, pool, notes, ran=ran)
 

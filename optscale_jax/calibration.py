@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args
 import jax
 import numpy as np
 
-from optscale_jax.errors import InputError
+from optscale_jax.errors import InputError, PoolWarning
 from optscale_jax.files import atomic_write
 
 __all__ = [
@@ -23,12 +23,12 @@ __all__ = [
     "NUM_KNOTS",
     "SCORE",
     "Calibration",
-    "CalibrationWarning",
     "Evidence",
     "Labels",
+    "Origin",
     "Reliability",
-    "Source",
     "Table",
+    "check_origin",
     "log_odds",
     "reliability",
 ]
@@ -51,10 +51,6 @@ _WEIGHTS = ("best", "repeats", "repeats_by_mean", "none")
 _BINS = ("claimed", "right", "count")
 # Scores nearer to 0 and 1 than this are as good as there: a log-odds has to be finite.
 _EDGE = 1e-3
-
-
-class CalibrationWarning(UserWarning):
-    """What whoever uses a calibration should know, in one line that commands print as a note."""
 
 
 @jax.tree_util.register_dataclass
@@ -118,7 +114,7 @@ def reliability(claimed: Any, right: Any, num_bins: int = 10) -> Reliability:
     return Reliability(error, mean, share, count)
 
 
-class Source(NamedTuple):
+class Origin(NamedTuple):
     """Who made scored completions; None = not known."""
 
     verifier: str | None = None
@@ -126,7 +122,34 @@ class Source(NamedTuple):
     generator: str | None = None
 
 
-NOT_KNOWN = Source()
+NOT_KNOWN = Origin()
+
+
+def check_origin(learnt: Origin, given: Origin, *, force: bool = False) -> None:
+    """Refuses a calibration for another verifier's scores; warns of another generator.
+
+    Args:
+      learnt: who made the scores that it was learnt on.
+      given: who made those that it is to be used on.
+      force: whether to warn where it would refuse.
+
+    Raises:
+      InputError: the verifier, or what of its step scores makes the score, is another.
+    """
+    for field in ("verifier", "aggregate"):
+        own, other = (getattr(each, field) or "not known" for each in (learnt, given))
+        if own == other:
+            continue
+        says = f"calibration: learnt for {field} {own}, and these scores' is {other}"
+        if not force:
+            raise InputError(
+                f"{says}; learn one for it (optscale train calibration), or give force: true"
+            )
+        warnings.warn(f"{says}; used all the same, as forced", PoolWarning, stacklevel=2)
+    own, other = (each.generator or "not known" for each in (learnt, given))
+    if own != other:
+        says = f"calibration: learnt on completions of generator {own}, and these' is {other}"
+        warnings.warn(says, PoolWarning, stacklevel=2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +161,7 @@ class Calibration:
         that pools and runs carry beside it.
       weights: w1, w2, w3 and b of `policies.calibrated_vote`.
       tokens: mean tokens of a completion, above 0; 1 where lengths are not known.
-      source: who made the scores.
+      origin: who made the scores.
       num_problems: how many problems it was learnt on; 0 for the default.
       labels: what was taken for the truth.
       reliability: P(the leading answer is right) as the vote claims it on problems left out, after
@@ -148,7 +171,7 @@ class Calibration:
     tables: Mapping[str, Table]
     weights: tuple[float, ...] = DEFAULT_WEIGHTS
     tokens: float = 1.0
-    source: Source = NOT_KNOWN
+    origin: Origin = NOT_KNOWN
     num_problems: int = 0
     labels: Labels = "pool"
     reliability: Reliability | None = None
@@ -177,14 +200,14 @@ class Calibration:
         *,
         verifier_is_calibrated: bool = False,
         tokens: float = 1.0,
-        source: Source = NOT_KNOWN,
+        origin: Origin = NOT_KNOWN,
     ) -> "Calibration":
         """The calibration of a verifier whose scores are probabilities of being right.
 
         Args:
           verifier_is_calibrated: whether that is known of the verifier.
           tokens: mean tokens of a completion.
-          source: who makes the scores.
+          origin: who makes the scores.
 
         Raises:
           InputError: it is not known. A score of .9 may mean anything.
@@ -197,32 +220,7 @@ class Calibration:
             )
         lower = np.array([0.0, *np.geomspace(_EDGE, 0.5, NUM_KNOTS // 2 - 1)])
         knots = np.concatenate([lower, 1 - lower[-2::-1]])
-        return cls({SCORE: Table(knots, log_odds(knots))}, tokens=tokens, source=source)
-
-    def check_source(self, source: Source, *, force: bool = False) -> None:
-        """Refuses to be used on another verifier's scores; warns of another generator.
-
-        Args:
-          source: who made the scores at hand.
-          force: whether to warn where it would refuse.
-
-        Raises:
-          InputError: the verifier, or the way in which step scores become one, is another.
-        """
-        for field in ("verifier", "aggregate"):
-            own, other = (getattr(each, field) or "not known" for each in (self.source, source))
-            if own == other:
-                continue
-            says = f"calibration: learnt for {field} {own}, and these scores' is {other}"
-            if not force:
-                raise InputError(
-                    f"{says}; learn one for it (optscale train calibration), or --force true"
-                )
-            warnings.warn(f"{says}; used all the same, as forced", CalibrationWarning, stacklevel=2)
-        own, other = (each.generator or "not known" for each in (self.source, source))
-        if own != other:
-            says = f"calibration: learnt on completions of generator {own}, and these' is {other}"
-            warnings.warn(says, CalibrationWarning, stacklevel=2)
+        return cls({SCORE: Table(knots, log_odds(knots))}, tokens=tokens, origin=origin)
 
     # The file -------------------------------------------------------------------------------------
 
@@ -232,7 +230,7 @@ class Calibration:
         value = {
             "format": "calibration",
             "version": _VERSION,
-            **self.source._asdict(),
+            **self.origin._asdict(),
             "labels": self.labels,
             "num_problems": self.num_problems,
             "tokens_per_completion": self.tokens,
@@ -292,8 +290,8 @@ class Calibration:
             raise ValueError(f"tokens_per_completion is {tokens:g}; it must be above 0")
         if labels not in get_args(Labels):
             raise ValueError(f"labels is {labels!r}; it must be 'pool' or 'none'")
-        names = [value.get(field) for field in Source._fields]
-        for field, name in zip(Source._fields, names, strict=True):
+        names = [value.get(field) for field in Origin._fields]
+        for field, name in zip(Origin._fields, names, strict=True):
             if not isinstance(name, str | None):
                 raise ValueError(f"{field} is {name!r}; it must be a name or null")
         found = value["reliability"]
@@ -304,7 +302,7 @@ class Calibration:
             tables,
             tuple(_number(value["weights"], name) for name in _WEIGHTS),
             tokens,
-            Source(*names),
+            Origin(*names),
             int(_number(value, "num_problems")),
             labels,
             found,

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, Literal, cast, get_args
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32, Shaped
 
+from optscale_jax.calibration import NOT_KNOWN, Origin
 from optscale_jax.errors import PoolError
 from optscale_jax.files import atomic_write, refuse_bomb
 
@@ -31,6 +32,7 @@ share of the pool's scores that are lower, half of those that are equal among th
 
 _PER_COMPLETION = ("scores", "correct", "tokens", "answers", "mask")
 _PER_PROBLEM = ("gold", "problem_ids")
+_ORIGIN = "origin/"  # before what says who made the pool
 _SIGNAL = "signals/"  # before a signal's name, where all arrays stand side by side
 _NOT_AN_ARCHIVE = (
     *(OSError, ValueError, EOFError, KeyError, struct.error),
@@ -66,6 +68,7 @@ class Pool:
         kind: "parallel" if the completions of a problem are independent draws, in any order;
             "sequential" if each was written with the previous answer shown, so that only the first
             n of them, in order, are a run that could have happened.
+        origin: Who made completions and scores, as far as it is known.
         signals: [P, N] each, further numbers by name, such as those of
             `optscale_jax.derived_signals`; NaN = not known of that completion.
     """
@@ -78,6 +81,7 @@ class Pool:
     problem_ids: Shaped[np.ndarray, " problems"]
     mask: Bool[np.ndarray, "problems samples"]
     kind: PoolKind = "parallel"
+    origin: Origin = NOT_KNOWN
     signals: Mapping[str, Float32[np.ndarray, "problems samples"]] = dataclasses.field(
         default_factory=dict
     )
@@ -129,6 +133,11 @@ class Pool:
         eligible = self.mask & (self.tokens != 0)
         return eligible if self.answers is None else eligible & (self.answers != -1)
 
+    def with_origin(self, origin: Origin) -> "Pool":
+        """The pool with what is given of an origin in the place of its own."""
+        given = {name: value for name, value in origin._asdict().items() if value is not None}
+        return dataclasses.replace(self, origin=self.origin._replace(**given))
+
     @classmethod
     def from_arrays(
         cls,
@@ -141,6 +150,7 @@ class Pool:
         problem_ids: Any = None,
         mask: Any = None,
         kind: str = "parallel",
+        origin: Origin = NOT_KNOWN,
         signals: Mapping[str, Any] | None = None,
         clip: bool = False,
         rescale: str | None = None,
@@ -159,6 +169,7 @@ class Pool:
             mask: [P, N] booleans: True for a problem's completions, which come first in its row. If
                 None, all True. The other arrays' values where it is False are ignored.
             kind: "parallel" or "sequential".
+            origin: Who made completions and scores.
             signals: [P, N] finite numbers by name, of any range; NaN for not known.
             clip: Move scores outside [0, 1] to the nearer end instead of refusing them (for a
                 verifier trained by regression, say). NaN and infinity are refused all the same.
@@ -217,6 +228,7 @@ class Pool:
             problem_ids=_problem_ids(arrays.get("problem_ids", np.arange(shape[0])), source),
             mask=present,
             kind=checked_kind,
+            origin=origin,
             signals={
                 name.removeprefix(_SIGNAL): _signal(array, name, present, source)
                 for name, array in arrays.items()
@@ -286,6 +298,8 @@ class Pool:
             del arrays["mask"]
         if self.kind != "parallel":
             arrays["kind"] = np.array(self.kind)
+        told = {name: value for name, value in self.origin._asdict().items() if value is not None}
+        arrays |= {_ORIGIN + name: np.array(value) for name, value in told.items()}
         with atomic_write(path, binary=True) as file:
             # NumPy stamps the members with a fixed date; sorting fixes their order too.
             np.savez_compressed(file, **dict(sorted(arrays.items())))
@@ -316,7 +330,7 @@ class Pool:
             kept = _arguments({name: a[problems] for name, a in self._arrays().items()})
         except IndexError as error:
             raise PoolError(f"subset: {error}") from error
-        return Pool.from_arrays(**kept, kind=self.kind)
+        return Pool.from_arrays(**kept, kind=self.kind, origin=self.origin)
 
     def _arrays(self) -> dict[str, Any]:
         """The arrays that there are, by name, as `save` writes them."""
@@ -369,7 +383,7 @@ def _read_npz(file: BinaryIO, scores: str, source: str) -> dict[str, Any]:
     members = archive.zip.infolist()
     refuse_bomb(source, sum(m.file_size for m in members), os.fstat(file.fileno()).st_size)
     stored_as = {field: field for field in (*_PER_COMPLETION, *_PER_PROBLEM, "kind")}
-    stored_as |= {name: name for name in archive.files if name.startswith(_SIGNAL)}
+    stored_as |= {name: name for name in archive.files if name.startswith((_SIGNAL, _ORIGIN))}
     stored_as["scores"] = scores
     arrays: dict[str, Any] = {}
     for field, name in stored_as.items():
@@ -384,7 +398,9 @@ def _read_npz(file: BinaryIO, scores: str, source: str) -> dict[str, Any]:
             raise PoolError(f"{source}: {name} is damaged; copy or make the file again") from error
     if "kind" in arrays:
         arrays["kind"] = str(arrays["kind"])
-    return _arguments(arrays)
+    told = {field: arrays.pop(_ORIGIN + field, None) for field in Origin._fields}
+    words = {field: None if value is None else str(value) for field, value in told.items()}
+    return {**_arguments(arrays), "origin": Origin(**words)}
 
 
 def _check_claim(archive: zipfile.ZipFile, name: str, source: str) -> None:

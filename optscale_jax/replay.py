@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optscale_jax.errors import PoolError
+from optscale_jax.errors import InputError, PoolError
 from optscale_jax.policies import Info, Observation, Policy, num_settings
 from optscale_jax.policies.prior import of_each_problem
 from optscale_jax.policies.stacking import as_arrays, axes
@@ -160,6 +160,10 @@ def refusal(pool: Pool, policy: Policy, num_permutations: int) -> Refusal | None
             "the rounds of a sequential pool happened in one order only",
             "replay them with 0 permutations",
         )
+    try:
+        policy.check_origin(pool.origin)
+    except InputError as error:
+        return Refusal(str(error))
     if policy.uses_scores and not pool.has_scores:
         return Refusal("it has no verifier scores, which this policy needs")
     if policy.uses_answers and not pool.has_answers:

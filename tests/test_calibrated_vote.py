@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from optscale_jax import policies
-from optscale_jax.calibration import SCORE, Calibration, Source, Table
+from optscale_jax.calibration import SCORE, Calibration, Origin, Table
 from optscale_jax.errors import InputError
 from optscale_jax.policies import Observation, StopReason
 from optscale_jax.pool import Pool
@@ -138,7 +138,7 @@ def test_a_calibration_finds_the_log_odds_that_scores_were_drawn_with():
     pool = Pool.from_arrays(
         scores=scores, correct=correct, answers=np.where(correct, 0, rng.integers(1, 9, (400, 20)))
     )
-    found = learn_calibration(pool, source=Source("mine", "min", "small"))
+    found = learn_calibration(pool)
     at = np.linspace(0.1, 0.9, 9)
     error = np.interp(at, *found.tables[SCORE]) - (6 * at - 4)
     # 8,000 draws in 24 bins of 333: a bin's log-odds have a standard error of 1 / sqrt(333 p q),
@@ -149,10 +149,11 @@ def test_a_calibration_finds_the_log_odds_that_scores_were_drawn_with():
 
 
 def test_a_file_says_what_was_learnt(pool, tmp_path):
-    found = learn_calibration(pool, source=Source("mine", "min", "small"))
+    pool = pool.with_origin(Origin("mine", "min", "small"))
+    found = learn_calibration(pool)
     found.save(tmp_path / "one.json")
     again = Calibration.load(tmp_path / "one.json")
-    assert again.source == found.source
+    assert again.origin == found.origin
     assert again.weights == found.weights
     np.testing.assert_array_equal(again.tables[SCORE], found.tables[SCORE])
     np.testing.assert_array_equal(again.reliability.claimed, found.reliability.claimed)
@@ -188,17 +189,23 @@ def test_a_damaged_file_is_refused_by_the_field(tmp_path, old, new, says):
     assert str(path) in str(error.value)
 
 
-def test_another_verifier_is_refused_and_another_generator_a_warning():
-    mine = Calibration(CALIBRATION.tables, source=Source("prm", "min", "small"))
-    mine.check_source(Source("prm", "min", "small"))
+def test_another_verifier_is_refused_and_another_generator_a_warning(pool, tmp_path):
+    learn_calibration(pool.with_origin(Origin("prm", "min", "small"))).save(tmp_path / "prm.json")
+    policy = policies.calibrated_vote(str(tmp_path / "prm.json"), 4.0, 8)
+
+    def on(*origin, policy=policy):
+        return replay(pool.with_origin(Origin(*origin)), policy)
+
+    on("prm", "min", "small")
     with pytest.raises(InputError, match="learnt for verifier prm, and these scores' is judge"):
-        mine.check_source(Source("judge", "min", "small"))
-    with pytest.raises(InputError, match="learnt for aggregate min, and these scores' is last"):
-        mine.check_source(Source("prm", "last", "small"))
+        on("judge", "min", "small")
+    with pytest.raises(InputError, match="learnt for aggregate min, and these scores' is not kn"):
+        on("prm", None, "small")
+    forced = policies.calibrated_vote(str(tmp_path / "prm.json"), 4.0, 8, force=True)
     with pytest.warns(UserWarning, match="used all the same"):
-        mine.check_source(Source("judge", "min", "small"), force=True)
+        on("judge", "min", "small", policy=forced)
     with pytest.warns(UserWarning, match="generator small, and these' is large"):
-        mine.check_source(Source("prm", "min", "large"))
+        on("prm", "min", "large")
     with pytest.raises(InputError, match="nothing is known"):
         Calibration.default()
 

@@ -94,11 +94,14 @@ def _noting() -> Iterator[None]:
     """Prints what there is to know of a pool as a line on stderr."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", PoolWarning)
-        usual = warnings.showwarning
+        usual, said = warnings.showwarning, set()
 
         def show(message: Any, category: type[Warning], *where: Any) -> None:
             if issubclass(category, PoolWarning):
-                print(f"note: {message}", file=sys.stderr)
+                # Once, however many policies or files say it.
+                if str(message) not in said:
+                    print(f"note: {message}", file=sys.stderr)
+                said.add(str(message))
             else:
                 usual(message, category, *where)
 

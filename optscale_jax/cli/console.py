@@ -18,6 +18,9 @@ __all__ = ["main", "run_command"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command that is named, or lists all; returns its exit code."""
     name, *arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    # Of two words as well: "train calibration" is train-calibration.
+    if arguments and f"{name}-{arguments[0]}" in commands.COMMANDS:
+        name, *arguments = f"{name}-{arguments[0]}", *arguments[1:]
     if name in ("-h", "--help"):
         print(commands.listing())
         return 0

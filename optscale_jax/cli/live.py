@@ -58,6 +58,8 @@ def live(config: LiveConfig) -> None:
     if policy.uses_scores and not config.verify:
         raise InputError(f"verify is false, but {name} reads scores")
     pool = None if config.recorded.pool is None else read_pool(config.recorded.pool)
+    origin = config.origin if pool is None else pool.origin
+    policy.check_origin(origin)
     problems = _problems(config, pool)
     priors, tokens = priors_of(config.priors_file, name, [problem.id for problem in problems])
     extract = load_object(config.extract, what="extract", shipped=EXTRACTORS)
@@ -97,7 +99,7 @@ def live(config: LiveConfig) -> None:
         table = live_table(solutions, source, label, words, policy.max_samples)
         with output_folder(Path(config.out), OUTPUTS) as folder:
             names = {"policy": name, "label": label, "setting": words}
-            write_live_results(folder, solutions, names, setting)
+            write_live_results(folder, solutions, names, setting, origin)
             (folder / "summary.md").write_text(table.to_markdown(), encoding="utf-8")
     show(table.to_rich())
     drawn = run.num_samples - before

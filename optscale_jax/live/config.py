@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from optscale_jax.backends.config import SamplerConfig, VerifierConfig
+from optscale_jax.calibration import Origin
 from optscale_jax.checks import at_least, positive
 from optscale_jax.errors import InputError
 from optscale_jax.policies import Policy
@@ -133,6 +134,16 @@ class LiveConfig:
     def priors_file(self) -> str | None:
         """The file with a prior for each problem; None = none."""
         return None
+
+    @property
+    def origin(self) -> Origin:
+        """Who makes completions and scores, where no recorded pool stands in."""
+        verifier = self.verifier
+        return Origin(
+            verifier.model if self.verify else None,
+            verifier.aggregate if self.verify and verifier.kind == "prm" else None,
+            self.sampler.model,
+        )
 
     def configured_policy(self) -> ConfiguredPolicy:
         """The policy that decides how many completions a problem gets.

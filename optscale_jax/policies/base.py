@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optscale_jax.calibration import Origin
 from optscale_jax.distributions.base import known
 from optscale_jax.policies.seen import Best, Observation, State, Votes
 from optscale_jax.policies.selection import BestScore, Selector, make_selector
@@ -174,6 +175,10 @@ class Policy(Value):
         """The fitted law's parameters by name; {} for rules that fit none."""
         del state
         return {}
+
+    def check_origin(self, origin: Origin) -> None:
+        """Raises an `InputError` if the rule was learnt for other scores than an origin's."""
+        del origin
 
     def plan(self, observations: Observation) -> Any:
         """The step over all problems of a run, for rules that couple them (`couples_problems`).

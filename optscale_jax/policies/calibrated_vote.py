@@ -1,11 +1,12 @@
 """Calibrated vote: P(the answer is right) by scores and repeats; spending as doubt lasts."""
 
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from optscale_jax.calibration import Calibration, Evidence
+from optscale_jax.calibration import Calibration, Evidence, Origin, check_origin
 from optscale_jax.distributions.base import known
 from optscale_jax.errors import InputError
 from optscale_jax.policies.base import Policy, Request, StopReason, until
@@ -35,11 +36,18 @@ class CalibratedVote(Policy):
     budget: Number
     unit: str = static(default="completions")
     signals: tuple[str, ...] = static(default=())
+    origin: Origin | None = static(default=None)
+    force: bool = static(default=False)
 
     @property
     def rule_uses_tokens(self) -> bool:
         """A budget in tokens cannot do without the length of every completion."""
         return self.unit == "tokens"
+
+    def check_origin(self, origin: Origin) -> None:
+        """Refuses another verifier's scores than the calibration was learnt on."""
+        if self.origin is not None:
+            check_origin(self.origin, origin, force=self.force)
 
     def start(self, prior: Evidence | None) -> Ballot:
         """No vote yet."""
@@ -139,6 +147,8 @@ def calibrated_vote(
     max_samples: Count = 64,
     *,
     unit: Literal["completions", "tokens"] = "completions",
+    signals: str | Sequence[str] = (),
+    force: bool = False,
 ) -> Policy:
     """Votes by what scores and repeats are worth, and draws in proportion to what is in doubt.
 
@@ -165,6 +175,9 @@ def calibrated_vote(
       max_samples: most completions to draw, >= 1.
       unit: of the budget. A mean completion is that of the problems that the calibration was learnt
         on, and a completion of unknown length counts as one.
+      signals: what to learn from beside the score, where the calibration is learnt on the pool:
+        names of its signals, or one text with commas between them. A calibration has its own.
+      force: whether to use a calibration of another verifier, with a warning.
 
     Raises:
       ValueError: budget or max_samples outside its domain, or a calibration that cannot be used.
@@ -174,18 +187,19 @@ def calibrated_vote(
         raise ValueError(f"budget must be above 0, found {budget}")
     if unit not in ("completions", "tokens"):
         raise ValueError(f"unit must be 'completions' or 'tokens', found {unit!r}")
-    found: Any = calibration
-    if isinstance(calibration, str):
-        scores = calibration == "scores"
-        found = (
-            Calibration.default(verifier_is_calibrated=True)
-            if scores
-            else Calibration.load(calibration)
-        )
+    if calibration == "scores":
+        found, origin = Calibration.default(verifier_is_calibrated=True), None
+    else:
+        found = Calibration.load(calibration) if isinstance(calibration, str) else calibration
+        origin = None if found is None else found.origin
+    if isinstance(signals, str):
+        signals = [name.strip() for name in signals.split(",")]
     return CalibratedVote(
         prior=None if found is None else found.evidence,
         budget=budget,
         max_samples=max_samples,
         unit=unit,
-        signals=() if found is None else found.signals,
+        signals=tuple(signals) if found is None else found.signals,
+        origin=origin,
+        force=force,
     )

@@ -6,11 +6,15 @@ it gets the completions that the decision rests on, and of one that is not, thos
 that is still missing.
 """
 
+import contextlib
 import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import yaml
+
+from optscale_jax.calibration import NOT_KNOWN, Origin
 from optscale_jax.errors import PoolError
 from optscale_jax.pool import Pool, Rescale
 from optscale_jax.readers.jsonl import pool_of_records
@@ -19,7 +23,7 @@ from optscale_jax.readers.records import Record, read_records
 __all__ = ["DECISIONS", "SAMPLES", "read_live_run"]
 
 _COUNT = "give the number of completions decided on"
-SAMPLES, DECISIONS = "samples.jsonl", "decisions.jsonl"
+SAMPLES, DECISIONS, CONFIG = "samples.jsonl", "decisions.jsonl", "config.yaml"
 
 
 def read_live_run(
@@ -63,7 +67,19 @@ def read_live_run(
         source=str(path / SAMPLES),
         clip=clip,
         rescale=rescale,
-    )
+    ).with_origin(_origin(path))
+
+
+def _origin(path: Path) -> Origin:
+    """Who made completions and scores, as the run's configuration says."""
+    with contextlib.suppress(OSError, yaml.YAMLError, AttributeError):
+        asked = yaml.safe_load((path / CONFIG).read_text("utf-8"))
+        verifier = asked["verifier"] if asked.get("verify") else {}
+        recorded = asked.get("recorded") or {}
+        if not recorded.get("pool"):
+            steps = verifier.get("aggregate") if verifier.get("kind") == "prm" else None
+            return Origin(verifier.get("model"), steps, asked["sampler"].get("model"))
+    return NOT_KNOWN
 
 
 def _index(record: Record) -> int:

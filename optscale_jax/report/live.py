@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from optscale_jax.calibration import NOT_KNOWN, Origin
 from optscale_jax.live.engine import FAILED, Solution, solutions_pool
 from optscale_jax.records import TokenLedger, measured
 from optscale_jax.report.tables import Table, answered, cells, mean_of, setting_cell, write_csv
@@ -94,6 +95,7 @@ def write_live_results(
     solutions: Sequence[Solution],
     names: Mapping[str, Any],
     arguments: Mapping[str, Any],
+    origin: Origin = NOT_KNOWN,
 ) -> None:
     """Writes results.csv, per_problem.csv and, of what was drawn, pool.npz.
 
@@ -103,6 +105,7 @@ def write_live_results(
         names: "policy", "label" and "setting": what the policy is called, and its arguments in
             words.
         arguments: Its arguments, a column of results.csv each.
+        origin: Who made completions and scores, for the pool.
     """
     own = {name: setting_cell(value) for name, value in arguments.items() if name != "prior"}
     row = {**names, **own, "permutation": 0}
@@ -126,8 +129,11 @@ def write_live_results(
                 "" if v == "" else int(v) for v in cells(_per_problem(solutions)["accuracy"])
             ],
             "stop_reason": [s.decision.stop_reason for s in solutions],
+            "confidence": [
+                "" if s.decision.confidence is None else s.decision.confidence for s in solutions
+            ],
         },
     )
     drawn = [solution for solution in solutions if solution.samples]
     if drawn:
-        solutions_pool(drawn).save(folder / "pool.npz")
+        solutions_pool(drawn).with_origin(origin).save(folder / "pool.npz")

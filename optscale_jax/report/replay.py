@@ -25,7 +25,7 @@ __all__ = [
 
 
 _PER_PROBLEM = ("policy", "setting", "permutation", "problem_id")
-_PER_PROBLEM += ("n_samples", "tokens", "selected_index", "correct", "stop_reason")
+_PER_PROBLEM += ("n_samples", "tokens", "selected_index", "correct", "stop_reason", "confidence")
 
 
 def _kinds(summaries: Sequence[MethodSummary]) -> tuple[Sequence[str], ValueKind, CostKind]:
@@ -211,6 +211,7 @@ def write_per_problem(path: Path, outcomes: Outcomes) -> None:
             for index in range(len(method.settings)):
                 selected, tokens = method.selected_index[index], method.tokens[index]
                 unknown = itertools.repeat("", len(problems))
+                claims = None if method.confidence is None else method.confidence[index]
                 columns = [
                     itertools.repeat(method.name, len(problems)),
                     itertools.repeat(method.describe(index), len(problems)),
@@ -221,5 +222,6 @@ def write_per_problem(path: Path, outcomes: Outcomes) -> None:
                     cells(selected, unknown=selected < 0),
                     unknown if method.correct is None else cells(method.correct[index]),
                     reasons[method.stop_reason[index]].ravel().tolist(),
+                    unknown if claims is None else cells(claims),
                 ]
                 write_rows(file, columns)

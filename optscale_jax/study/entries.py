@@ -17,6 +17,7 @@ from optscale_jax.policies import Policy
 from optscale_jax.pool import Pool, PoolError
 from optscale_jax.replay import ReplayResult, refusal, replay
 from optscale_jax.study.goodness_of_fit import fitted_law
+from optscale_jax.study.learning import learnt_on_the_others
 from optscale_jax.study.outcomes import Method, Outcomes
 from optscale_jax.study.pools import PoolSource
 from optscale_jax.study.priors import priors_of_entries
@@ -125,6 +126,7 @@ def replay_comparison(
     *,
     seed: int,
     num_permutations: int,
+    num_folds: int = 5,
     source: PoolSource | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> Outcomes:
@@ -135,6 +137,8 @@ def replay_comparison(
         entries: The comparison.
         seed: Of the orders.
         num_permutations: K, or 0 for the stored order.
+        num_folds: Folds over problems for rules that learn: what a rule knows of a problem is
+            learnt on the other folds.
         source: Where the pool came from, for messages and for the record; names it in tables.
         advance: Called after each entry.
 
@@ -147,6 +151,13 @@ def replay_comparison(
         told = entry.label in priors or any(s.get("prior") is not None for s in entry.settings)
         if entry.name == ORACLE and pool.has_scores and not told:
             priors[entry.label] = fitted_law(pool)
+        if entry.label not in priors and all(policy.prior is None for policy in entry.policies):
+            with bad_input(entry.where, (InputError,)):
+                found = learnt_on_the_others(
+                    entry.policies[0], pool, num_folds=num_folds, seed=seed, where=called
+                )
+            if found is not None:
+                priors[entry.label] = found
 
     def one(entry: Entry, policy: Policy) -> ReplayResult:
         given, key = priors.get(entry.label), jax.random.key(seed)

@@ -5,8 +5,9 @@ signals; then the weights of the vote, from what answers looked like after a few
 after many.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,22 +15,25 @@ from scipy import optimize, special
 
 from optscale_jax.calibration import (
     DEFAULT_WEIGHTS,
-    NOT_KNOWN,
     SCORE,
     Calibration,
     Evidence,
     Labels,
     Reliability,
-    Source,
     Table,
     log_odds,
     reliability,
 )
 from optscale_jax.errors import InputError
+from optscale_jax.policies import Policy
+from optscale_jax.policies.calibrated_vote import CalibratedVote
 from optscale_jax.pool import Pool
 from optscale_jax.study.tuning import folds
 
-__all__ = ["cross_fitted", "learn_calibration"]
+__all__ = ["FEW_PROBLEMS", "cross_fitted", "learn_calibration", "learnt_on_the_others"]
+
+FEW_PROBLEMS = 20
+"""Fewer than these teach little; whoever learns from them is told so."""
 
 _BINS = 24  # of scores, each with as many completions
 _PREFIXES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -44,7 +48,6 @@ def learn_calibration(
     *,
     labels: Labels = "pool",
     signals: Sequence[str] | None = None,
-    source: Source = NOT_KNOWN,
     num_folds: int = 5,
     seed: int = 0,
     where: str = "pool",
@@ -63,7 +66,6 @@ def learn_calibration(
       labels: what is taken for the truth. "none": the answer that leads a vote over all completions
         with the default weights, scores taken for probabilities.
       signals: which of the pool's signals to try; default all of them.
-      source: who made the scores.
       num_folds: for the reliability and for what pays.
       seed: of folds and orders.
       where: what messages call the pool.
@@ -85,11 +87,46 @@ def learn_calibration(
         dict(zip((SCORE, *data.signals), tables, strict=True)),
         weights,
         data.tokens,
-        source,
+        pool.origin,
         data.num_problems,
         labels,
         _checked(data, fold, seed),
     )
+
+
+@functools.singledispatch
+def learnt_on_the_others(
+    policy: Policy, pool: Pool, *, num_folds: int = 5, seed: int = 0, where: str = "pool"
+) -> Any:
+    """What a rule without a prior learns for each problem, on the labelled problems of other folds.
+
+    A rule of one's own that learns is registered: `@learnt_on_the_others.register(MyRule)`.
+
+    Args:
+      policy: the rule; one of its settings stands for all.
+      pool: P problems.
+      num_folds: folds over problems, at most P.
+      seed: of the folds, which are those of `tuning.folds`, and of what is random in learning.
+      where: what messages call the pool.
+
+    Returns:
+      A prior with an axis [P] in front; None for a rule that learns nothing.
+    """
+    del policy, pool, num_folds, seed, where
+    return None
+
+
+@learnt_on_the_others.register(CalibratedVote)
+def _(
+    policy: CalibratedVote, pool: Pool, *, num_folds: int = 5, seed: int = 0, where: str = "pool"
+) -> Evidence:
+    if pool.num_problems < num_folds:
+        raise InputError(
+            f"{where}: it has {pool.num_problems} problems, fewer than the {num_folds} folds that "
+            "a calibration is learnt in; give more problems, or a calibration"
+        )
+    fold = folds(pool.num_problems, num_folds, seed=seed)
+    return cross_fitted(pool, fold, signals=policy.signals, seed=seed, where=where)
 
 
 def cross_fitted(

@@ -35,6 +35,9 @@ CostKind = Literal["tokens", "samples"]
 _ABOUT = ("name", "label", "settings", "words", "varying", "oracle")
 # The fields of a method that are arrays [S, K, P], as in `ReplayResult`.
 _ARRAYS = ("num_samples", "tokens", "score", "correct", "selected_index", "stop_reason")
+_ARRAYS += ("confidence",)
+# Those that may be missing, in all methods or in some.
+_OPTIONAL = ("correct", "confidence")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,6 +58,8 @@ class Method:
       stop_reason: int [S, K, P] `StopReason`.
       varying: the arguments that were given several values.
       oracle: whether it knows what no policy can know, and so does not compete.
+      confidence: float [S, K, P], P(the completion returned is right) as it claims; None if it
+        claims none.
     """
 
     name: str
@@ -70,6 +75,7 @@ class Method:
     stop_reason: np.ndarray
     varying: Sequence[str] = ()
     oracle: bool = False
+    confidence: np.ndarray | None = None
 
     @classmethod
     def from_result(
@@ -104,6 +110,8 @@ class Method:
         elif result.num_samples.ndim == 2:
             result = jax.tree.map(lambda field: field[None], result)
         arrays: dict[str, Any] = {field: getattr(result, field) for field in _ARRAYS}
+        if np.isnan(arrays["confidence"]).all():
+            arrays["confidence"] = None
         count = len(arrays["num_samples"])
         spread = [caps] * count if isinstance(caps, int) else list(caps)
         if settings is None:
@@ -299,11 +307,14 @@ class Outcomes:
                 for method in self.methods
             ],
         }
-        arrays: dict[str, Any] = {
-            field: np.concatenate([getattr(method, field) for method in self.methods])
-            for field in _ARRAYS
-            if getattr(self.methods[0], field) is not None
-        }
+        arrays: dict[str, Any] = {}
+        for field in _ARRAYS:
+            parts = [getattr(method, field) for method in self.methods]
+            if all(part is None for part in parts):
+                continue
+            lacks = (np.full(m.num_samples.shape, np.nan, np.float32) for m in self.methods)
+            filled = (n if part is None else part for part, n in zip(parts, lacks, strict=True))
+            arrays[field] = np.concatenate(list(filled))
         np.savez_compressed(
             path,
             about=np.array(json.dumps(about, ensure_ascii=False)),
@@ -355,7 +366,7 @@ def _unpacked(arrays: dict[str, np.ndarray]) -> Outcomes:
     if about["version"] != VERSION:
         raise _OtherVersion("an earlier" if about["version"] < VERSION else "a later")
     problem_ids = arrays.pop("problem_ids")
-    arrays = {field: arrays[field] for field in _ARRAYS if field != "correct" or field in arrays}
+    arrays = {f: arrays[f] for f in _ARRAYS if f not in _OPTIONAL or f in arrays}
     total = sum(len(method["caps"]) for method in about["methods"])
     shape = (total, arrays["num_samples"].shape[1], len(problem_ids))
     if any(array.shape != shape for array in arrays.values()):
@@ -364,7 +375,9 @@ def _unpacked(arrays: dict[str, np.ndarray]) -> Outcomes:
     for method in about["methods"]:
         part = slice(start, start + len(method["caps"]))
         start = part.stop
-        own = {field: array[part] for field, array in arrays.items()}
+        own: dict[str, Any] = {field: array[part] for field, array in arrays.items()}
+        if "confidence" in own and np.isnan(own["confidence"]).all():
+            own["confidence"] = None
         caps = np.array(method.pop("caps"))
         methods.append(Method(caps=caps, **{"correct": None, **own, **method}))
     source = about["source"] and PoolSource.from_json(about["source"])

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import jax
 
 from optscale_jax.answers import EXTRACTORS
+from optscale_jax.calibration import Origin
 from optscale_jax.equivalence import comparison
 from optscale_jax.errors import PoolWarning, bad_input
 from optscale_jax.plugins import load_object
@@ -54,6 +55,10 @@ class ReadConfig:
             usual forms; boxed; last_number; or module:function of its text.
         equal: When two answers are the same: text, numbers by value and all else by its normalised
             text; math, by algebra as well; or module:function of the gold answer and the answer.
+        verifier: Name of the model that gave the scores, where the file does not say: a calibration
+            is used on its own verifier's scores only.
+        aggregate: Likewise, what of its step scores is a completion's score.
+        generator: Likewise, name of the model that wrote the completions.
     """
 
     format: str = "auto"
@@ -68,6 +73,9 @@ class ReadConfig:
     metric: str | None = None
     extract: str = "auto"
     equal: str = "text"
+    verifier: str | None = None
+    aggregate: str | None = None
+    generator: str | None = None
 
     @property
     def read(self) -> "ReadConfig":
@@ -131,7 +139,8 @@ class PoolSource:
                 options["extract"] = load_object(extract, what="extract", shipped=EXTRACTORS)
             if equal := options.get("equal"):
                 options["equal"] = stack.enter_context(comparison(equal))
-            pool = read_pool(located(self.path), **options)
+            origin = Origin(*(options.pop(field, None) for field in Origin._fields))
+            pool = read_pool(located(self.path), **options).with_origin(origin)
         if rescaled := self.read.rescale:
             words = f"{self.path}: scores are rescaled ({rescaled})"
             warnings.warn(words, PoolWarning, stacklevel=2)

@@ -16,6 +16,7 @@ COMMANDS = {
     "sample": "eval.sample",
     "labels": "train.labels",
     "train": "train.predictor",
+    "train-calibration": "train.calibration",
     "predict": "eval.predict",
     "compare-priors": "eval.compare_priors",
     "compare-losses": "eval.compare_losses",
