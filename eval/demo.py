@@ -5,7 +5,8 @@
 1. train.predictor trains a head on the small reasoner's features, and eval.predict reads a prior
    off each problem;
 2. eval.solve samples the small reasoner on vLLM, scores with the small verifier, and stops each
-   problem as OptScale says: OptScale^0 without the priors, OptScale^t with them;
+   problem as OptScale says: OptScale^0 without the priors, OptScale^t with them; and as the
+   calibrated vote says, by what was learnt of the verifier's scores on other problems;
 3. eval.sample draws best-of-N of the same problems with the same cap, and they are compared,
    problem by problem;
 4. eval.report replays every method on the shipped pool and writes its page.
@@ -51,6 +52,7 @@ class DemoConfig:
         predictor: Configuration of train.predictor.
         labels: Labels that the predictor is trained on.
         solve: Configuration of eval.solve.
+        vote: Configuration of eval.solve with the calibrated vote, for the same problems.
         sample: Configuration of eval.sample, for the same problems with the same cap.
         pool: Pool to replay every method on.
         pool_problems: Its problems, as for eval.predict.
@@ -63,6 +65,7 @@ class DemoConfig:
     predictor: str = "tiny"
     labels: str = str(labels_path())
     solve: str = "tiny"
+    vote: str = "tiny_vote"
     sample: str = "tiny"
     pool: str = str(pool_path())
     pool_problems: str = "arithmetic-5"
@@ -91,7 +94,8 @@ def run(config: DemoConfig) -> None:
     """Runs the parts and shows what came of them; refuses to go on after one that failed."""
     out = Path(config.out)
     trained, fixed, page = out / "predictor", out / "best_of_n", out / "report"
-    runs = {"OptScale⁰": out / "optscale_0", "OptScaleᵗ": out / "optscale_t", "best-of-N": fixed}
+    runs = {"OptScale⁰": out / "optscale_0", "OptScaleᵗ": out / "optscale_t"}
+    runs |= {"calibrated vote": out / "calibrated_vote", "best-of-N": fixed}
     priors = {name: str(out / f"{name}_priors.jsonl") for name in ("live", "pool")}
     asked = parse(SolveConfig, ["--config", config.solve], configs="solve")
     # The problems that eval.solve takes: by its own configuration, or the pool's.
@@ -102,7 +106,8 @@ def run(config: DemoConfig) -> None:
         priors["live"] = priors["pool"]
         how = "on recorded completions"
         stand_in = ["--problems=null", "--recorded.pool", config.pool]
-        print(f"vLLM is not installed: {config.pool} stands in for the models\n", flush=True)
+        print(f"vLLM is not installed: {config.pool} stands in for the models; what the vote knows")
+        print("was learnt on it, so it does better here than on problems of its own\n", flush=True)
     training = ["--config", config.predictor, "--labels", config.labels, "--out", str(trained)]
     _part("training the predictor", "train", training)
     for name, (problems, limit) in wanted.items():
@@ -110,10 +115,11 @@ def run(config: DemoConfig) -> None:
         arguments += ["--out", priors[name]]
         arguments += [] if limit is None else [f"--limit={limit}"]
         _part(f"priors of the problems: {name}", "predict", arguments)
-    live = ["--config", config.solve, *stand_in, "--out"]
+    live, vote = (["--config", c, *stand_in, "--out"] for c in (config.solve, config.vote))
     learned = [*live, str(runs["OptScaleᵗ"]), "--priors", priors["live"]]
     _part(f"OptScale⁰, {how}", "solve", [*live, str(runs["OptScale⁰"])])
     _part(f"OptScaleᵗ, {how}", "solve", learned)
+    _part(f"the calibrated vote, {how}", "solve", [*vote, str(runs["calibrated vote"])])
     drawn = ["--config", config.sample, *stand_in, "--out", str(fixed)]
     _part(f"best-of-N, {how}", "sample", drawn)
     table = comparison(runs, "best-of-N", level=config.level, how=how)

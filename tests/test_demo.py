@@ -92,7 +92,7 @@ def test_without_vllm_the_demonstration_runs_on_recorded_completions(tmp_path, m
     assert (out / "report" / "index.html").is_file()
     # The same completions of the same problems, so that only the number drawn differs.
     pool = Pool.load(demo.DemoConfig().pool)
-    for run in ("optscale_0", "optscale_t", "best_of_n"):
+    for run in ("optscale_0", "optscale_t", "calibrated_vote", "best_of_n"):
         drawn = Pool.load(out / run / "pool.npz")
         assert drawn.problem_ids.tolist() == pool.problem_ids[:60].tolist()
         for row, held in enumerate(drawn.samples_per_problem):
