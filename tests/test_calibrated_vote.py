@@ -238,3 +238,44 @@ def test_pools_that_teach_nothing_are_refused(pool):
             Pool.from_arrays(scores=scores, answers=answers),
             policies.calibrated_vote(CALIBRATION, 4.0, 8, unit="tokens"),
         )
+
+
+def test_a_second_signal_is_kept_where_it_pays_and_read_alike_everywhere(pool):
+    rng = np.random.default_rng(2)
+    told = np.where(pool.correct, 5.0, 0.0) + 4 * rng.normal(size=pool.mask.shape)
+    arrays = {
+        "scores": pool.scores,
+        "answers": pool.answers,
+        "tokens": pool.tokens,
+        "gold": pool.gold,
+    }
+    signals = {
+        "telling": np.where(rng.random(pool.mask.shape) < 0.2, np.nan, told),
+        "falling": -told,
+    }
+    both = Pool.from_arrays(**arrays, signals=signals)
+    for names in (["telling"], ["falling"]):
+        found = learn_calibration(both, signals=names)
+        assert found.signals == tuple(names)
+        assert found.reliability.error < 0.1
+        slope = np.diff(found.tables[names[0]].log_odds)
+        assert (slope >= 0).all() if names == ["telling"] else (slope <= 0).all()
+    noise = Pool.from_arrays(**arrays, signals={"noise": rng.normal(size=pool.mask.shape)})
+    assert learn_calibration(noise).signals == ()
+
+    found = learn_calibration(both, signals=["telling"])
+    policy = policies.calibrated_vote(found, 5.0, 24)
+    result = replay(both, policy)
+    for i in range(5):
+        g = sum(
+            np.nan_to_num(np.interp(values, *found.tables[name]))
+            for name, values in (("score", both.scores[i]), ("telling", both.signals["telling"][i]))
+        )
+        same = Calibration(
+            {SCORE: Table(np.array([-50.0, 50.0]), np.array([-50.0, 50.0]))},
+            found.weights,
+            found.tokens,
+        )
+        drawn, _, p = by_hand(g, pool.answers[i], pool.tokens[i], 5.0, calibration=same)
+        assert result.num_samples[0, i] == drawn
+        assert result.confidence[0, i] == pytest.approx(p, abs=1e-4)

@@ -326,8 +326,9 @@ def _tables(data: _Data) -> list[Table]:
     if len(x) == 1:
         return tables
     for values in x[1:]:
-        table = _isotonic(values[~np.isnan(values)], right[~np.isnan(values)])
-        tables.append(table._replace(log_odds=table.log_odds - _mean(table, values)))
+        known = ~np.isnan(values)
+        table = _signal_table(values[known], right[known], data.num_problems)
+        tables.append(table)
     each = [np.nan_to_num(np.interp(v, *t)) for v, t in zip(x, tables, strict=True)]
     slopes = _logistic(
         np.stack([*each, np.ones(x.shape[1])], axis=1),
@@ -341,8 +342,20 @@ def _tables(data: _Data) -> list[Table]:
     return tables
 
 
-def _mean(table: Table, values: np.ndarray) -> float:
-    return float(np.nanmean(np.interp(values, *table)))
+def _signal_table(values: np.ndarray, right: np.ndarray, num_problems: int) -> Table:
+    """As `_score_table`, of the share of values that are lower; 0 on average, as an unknown is."""
+    if values.size == 0 or values.min() == values.max():
+        return Table(np.zeros(1), np.zeros(1))
+    ranked, size = np.unique(values, return_counts=True)
+    share = (np.cumsum(size) - size / 2) / len(values)
+    rises = np.cov(values, right)[0, 1] >= 0
+    ranks = np.interp(values, ranked, share if rises else 1 - share)
+    table = _score_table(ranks, right, num_problems)
+    # From shares back to values, each value once and rising.
+    knots = np.interp(table.knots if rises else 1 - table.knots[::-1], share, ranked)
+    knots, first = np.unique(knots, return_index=True)
+    found = table.log_odds if rises else table.log_odds[::-1]
+    return Table(knots, found[first] - np.interp(ranks, *table).mean())
 
 
 def _score_table(scores: np.ndarray, right: np.ndarray, num_problems: int) -> Table:
