@@ -25,6 +25,7 @@ from optscale_jax import (
 )
 from optscale_jax.policies import (
     Allotment,
+    MajorityOfTheBests,
     Observation,
     StopReason,
     Votes,
@@ -73,6 +74,17 @@ def plain_vote(row, weigh=lambda score: 1):
 
 def plain_best(row):
     return min(((-score, i) for i, _, score in votes_of(row)), default=(0, -1))[1]
+
+
+def plain_bests(row):
+    """The majority of the bests of sqrt(n)."""
+    ranked = sorted(votes_of(row), key=lambda vote: (-vote[2], vote[0]))
+    n, tally = len(ranked), Counter()
+    for r, (_, answer, _) in enumerate(ranked):
+        tally[answer] += ((n - r) / n) ** n**0.5 - ((n - r - 1) / n) ** n**0.5
+    most = [a for a in tally if tally[a] > max(tally.values()) - 1e-5]
+    answer = next((a for _, a, _ in votes_of(row) if a in most), None)
+    return next((i for i, a, _ in ranked if a == answer), -1)
 
 
 def plain_esc(row, window, cap):
@@ -199,6 +211,10 @@ RULES = {
         stopped(lambda row: N, lambda row: plain_vote(row, lambda score: score)),
     ),
     "best_of_n": (best_of_n(N), stopped(lambda row: N, plain_best)),
+    "majority of the bests": (
+        first_hit(1, N, selection="majority_of_the_bests"),
+        stopped(lambda row: next((i + 1 for i, _, s in votes_of(row) if s >= 1), N), plain_bests),
+    ),
     "esc 3": (
         early_stopping_self_consistency(3, N),
         stopped(lambda row: plain_esc(row, 3, N), plain_vote),
@@ -246,7 +262,9 @@ def test_masked_pools_and_their_permutations():
     expect(vote_pool(5, masked=True), policy, rule)
 
 
-@pytest.mark.parametrize("name", ["esc 3", "asc", "weighted_self_consistency"])
+@pytest.mark.parametrize(
+    "name", ["esc 3", "asc", "weighted_self_consistency", "majority of the bests"]
+)
 def test_replay_is_the_policy_driven_one_at_a_time(name):
     policy, _ = RULES[name]
     pool = vote_pool(7)
@@ -257,7 +275,7 @@ def test_replay_is_the_policy_driven_one_at_a_time(name):
         assert outcome.num_samples == result.num_samples[0, p]
         assert outcome.selected_index == result.selected_index[0, p]
         assert int(outcome.info.stop_reason) == result.stop_reason[0, p]
-        assert int(outcome.info.required) == result.required[0, p] == outcome.num_samples
+        assert int(outcome.info.required) == result.required[0, p] in (-1, outcome.num_samples)
 
 
 def observed(i, answer, tokens, score):
@@ -299,6 +317,35 @@ def test_ties_go_to_the_answer_seen_first_and_weight_zero_still_votes():
     # All weights 0: the answer seen first. Equal sums: likewise.
     assert weighted.selected_index.tolist() == [[1, 0, 1]]
     assert replay(pool, self_consistency(4)).selected_index.tolist() == [[2, 0, 1]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(-1, 3), st.sampled_from([-1, 0, 7]), st.sampled_from([0, 0.5, 1])),
+        min_size=5,
+        max_size=5,
+    ),
+    st.sampled_from([1, 2, 3]),
+)
+def test_majority_of_the_bests_is_the_answer_of_most_draws(row, m):
+    ranked = sorted(votes_of(row), key=lambda vote: (-vote[2], vote[0]))
+    bests = Counter(
+        ranked[min(drawn)][1] for drawn in itertools.product(range(len(ranked)), repeat=m)
+    )
+    first = [a for _, a, _ in votes_of(row)]
+    answer = max(first, key=lambda a: (bests[a], -first.index(a)), default=None)
+    wanted = next((i for i, a, _ in ranked if a == answer), -1)
+    answers, tokens, scores = map(np.array, zip(*row, strict=True))
+    pool = Pool.from_arrays(scores=[scores], answers=[answers], tokens=[tokens])
+    policy = best_of_n(5, selection=MajorityOfTheBests(m=m))
+    assert replay(pool, policy).selected_index[0, 0] == wanted
+
+
+@pytest.mark.parametrize("m", [0, -1.0, np.nan])
+def test_a_best_of_none_is_one_clear_line(m):
+    with pytest.raises(ValueError, match=r"^m must be above 0, found"):
+        MajorityOfTheBests(m=m)
 
 
 @settings(max_examples=15, deadline=None)

@@ -25,7 +25,12 @@ from optscale_jax.policies.known_law import known_law
 from optscale_jax.policies.mr_thinking import mr_thinking
 from optscale_jax.policies.optscale import PAPER_ALPHA, PAPER_S_MIN, min_samples_for, optscale
 from optscale_jax.policies.seen import Best, Observation, State, Votes, is_eligible
-from optscale_jax.policies.selection import SELECTORS, Selector, make_selector
+from optscale_jax.policies.selection import (
+    SELECTORS,
+    MajorityOfTheBests,
+    Selector,
+    make_selector,
+)
 from optscale_jax.policies.self_consistency import self_consistency, weighted_self_consistency
 from optscale_jax.policies.stacking import any_setting, capped, num_settings, stack, unstack
 from optscale_jax.values import static
@@ -38,6 +43,7 @@ __all__ = [
     "Allotment",
     "Best",
     "Info",
+    "MajorityOfTheBests",
     "Observation",
     "Outcome",
     "Policy",

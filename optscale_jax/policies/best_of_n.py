@@ -29,8 +29,7 @@ def best_of_n(n: Count, *, selection: str | Selector = "best_score") -> Policy:
 
     Args:
       n: number of completions to draw, an integer >= 1.
-      selection: which completion to return instead: that of a majority or weighted_vote, or a
-        `Selector`.
+      selection: which completion to return, a name in `SELECTORS` or a `Selector`.
 
     Raises:
       ValueError: n is not an integer >= 1, or an unknown selection.

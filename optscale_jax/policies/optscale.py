@@ -158,8 +158,8 @@ def optscale(
         once after min_samples, as the authors' code does.
       stop_at_s_min: whether to stop as soon as an eligible score reaches s_min too. The paper does
         not.
-      selection: which completion to return: best_score, as the paper does, that of a majority or
-        weighted_vote, or a `Selector`.
+      selection: which completion to return: best_score, as the paper does, another name in
+        `SELECTORS`, or a `Selector`.
       law: law of scores: truncated_normal, as the paper's, or another of `laws`, or a `Law`.
 
     Raises:
