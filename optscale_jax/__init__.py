@@ -14,6 +14,7 @@ from optscale_jax.distributions import BestOfN, TruncatedNormal
 from optscale_jax.errors import InputError, PoolError
 from optscale_jax.estimation import Prior, ScoreStats, fit_map, fit_mle
 from optscale_jax.laws import Law
+from optscale_jax.normal_inverse_gamma import NormalInverseGamma
 from optscale_jax.policies import Policy
 from optscale_jax.pool import Pool
 from optscale_jax.replay import ReplayResult, replay
@@ -26,6 +27,7 @@ __all__ = [
     "BestOfN",
     "InputError",
     "Law",
+    "NormalInverseGamma",
     "Policy",
     "Pool",
     "PoolError",

@@ -16,6 +16,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from tensorflow_probability.substrates.jax.distributions import StudentT
 
 from optscale_jax.special import Tails, bits, horner, series, split, unit_quadrature
 from optscale_jax.typing import Array
@@ -28,6 +29,7 @@ __all__ = [
     "log_beta_peak",
     "softplus_divergence",
     "stirling_remainder",
+    "student_t_excess",
 ]
 
 _ASYMPTOTIC_FROM = 8  # least argument at which the asymptotic series reach rounding
@@ -362,3 +364,23 @@ def _(primals, tangents):
     steepness = out.steepness(log_beta_density(x, y, a, b))
     odds_dot = jnp.where(upper, odds_dot, -odds_dot) - steepness / x / y * x_dot
     return out, out.tangent(odds_dot)
+
+
+def student_t_excess(z: Array, nu: Array) -> Array:
+    """How far a Student t variable is above z in expectation, E[max(T - z, 0)], for nu > 1.
+
+        (nu + z^2) / (nu - 1) t_nu(z) - z S_nu(z),    S_nu(z) = I_{nu / (nu + z^2)}(nu / 2, 1/2) / 2
+
+    for z >= 0, and less z, which adds no cancellation, below. The difference loses a factor of
+    min(nu, 1 + z^2) of precision at most; a survival function by `betainc` is off by as much again.
+    """
+    z, nu = jnp.broadcast_arrays(z, nu)
+    finfo = jnp.finfo(z.dtype)
+    # At 0 the beta law's other end is met, where what it is multiplied by is 0.
+    away = jnp.clip(jnp.abs(z), finfo.tiny**0.25, finfo.max**0.25)
+    total = nu + away**2
+    above = beta_tails(nu / total, away**2 / total, nu / 2, jnp.full_like(nu, 0.5)).log_cdf
+    density = StudentT(nu, jnp.zeros_like(nu), jnp.ones_like(nu)).log_prob(away)
+    # In logs, because a density may underflow where its product with z^2 does not.
+    excess = jnp.exp(density + jnp.log(total / (nu - 1))) - jnp.exp(above + jnp.log(away / 2))
+    return jnp.maximum(excess, 0.0) + jnp.maximum(-z, 0.0)

@@ -68,11 +68,12 @@ def assert_decisions_are_those_of_replay(solutions, result):
     [
         OPTSCALE,
         policies.best_of_n(7, selection="weighted_vote"),
-        policies.first_hit(0.9, N),
+        policies.first_hit(0.9, N, selection="majority_of_the_bests"),
+        policies.hit_or_gain(0.95, 0.002, N),
         policies.early_stopping_self_consistency(4, N),
         policies.adaptive_self_consistency(0.95, N),
     ],
-    ids=["optscale", "best_of_n", "first_hit", "esc", "asc"],
+    ids=["optscale", "best_of_n", "first_hit", "hit_or_gain", "esc", "asc"],
 )
 def test_live_decisions_are_those_of_replay(pool, policy):
     result = replay(pool, policy)

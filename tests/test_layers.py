@@ -33,6 +33,7 @@ CORE = [
     "distributions",
     "estimation",
     "empirical_bayes",
+    "normal_inverse_gamma",
     "bounds",
     "laws",
     "calibration",

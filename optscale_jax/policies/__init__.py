@@ -21,6 +21,7 @@ from optscale_jax.policies.difficulty_adaptive_self_consistency import (
 )
 from optscale_jax.policies.early_stopping_self_consistency import early_stopping_self_consistency
 from optscale_jax.policies.first_hit import first_hit
+from optscale_jax.policies.hit_or_gain import hit_or_gain
 from optscale_jax.policies.known_law import known_law
 from optscale_jax.policies.mr_thinking import mr_thinking
 from optscale_jax.policies.optscale import PAPER_ALPHA, PAPER_S_MIN, min_samples_for, optscale
@@ -61,6 +62,7 @@ __all__ = [
     "difficulty_adaptive_self_consistency",
     "early_stopping_self_consistency",
     "first_hit",
+    "hit_or_gain",
     "is_eligible",
     "known_law",
     "make_selector",
@@ -83,6 +85,7 @@ RULES: dict[str, Callable[..., Policy]] = {
         optscale,
         best_of_n,
         first_hit,
+        hit_or_gain,
         calibrated_vote,
         self_consistency,
         weighted_self_consistency,

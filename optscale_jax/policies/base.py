@@ -69,6 +69,7 @@ class StopReason(IntEnum):
     EASY_PROBLEM = 7  # a search over all problems found this one easy enough for what is drawn
     SATISFIED = 8  # the rule is satisfied, for rules that have no reason of their own here
     DOUBT_SMALL = 9  # what is left in doubt is not worth the price of another completion
+    GAIN_SMALL = 10  # the next completion is not expected to raise the best score enough
 
 
 class Request(NamedTuple):

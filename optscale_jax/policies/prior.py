@@ -41,7 +41,8 @@ def of_each_problem(prior: Any, num_problems: int) -> Any:
             "front"
         )
 
-    return type(prior)(*(spread(field.name) for field in dataclasses.fields(prior)))
+    fields = (field.name for field in dataclasses.fields(prior))
+    return dataclasses.replace(prior, **{name: spread(name) for name in fields})
 
 
 def of_problem(prior: Any, place: int) -> Any:
