@@ -339,7 +339,12 @@ def beta_tails(x: Array, y: Array, a: Array, b: Array) -> Tails:
     """
     x, y, a, b = jnp.broadcast_arrays(x, y, a, b)
     upper = _is_upper_smaller(x, y, a, b)
-    smaller = jnp.minimum(_log_smaller_tail(x, y, a, b, upper), 0.0)
+    return _both_tails(_log_smaller_tail(x, y, a, b, upper), upper)
+
+
+def _both_tails(smaller: Array, upper: Array) -> Tails:
+    """Both tails from the log of the smaller, which is the upper one where `upper`."""
+    smaller = jnp.minimum(smaller, 0.0)
     larger = jnp.log1p(-jnp.exp(smaller))
     odds = smaller - larger
     return Tails(
@@ -353,12 +358,12 @@ def beta_tails(x: Array, y: Array, a: Array, b: Array) -> Tails:
 def _(primals, tangents):
     x, y, a, b = jnp.broadcast_arrays(*primals)
     x_dot, _, a_dot, b_dot = tangents
-    out = beta_tails(*primals)
     upper = _is_upper_smaller(x, y, a, b)
     zero = jnp.zeros_like(x)
     tangents = (zero, zero, *(jnp.broadcast_to(t, x.shape) for t in (a_dot, b_dot)))
     tail = functools.partial(_log_smaller_tail, upper=upper)
-    _, smaller_dot = jax.jvp(tail, (x, y, a, b), tangents)
+    smaller, smaller_dot = jax.jvp(tail, (x, y, a, b), tangents)
+    out = _both_tails(smaller, upper)
     # d log(s / (1 - s)) = d log s / (1 - s).
     odds_dot = smaller_dot * jnp.exp(-jnp.where(upper, out.log_cdf, out.log_sf))
     steepness = out.steepness(log_beta_density(x, y, a, b))

@@ -72,14 +72,15 @@ def columns(law: Law) -> Callable[..., Reference]:
             law_of = law.make(*params)
             return law_of.log_prob(x), law_of.log_cdf(x), law_of.log_survival_function(x)
 
-        def slope(argument):
-            along = [jnp.full_like(p, i == argument) for i, p in enumerate(params)]
-            return jax.jvp(values, params, tuple(along))[1]
-
-        made, by_loc, by_scale = law.make(*params), slope(0), slope(1)
+        # Both slopes at once, so that the values are computed and compiled once.
+        along = [
+            jnp.stack([jnp.full_like(p, i == j) for j in range(2)]) for i, p in enumerate(params)
+        ]
+        push = jax.vmap(lambda *t: jax.jvp(values, params, t), out_axes=(None, 0))
+        found, slopes = push(*along)
+        made = law.make(*params)
         moments = made.mean(), made.variance(), made.quantile(u)
-        slopes = by_loc[0], by_scale[0], by_loc[1], by_scale[1]
-        return Reference(*values(*params), *moments, *slopes)
+        return Reference(*found, *moments, *slopes[0], *slopes[1])
 
     return of
 
