@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from optscale_jax import laws, policies
 from optscale_jax.bounds import expected_best, marginal_gain, required_samples, success_probability
+from optscale_jax.calibration import Calibration
 from optscale_jax.distributions import BestOfN, TruncatedNormal
 from optscale_jax.errors import InputError, PoolError
 from optscale_jax.estimation import Prior, ScoreStats, fit_map, fit_mle
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BestOfN",
+    "Calibration",
     "InputError",
     "Law",
     "NormalInverseGamma",

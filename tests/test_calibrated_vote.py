@@ -1,6 +1,8 @@
 """The calibrated vote against its equations in plain Python, and what it is learnt from."""
 
 import math
+import re
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -8,12 +10,14 @@ import pytest
 
 from optscale_jax import policies
 from optscale_jax.calibration import SCORE, Calibration, Origin, Table
+from optscale_jax.cli.console import main
 from optscale_jax.errors import InputError
 from optscale_jax.policies import Observation, StopReason
 from optscale_jax.pool import Pool
 from optscale_jax.replay import replay
 from optscale_jax.study.learning import cross_fitted, learn_calibration
 from optscale_jax.study.tuning import folds
+from optscale_jax.tiny import pool_path
 
 KNOTS = np.array([0.0, 0.2, 0.5, 0.9, 1.0])
 LOG_ODDS = np.array([-3.0, -2.0, -0.5, 1.0, 2.5])
@@ -279,3 +283,45 @@ def test_a_second_signal_is_kept_where_it_pays_and_read_alike_everywhere(pool):
         drawn, _, p = by_hand(g, pool.answers[i], pool.tokens[i], 5.0, calibration=same)
         assert result.num_samples[0, i] == drawn
         assert result.confidence[0, i] == pytest.approx(p, abs=1e-4)
+
+
+def test_the_pages_example_runs(capsys):
+    page = (Path(__file__).resolve().parents[1] / "docs" / "calibrated_vote.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    exec(compile(code, "calibrated_vote.md", "exec"), {})
+    correct, tokens, claimed = map(float, capsys.readouterr().out.split())
+    # 200 problems, so a standard error of .033 and of .02 for the claim.
+    assert 0.6 < correct < 0.85
+    assert abs(claimed - correct) < 0.08
+    assert 300 < tokens < 1500
+
+
+def test_the_command_learns_writes_and_warns(tmp_path, capsys):
+    out = tmp_path / "found.json"
+    few = Pool.load(pool_path()).subset(slice(12))
+    few.save(tmp_path / "few.npz")
+    assert main(["train", "calibration", f"--pool={tmp_path / 'few.npz'}", f"--out={out}"]) == 0
+    said = capsys.readouterr()
+    assert "12 problems, from the score of package:optscale_jax/tiny/verifier" in said.out
+    assert "fewer than 20" in said.err
+    assert Calibration.load(out).origin == few.origin
+
+    arguments = [f"--pool={tmp_path / 'few.npz'}", f"--out={out}", "--labels=none"]
+    assert main(["train-calibration", *arguments]) == 0
+    said = capsys.readouterr()
+    assert "P(the leader stays)" in said.out
+    assert "learnt without labels" in said.err
+
+    used = ["--policy.name=calibrated_vote", f"--policy.calibration={out}", "--permutations=1"]
+    replayed = ["replay", *used, "--policy.max_samples=8", f"--out={tmp_path / 'run'}"]
+    other = tmp_path / "other.npz"
+    few.with_origin(Origin(verifier="mine")).save(other)
+    assert main([*replayed, f"--pool={other}"]) == 2
+    assert "learnt for verifier package:optscale_jax/tiny/verifier, and these scores' is mine" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "run").exists()
+    assert main([*replayed, f"--pool={other}", "--policy.force=true"]) == 0
+    assert "used all the same" in capsys.readouterr().err
+    assert main(["train", "calibration", f"--out={out}"]) == 2
+    assert "pool is not given" in capsys.readouterr().err
