@@ -69,7 +69,7 @@ class Evidence:
       knots: [J, NUM_KNOTS] of the J tables, rising.
       log_odds: [J, NUM_KNOTS] the tables' values there.
       weights: [4], w1, w2, w3 and b of `policies.calibrated_vote`.
-      tokens: mean tokens of a completion, above 0; 1 where lengths are not known.
+      tokens: mean tokens of a completion; 0 where lengths are not known.
     """
 
     # How many axes a field has for one calibration; more in front are problems (policies.prior).
@@ -160,7 +160,7 @@ class Calibration:
       tables: log-odds of being right by signal, added up: the score's first, then those of signals
         that pools and runs carry beside it.
       weights: w1, w2, w3 and b of `policies.calibrated_vote`.
-      tokens: mean tokens of a completion, above 0; 1 where lengths are not known.
+      tokens: mean tokens of a completion; 0 where lengths are not known.
       origin: who made the scores.
       num_problems: how many problems it was learnt on; 0 for the default.
       labels: what was taken for the truth.
@@ -170,7 +170,7 @@ class Calibration:
 
     tables: Mapping[str, Table]
     weights: tuple[float, ...] = DEFAULT_WEIGHTS
-    tokens: float = 1.0
+    tokens: float = 0.0
     origin: Origin = NOT_KNOWN
     num_problems: int = 0
     labels: Labels = "pool"
@@ -199,14 +199,14 @@ class Calibration:
         cls,
         *,
         verifier_is_calibrated: bool = False,
-        tokens: float = 1.0,
+        tokens: float = 0.0,
         origin: Origin = NOT_KNOWN,
     ) -> "Calibration":
         """The calibration of a verifier whose scores are probabilities of being right.
 
         Args:
           verifier_is_calibrated: whether that is known of the verifier.
-          tokens: mean tokens of a completion.
+          tokens: mean tokens of a completion; 0 where that is not known.
           origin: who makes the scores.
 
         Raises:
@@ -286,8 +286,8 @@ class Calibration:
                 raise ValueError(f"tables.{name}.knots do not rise")
             tables[name] = table
         tokens, labels = _number(value, "tokens_per_completion"), value["labels"]
-        if tokens <= 0:
-            raise ValueError(f"tokens_per_completion is {tokens:g}; it must be above 0")
+        if tokens < 0:
+            raise ValueError(f"tokens_per_completion is {tokens:g}; it must be at least 0")
         if labels not in get_args(Labels):
             raise ValueError(f"labels is {labels!r}; it must be 'pool' or 'none'")
         names = [value.get(field) for field in Origin._fields]

@@ -1,5 +1,6 @@
 """The calibrated vote against its equations in plain Python, and what it is learnt from."""
 
+import dataclasses
 import math
 import re
 from pathlib import Path
@@ -33,8 +34,9 @@ def by_hand(scores, answers, tokens, budget, *, unit="completions", calibration=
     g = np.interp(scores, *table)
     spent, drawn, p, lead = 0.0, 0, 0.0, None
     while drawn < len(scores) and not (drawn and spent >= budget * (1 - p)):
-        cost = tokens[drawn] if unit == "tokens" else tokens[drawn] / calibration.tokens
-        spent += 1.0 if tokens[drawn] < 0 else cost
+        counts = unit != "tokens" and (tokens[drawn] < 0 or not calibration.tokens)
+        mean = 1.0 if unit == "tokens" else calibration.tokens
+        spent += 1.0 if counts else tokens[drawn] / mean
         drawn += 1
         seen = [i for i in range(drawn) if answers[i] >= 0 and tokens[i] != 0]
         u = {}
@@ -66,19 +68,25 @@ def pool():
     )
 
 
-@pytest.mark.parametrize("unit", ["completions", "tokens"])
-def test_replay_decides_as_the_equations_do(pool, unit):
+@pytest.mark.parametrize(("unit", "mean"), [("completions", 20), ("completions", 0), ("tokens", 0)])
+def test_replay_decides_as_the_equations_do(pool, unit, mean):
     scale = 20.0 if unit == "tokens" else 1.0
     budgets = [scale * b for b in (0.5, 3.0, 17.0, 200.0)]
+    calibration = dataclasses.replace(CALIBRATION, tokens=float(mean))
     stacked = policies.stack(
-        [policies.calibrated_vote(CALIBRATION, b, 24, unit=unit) for b in budgets]
+        [policies.calibrated_vote(calibration, b, 24, unit=unit) for b in budgets]
     )
     result = replay(pool, stacked)
     stopped_early = 0
     for s, budget in enumerate(budgets):
         for i in range(pool.num_problems):
             drawn, selected, p = by_hand(
-                pool.scores[i].astype(float), pool.answers[i], pool.tokens[i], budget, unit=unit
+                pool.scores[i].astype(float),
+                pool.answers[i],
+                pool.tokens[i],
+                budget,
+                unit=unit,
+                calibration=calibration,
             )
             assert result.num_samples[s, 0, i] == drawn
             assert result.selected_index[s, 0, i] == selected
@@ -175,7 +183,7 @@ def test_a_file_says_what_was_learnt(pool, tmp_path):
         ('"version": 1', '"version": 2', "version is 2, and this reads 1"),
         ('"format": "calibration"', '"format": "x"', "is no calibration"),
         ('"best": 0.8', '"best": "a"', "best must be finite numbers"),
-        ('"tokens_per_completion": 20.0', '"tokens_per_completion": 0', "it must be above 0"),
+        ('"tokens_per_completion": 20.0', '"tokens_per_completion": -1', "it must be at least 0"),
         ('"labels": "pool"', '"labels": "all"', "labels is 'all'"),
         ("0.2,", "0.9,", "tables.score.knots do not rise"),
         ('"score"', '"scores"', "lacks 'score'"),

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+import math
 import os
 import random
 import signal
@@ -59,6 +60,8 @@ def assert_decisions_are_those_of_replay(solutions, result):
     assert [s.decision.tokens for s in solutions] == result.tokens[0].tolist()
     reasons = [policies.StopReason[s.decision.stop_reason.upper()] for s in solutions]
     assert reasons == result.stop_reason[0].tolist()
+    claimed = [math.nan if (p := s.decision.confidence) is None else p for s in solutions]
+    np.testing.assert_allclose(claimed, result.confidence[0], atol=1e-6)
     if result.correct is not None:
         assert [s.correct for s in solutions] == result.correct[0].tolist()
 
@@ -70,10 +73,11 @@ def assert_decisions_are_those_of_replay(solutions, result):
         policies.best_of_n(7, selection="weighted_vote"),
         policies.first_hit(0.9, N, selection="majority_of_the_bests"),
         policies.hit_or_gain(0.95, 0.002, N),
+        policies.calibrated_vote("scores", 6.0, N),
         policies.early_stopping_self_consistency(4, N),
         policies.adaptive_self_consistency(0.95, N),
     ],
-    ids=["optscale", "best_of_n", "first_hit", "hit_or_gain", "esc", "asc"],
+    ids=["optscale", "best_of_n", "first_hit", "hit_or_gain", "calibrated_vote", "esc", "asc"],
 )
 def test_live_decisions_are_those_of_replay(pool, policy):
     result = replay(pool, policy)

@@ -76,8 +76,9 @@ class CalibratedVote(Policy):
         if self.unit == "tokens":
             cost = observation.tokens
         else:
-            known_cost = observation.tokens / own.evidence.tokens
-            cost = jnp.where(observation.tokens >= 0, known_cost, 1)
+            mean = own.evidence.tokens
+            is_known = (observation.tokens >= 0) & (mean > 0)
+            cost = jnp.where(is_known, observation.tokens / jnp.where(mean > 0, mean, 1), 1)
         return Ballot(
             own.evidence,
             own.total + jnp.where(here, log_odds, 0),
@@ -175,7 +176,7 @@ def calibrated_vote(
       budget: above 0, in mean completions or in tokens.
       max_samples: most completions to draw, >= 1.
       unit: of the budget. A mean completion is that of the problems that the calibration was learnt
-        on, and a completion of unknown length counts as one.
+        on; each completion counts as one where it or the mean has no known length.
       signals: what to learn from beside the score, where the calibration is learnt on the pool:
         names of its signals, or one text with commas between them. A calibration has its own.
       force: whether to use a calibration of another verifier, with a warning.

@@ -72,7 +72,8 @@ def read_live_run(
 
 def _origin(path: Path) -> Origin:
     """Who made completions and scores, as the run's configuration says."""
-    with contextlib.suppress(OSError, yaml.YAMLError, AttributeError):
+    # A run that was opened in Python may have any configuration.
+    with contextlib.suppress(OSError, UnicodeError, yaml.YAMLError, AttributeError, LookupError):
         asked = yaml.safe_load((path / CONFIG).read_text("utf-8"))
         verifier = asked["verifier"] if asked.get("verify") else {}
         recorded = asked.get("recorded") or {}

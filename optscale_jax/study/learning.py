@@ -171,7 +171,7 @@ class _Data(NamedTuple):
     answers: np.ndarray  # int [P, N], 0, 1, ... within a problem; -1 = not eligible
     mask: np.ndarray  # bool [P, N]
     right: np.ndarray  # int [P], the right answer among these; -1 = none of them
-    tokens: float  # mean length of a completion; 1 if lengths are not known
+    tokens: float  # mean length of a completion; 0 if lengths are not known
 
     @property
     def num_problems(self) -> int:
@@ -217,7 +217,7 @@ class _Data(NamedTuple):
             answers,
             pool.mask,
             np.full(len(answers), -1),
-            float(pool.tokens[pool.mask].mean()) if pool.has_tokens else 1.0,
+            float(pool.tokens[pool.mask].mean()) if pool.has_tokens else 0.0,
         )
         if labels == "none":
             guess = Calibration.default(verifier_is_calibrated=True)
