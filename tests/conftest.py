@@ -13,6 +13,12 @@ MISSING = {
 }
 
 
+# The suite runs as many processes as there are cores. Threads of linear algebra that wait for each
+# other by spinning would take the cores from them: SciPy's optimisers took 28 s instead of one.
+for library in ("OMP", "OPENBLAS"):
+    os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+
+
 def pytest_configure(config):
     # Most of the suite's time is compilation. What one process has compiled no other does again:
     # the workers, the commands that tests start, and the next run.

@@ -34,6 +34,16 @@ def dtype(request):
         yield request.param
 
 
+def fit_rows(law, rows, dtype):
+    """`laws.fit_rows` of up to 30 rows of up to 20 scores: one shape, one compilation a law."""
+    scores, mask = np.full((30, 20), 0.5, dtype), np.zeros((30, 20), bool)
+    for i, row in enumerate(rows):
+        scores[i, : len(row)], mask[i, : len(row)] = row, True
+    params, info = laws.fit_rows(law, scores, mask)
+    assert tuple(params) == law.parameters
+    return jax.tree.map(lambda v: np.asarray(v)[: len(rows)], (params, info))
+
+
 class Kumaraswamy(Law):
     """F(x) = 1 - (1 - x^a)^b, fitted by its mean and second moment; it remembers `ScoreStats`."""
 
@@ -112,8 +122,8 @@ def test_one_score_after_the_other_is_the_whole_row(name, dtype):
     scores[1] = 0.99 + 1e-3 * rng.standard_normal(20)
     scores[2, ::3] = 1
     mask = rng.random((3, 20)) < 0.8
-    by_scan = Law.memory_of(law, scores, mask)
-    whole = law.memory_of(scores, mask)
+    both = jax.jit(lambda *rows: (Law.memory_of(law, *rows), law.memory_of(*rows)))
+    by_scan, whole = both(scores, mask)
     for one, other in zip(jax.tree.leaves(by_scan), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(one, other, rtol=500 * np.finfo(dtype).eps, atol=1e-12)
 
@@ -148,7 +158,7 @@ def beta_objective(a, b, scores, margin=1e-6):
 @pytest.mark.parametrize("num_scores", [3, 20])
 def test_a_beta_fit_is_never_above_scipys(num_scores, dtype):
     scores = hard_problems(30, num_scores)
-    params, info = laws.fit_rows(laws.beta(), scores.astype(dtype))
+    params, info = fit_rows(laws.beta(), scores, dtype)
     a, b = (np.asarray(params[name], np.float64) for name in ("a", "b"))
     assert np.isfinite(a).all()
     assert np.isfinite(b).all()
@@ -168,13 +178,13 @@ def test_a_beta_fit_is_never_above_scipys(num_scores, dtype):
 
 def test_a_logit_normal_fit_is_the_mean_and_deviation_of_the_log_odds(dtype):
     scores = np.random.default_rng(0).beta(5, 2, (4, 20)).astype(dtype)
-    params, info = laws.fit_rows(laws.logit_normal(), scores)
+    params, info = fit_rows(laws.logit_normal(), scores, dtype)
     logits = scipy.special.logit(scores.astype(float))
     rtol = 100 * np.finfo(dtype).eps
     np.testing.assert_allclose(params["loc"], logits.mean(1), rtol=rtol)
     np.testing.assert_allclose(params["scale"], logits.std(1), rtol=rtol)
     law = laws.logit_normal()
-    each = jax.vmap(lambda p, s: -law.distribution(p).log_prob(s).sum())(params, scores)
+    each = -law.distribution(params).log_prob(scores.T).sum(0)
     np.testing.assert_allclose(info.objective, each, rtol=rtol, atol=20 * rtol)
 
 
@@ -184,43 +194,34 @@ DEGENERATE = [[0.7], [0.7] * 3, [1, 1, 1], [0, 0], [0, 1], [1, 0.5], [0.999999, 
 @pytest.mark.parametrize("name", LAWS)
 def test_degenerate_scores_have_finite_fits(name, dtype):
     law = LAWS[name]
-    mask = np.array([np.arange(3) < len(row) for row in DEGENERATE])
-    scores = np.array([[*row, 0.5, 0.5, 0.5][:3] for row in DEGENERATE], dtype)
-    params, _ = laws.fit_rows(law, scores, mask)
-    assert tuple(params) == law.parameters
-    some = mask.any(1)
+    params, _ = fit_rows(law, DEGENERATE, dtype)
+    some = np.array([len(row) > 0 for row in DEGENERATE])
     for value in params.values():
         assert np.isfinite(value[some]).all()
-    log_cdf = law.distribution(params).log_cdf(np.array([[0.5], [0.99]], dtype))
+    log_cdf = np.asarray(law.distribution(params).log_cdf(np.array([[0.5], [0.99]], dtype)))
     assert not np.isnan(log_cdf[:, some]).any()
 
 
 def test_info_names_what_happened(dtype):
-    rows = np.array([[0.7, 0.7, 0.7], [1.0, 1.0, 0.0], [0.2, 0.5, 0.6]], dtype)
+    rows = [[0.7, 0.7, 0.7], [1.0, 1.0, 0.0], [0.2, 0.5, 0.6], []]
     for law in (laws.beta(), laws.logit_normal()):
-        _, info = laws.fit_rows(law, rows)
-        boundary = [Boundary.SCALE_FLOOR, Boundary.NONE, Boundary.NONE]
+        _, info = fit_rows(law, rows, dtype)
+        boundary = [Boundary.SCALE_FLOOR, Boundary.NONE, Boundary.NONE, Boundary.NO_SCORES]
         np.testing.assert_array_equal(info.boundary, boundary)
-        np.testing.assert_array_equal(info.moved, [0, 3, 0])
-        _, info = laws.fit_rows(law, rows, np.zeros((3, 3), bool))
-        np.testing.assert_array_equal(info.boundary, [Boundary.NO_SCORES] * 3)
+        np.testing.assert_array_equal(info.moved, [0, 3, 0, 0])
 
 
 def test_atoms_are_shares_and_the_rest_is_fitted_alone(dtype):
-    scores = np.array([[0, 0.5, 1, 0.6, 1, 0.8, 1, 1]], dtype)
+    scores = np.array([0, 0.5, 1, 0.6, 1, 0.8, 1, 1], dtype)
     law = laws.with_atoms(laws.truncated_normal())
-    params, info = laws.fit_rows(law, scores)
-    np.testing.assert_allclose(params["at_zero"], 1 / 8)
-    np.testing.assert_allclose(params["at_one"], 4 / 8)
-    want, _ = fit_mle(ScoreStats.from_scores(scores[:, [1, 3, 5]]))
-    np.testing.assert_allclose(params["loc"], want.loc, rtol=1e-5)
-    assert info.between == 3
+    rows = [scores, scores[[0, 1, 2, 4]], scores[[2, 4, 6]]]
+    params, info = fit_rows(law, rows, dtype)
     # One score between the ends is no fit: the start stands in.
-    params, _ = laws.fit_rows(law, scores[:, [0, 1, 2, 4]])
-    np.testing.assert_allclose(params["loc"], 0.8)
-    np.testing.assert_allclose(params["at_one"], 0.5)
-    params, _ = laws.fit_rows(law, scores[:, [2, 4, 6]])
-    assert params["at_one"] == 1
+    np.testing.assert_allclose(params["at_zero"], [1 / 8, 1 / 4, 0])
+    np.testing.assert_allclose(params["at_one"], [4 / 8, 2 / 4, 1])
+    want, _ = fit_mle(ScoreStats.from_scores(scores[[1, 3, 5]]))
+    np.testing.assert_allclose(params["loc"][:2], [want.loc, 0.8], rtol=1e-5)
+    np.testing.assert_array_equal(info.between, [3, 1, 0])
 
 
 def test_a_prior_is_taken_or_refused_in_one_line():
@@ -252,13 +253,14 @@ def test_cells_add_up_to_one(dtype):
     values = (0.1, 0.3, 0.8, 0.2)
     params = {name: dtype(v) for name, v in zip(law.parameters, values, strict=True)}
     x = np.linspace(0, 1, 101, dtype=dtype)
-    cells = np.exp(np.asarray(log_cell(law.distribution(params), x, 0.01), np.float64))
+    cell = jax.jit(log_cell)
+    cells = np.exp(np.asarray(cell(law.distribution(params), x, 0.01), np.float64))
     assert cells.sum() == pytest.approx(1, abs=1e-5)
     half = float(TruncatedNormal(dtype(0.8), dtype(0.2)).cdf(dtype(0.005)))
     assert cells[0] == pytest.approx(0.1 + 0.6 * half, rel=1e-4)
     # Far in a tail the cell is the density times its width.
     spike = TruncatedNormal(dtype(0.5), dtype(0.02))
-    found = log_cell(spike, dtype(0.99), 1e-4)
+    found = cell(spike, dtype(0.99), 1e-4)
     assert float(found) == pytest.approx(
         float(spike.log_prob(dtype(0.99))) + np.log(1e-4), rel=1e-2
     )
