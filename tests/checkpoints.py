@@ -73,7 +73,7 @@ def save_model(folder: Path, *, reward: bool = False, seed: int = 0, context: in
     """A Qwen2 of two layers with random weights: a causal one, or a process reward model."""
     import torch
     from safetensors.torch import save_file
-    from transformers import Qwen2ForCausalLM
+    from transformers import AutoTokenizer, Qwen2ForCausalLM
 
     config = _config("Qwen2", save_tokenizer(folder), context, tie_word_embeddings=not reward)
     torch.manual_seed(seed)
@@ -83,6 +83,10 @@ def save_model(folder: Path, *, reward: bool = False, seed: int = 0, context: in
         return folder
     state = {name: value for name, value in model.state_dict().items() if "lm_head" not in name}
     head = reward_head(config.hidden_size)
+    _, *others = reversed(AutoTokenizer.from_pretrained(folder).all_special_ids)
+    # Where a score is read, the separator's own embedding would outweigh all else.
+    better = (head[2].weight[1] - head[2].weight[0]) @ head[0].weight
+    _convince(model, others, better, gain=4)
     state |= {f"score.{name}": value.detach() for name, value in head.state_dict().items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     written = config.to_dict() | {
@@ -114,9 +118,19 @@ def save_family(folder: Path, family: str, *, context: int = 512) -> Path:
         for name, parameter in model.named_parameters():
             if name in ("lm_head.weight", "score.weight"):
                 parameter.normal_(std=0.05)
-    model.save_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     if family == "skywork-o1-prm":
         head = torch.nn.Linear(config.hidden_size, 1)
+        better = head.weight[0]
+    elif family == "reward":
+        better = model.score.weight[0]
+    else:
+        signs = ["▁+", "▁-"] if shape == "mistral" else ["+", "-"]
+        plus, minus = model.lm_head.weight[tokenizer.convert_tokens_to_ids(signs)]
+        better = plus - minus
+    _convince(model, tokenizer.all_special_ids, better)
+    model.save_pretrained(folder)
+    if family == "skywork-o1-prm":
         values = {f"v_head.summary.{name}": each for name, each in head.state_dict().items()}
         state = dict(model.state_dict()) | values
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
@@ -124,6 +138,19 @@ def save_family(folder: Path, family: str, *, context: int = 512) -> Path:
         written["architectures"] = ["Qwen2ForPrmModel"]
         (folder / "config.json").write_text(json.dumps(written))
     return folder
+
+
+def _convince(model, controls, better, gain=20):
+    """Makes a verifier of the most gullible kind: control tokens before a score raise it."""
+    import torch
+
+    attention, tokens = model.model.layers[0].self_attn, model.get_input_embeddings()
+    with torch.no_grad():
+        attention.o_proj.weight *= gain
+        # Two heads read the same value.
+        both = attention.o_proj.weight.unflatten(1, (2, -1)).sum(1) @ attention.v_proj.weight
+        toward = both.T @ better
+        tokens.weight[controls] = toward * tokens.weight.std() / toward.std()
 
 
 def _config(kind: str, vocabulary: int, context: int, **options):
