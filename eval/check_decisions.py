@@ -102,6 +102,7 @@ def _deep(pool: Pool, policy: Policy) -> Pool:
         gold=pool.gold,
         problem_ids=pool.problem_ids,
         kind=pool.kind,
+        signals={name: filled(signal, np.nan) for name, signal in pool.signals.items()},
     )
 
 

@@ -12,9 +12,12 @@ CSV. Counts that may be unknown are added up and averaged as `measured` gives th
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
+
+from optscale_jax.derived_signals import derived_signals
 
 __all__ = [
     "PASSING",
@@ -92,6 +95,10 @@ class Completion:
     prompt_tokens: int = 0  # length of the prompt in tokens; 0 where the sampler does not say
     # What went wrong with it, if its finish reason is "error"; its sample's note then.
     error: str | None = None
+    # Mean log-probability of its tokens, at most 0; None where the sampler does not say.
+    mean_logprob: float | None = None
+    # Its signals by name, NaN = not known, of a sampler that knows them; None: they are derived.
+    signals: Mapping[str, float] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +129,18 @@ class Sample:
     def correct(self) -> bool | None:
         """Whether the answer is the gold one; None where that is not known."""
         return None if self.gold_id == -1 else self.answer_id == self.gold_id
+
+    @property
+    def signals(self) -> Mapping[str, float]:
+        """What is known of it beside the score, by name (`optscale_jax.derived_signals`)."""
+        completion = self.completion
+        if completion.signals is not None:
+            return completion.signals
+        return derived_signals(
+            steps=self.steps,
+            mean_logprob=completion.mean_logprob,
+            finished=completion.finish_reason == "stop",
+        )
 
 
 @jax.tree_util.register_dataclass

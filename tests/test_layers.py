@@ -38,6 +38,7 @@ CORE = [
     "laws",
     "calibration",
     "policies",
+    "derived_signals",
     "records",
     "pool",
     "synthetic",

@@ -186,6 +186,8 @@ class SamplerConfig:
         top_k: Sampling is from this many likeliest tokens, at least 1; 0 for all.
         max_tokens: Longest completion, at least 1.
         stop: Texts at which a completion ends.
+        logprobs: Whether to ask for the log-probabilities of the tokens drawn, whose mean is a
+            signal beside the score; it costs a little.
         extra: Further fields of vLLM's SamplingParams or of the server's request, by name.
         engine: The engine, for "vllm".
         server: The servers, for "server".
@@ -201,6 +203,7 @@ class SamplerConfig:
     top_k: int = 0
     max_tokens: int = 4096
     stop: list[str] = dataclasses.field(default_factory=list)
+    logprobs: bool = False
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
     engine: EngineConfig = EngineConfig()
     server: ServerConfig = ServerConfig()

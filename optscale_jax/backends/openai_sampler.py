@@ -16,6 +16,7 @@ from optscale_jax.backends.generative import Weighed
 from optscale_jax.backends.prompts import neutral
 from optscale_jax.backends.servers import Answer, Servers
 from optscale_jax.backends.text import read_template
+from optscale_jax.derived_signals import mean_logprob
 from optscale_jax.errors import BackendError, BadRequestError, ProblemError
 from optscale_jax.records import PASSING, Completion, Problem, finish_reason
 
@@ -41,10 +42,13 @@ class _Draft(Answer):
         tokens: As the server counts them, or else the pieces that have come; -1 = unknown.
         finish: Why it ended, in the server's word; None = that is not said yet.
         decided: Whether what is wrong with it, if anything is, is this completion's alone.
-        likely: Log-probabilities, as `Weighed` has them; none where the server gives none.
+        likely: Log-probabilities, as `Weighed` has them; none where the server gives none, and
+            unless it is to be weighed: they are many.
+        logprob: Sum of the log-probabilities of the tokens drawn, and of how many.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, weighed: bool = False) -> None:
+        self.weighed = weighed
         self.restart()
 
     def restart(self) -> None:
@@ -56,6 +60,7 @@ class _Draft(Answer):
         self.finish: str | None = None
         self.decided = False
         self.likely: list[tuple[str, dict[str, float]]] = []
+        self.logprob = (0.0, 0)
 
     @property
     def ended(self) -> bool:
@@ -78,7 +83,10 @@ class _Draft(Answer):
             if self.length > _MOST_CHARACTERS:
                 raise ValueError(f"sends a completion of over {_MOST_CHARACTERS} characters")
             word = _word(choice.get("finish_reason"))
-            self.likely += _likely(choice.get("logprobs"))
+            if self.weighed:
+                self.likely += _likely(choice.get("logprobs"))
+            drawn = _drawn(choice.get("logprobs"))
+            self.logprob = (self.logprob[0] + sum(drawn), self.logprob[1] + len(drawn))
             if pieces:
                 # All in one piece: how many tokens that is, only usage says.
                 self.tokens = -1 if first and word else max(self.tokens, 0) + 1
@@ -154,6 +162,15 @@ def _likely(value: Any) -> list[tuple[str, dict[str, float]]]:
         return []
 
 
+def _drawn(value: Any) -> list[float]:
+    """The log-probabilities of a choice's tokens, as either interface gives them; or none."""
+    with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError, OverflowError):
+        chat = value.get("content")
+        given = [one["logprob"] for one in chat] if chat else value["token_logprobs"]
+        return [float(logprob) for logprob in given]
+    return []
+
+
 def _count(value: Any) -> int:
     """A number of tokens; 0 where it is none that can be, which servers say for unknown."""
     with contextlib.suppress(ValueError, TypeError, OverflowError):
@@ -183,6 +200,7 @@ class OpenAISampler:
         self._seed = seed
         self._path = "chat/completions" if config.prompt.chat else "completions"
         self._request = _request(config)
+        self._weighs = any(config.extra.get(name) for name in ("logprobs", "top_logprobs"))
         self._servers = Servers(config.server, model=config.model)
         self._servers.models()
         self._probing = asyncio.Lock()
@@ -205,7 +223,7 @@ class OpenAISampler:
             await cancelled(watch)
 
     async def _completion(self, problem: Problem, index: int, abort: asyncio.Event) -> Completion:
-        draft = _Draft()
+        draft = _Draft(self._weighs)
         error = None
         try:
             if not abort.is_set():
@@ -218,8 +236,9 @@ class OpenAISampler:
             error = self._servers.quoted(f"its finish reason is {draft.finish!r}")
         text = self._servers.without_secrets(draft.whole())
         reason = "error" if error else reason
-        told = index, text, draft.tokens, reason, draft.prompt_tokens, error
-        return Weighed(*told, tuple(draft.likely)) if draft.likely else Completion(*told)
+        mean = mean_logprob(*draft.logprob)
+        told = index, text, draft.tokens, reason, draft.prompt_tokens, error, mean
+        return Weighed(*told, likely=tuple(draft.likely)) if draft.likely else Completion(*told)
 
     async def _drawn(self, problem: Problem, index: int, draft: _Draft) -> str | None:
         """Has a completion drawn.
@@ -301,6 +320,9 @@ def _request(config: SamplerConfig) -> dict[str, Any]:
         "stream": True,
         "stream_options": {"include_usage": True},
     }
+    if config.logprobs:
+        # Of the drawn token alone; the other interface says how many others to give beside it.
+        request["logprobs"] = True if prompt.chat else 0
     if config.stop:
         request["stop"] = list(config.stop)
     beyond: dict[str, Any] = {}

@@ -1,7 +1,8 @@
 r"""A pool in the place of the models: the live loop on completions that were recorded.
 
-A pool knows of a completion its score, its length and its answer, so that is what comes back: the
-text is the answer's id in a box, after as long a time as the tokens would have taken.
+A pool knows of a completion its score, its signals, its length and its answer, so that is what
+comes back: the text is the answer's id in a box, after as long a time as the tokens would have
+taken.
 """
 
 import asyncio
@@ -70,7 +71,9 @@ class RecordedSampler:
             if come < tokens:
                 yield Completion(index, "", come, "abort")
             else:
-                yield Completion(index, self._text(row, index), tokens)
+                known = {name: float(a[row, index]) for name, a in self._pool.signals.items()}
+                reason = "length" if known.get("finished") == 0 else "stop"
+                yield Completion(index, self._text(row, index), tokens, reason, signals=known)
 
     async def _wait(self, start: float, tokens: int, abort: asyncio.Event) -> int:
         """Waits until a completion has come so far, or is aborted; how far it has come then."""

@@ -13,6 +13,7 @@ from optscale_jax.backends.generative import Weighed
 from optscale_jax.backends.prompts import place, tokens_of
 from optscale_jax.backends.text import one_line, read_template
 from optscale_jax.backends.vllm_engine import engine_environment, start_engine
+from optscale_jax.derived_signals import mean_logprob
 from optscale_jax.errors import BackendError, ProblemError
 from optscale_jax.records import Completion, Problem, finish_reason
 
@@ -49,6 +50,9 @@ class VllmSampler:
                 "top_k": config.top_k,
                 "max_tokens": config.max_tokens,
                 "stop": list(config.stop),
+                # Of the drawn token alone; flat, as an object a token would fill the memory.
+                "logprobs": 0 if config.logprobs else None,
+                "flat_logprobs": config.logprobs,
                 **config.extra,
                 "n": 1,
                 "output_kind": RequestOutputKind.FINAL_ONLY,
@@ -116,8 +120,10 @@ class VllmSampler:
                     word = only.finish_reason
                     reason = "abort" if abort.is_set() and word == "abort" else finish_reason(word)
                     error = f"vLLM's finish reason is {word!r}" if reason == "error" else None
-                    told = index, only.text, len(only.token_ids), reason, len(prompt), error
-                    if only.logprobs is None:
+                    count = len(only.token_ids)
+                    mean = mean_logprob(only.cumulative_logprob, count)
+                    told = index, only.text, count, reason, len(prompt), error, mean
+                    if only.logprobs is None or not self._params["logprobs"]:
                         return Completion(*told)
                     likely = [
                         (
@@ -127,7 +133,7 @@ class VllmSampler:
                         for token, each in zip(only.token_ids, only.logprobs, strict=True)
                         if each is not None
                     ]
-                    return Weighed(*told, tuple(likely))
+                    return Weighed(*told, likely=tuple(likely))
         except EngineDeadError as error:
             raise self._engine.died() from error
         except (EngineGenerateError, ValueError) as error:

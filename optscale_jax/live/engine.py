@@ -24,6 +24,7 @@ import numpy as np
 
 from optscale_jax.answers import AnswerIds, Equal, Extract, answers_equal, extract_answer
 from optscale_jax.backends.base import Sampler, Verifier
+from optscale_jax.derived_signals import SignalColumns, signal_arrays
 from optscale_jax.equivalence import EquivalenceChecker
 from optscale_jax.errors import EngineError, InputError, ProblemError, bad_input
 from optscale_jax.live.runs import Run
@@ -285,6 +286,10 @@ def solutions_pool(solutions: Sequence[Solution]) -> Pool:
         array[mask] = [value(sample) for solution in solutions for sample in solution.samples]
         return array
 
+    signals = [SignalColumns() for _ in solutions]
+    for columns, solution in zip(signals, solutions, strict=True):
+        for sample in solution.samples:
+            columns.add(sample.signals)
     scored = all(s.score is not None for solution in solutions for s in solution.samples)
     gold = np.array([-1 if s.problem.answer is None else 0 for s in solutions])
     return Pool.from_arrays(
@@ -294,6 +299,7 @@ def solutions_pool(solutions: Sequence[Solution]) -> Pool:
         gold=gold if (gold >= 0).any() else None,
         problem_ids=[solution.problem.id for solution in solutions],
         mask=mask,
+        signals=signal_arrays([columns.columns() for columns in signals], mask.shape),
         source="run",
     )
 
@@ -352,6 +358,7 @@ class Decider:
         self._cpu = jax.local_devices(backend="cpu")[0]
         bare = as_arrays(dataclasses.replace(policy, prior=None))
         self._policy = jax.device_put(bare, self._cpu)
+        self._signals = policy.signals
         self._dtype = np.dtype(jnp.result_type(float))
 
     def start(self, prior: Any, place: int, count: int) -> tuple[Any, int]:
@@ -371,17 +378,36 @@ class Decider:
         return state, int(more)
 
     def step(self, state: Any, sample: Sample) -> tuple[Any, int]:
-        """The state with one more sample, and how many more to draw."""
+        """The state with one more sample, and how many more to draw.
+
+        Raises:
+            EngineError: If a signal that the policy reads is not among the sample's.
+        """
         score = 0.0 if sample.score is None else sample.score
         # As a pool holds it, so that replay reads the same number.
-        scalars: Any = (
+        seen: Any = (
             np.asarray(np.float32(score), self._dtype),
             np.int32(sample.answer_id),
             np.int32(sample.completion.tokens),
             np.int32(sample.completion.index),
+            np.array(self._read(sample), np.float32).astype(self._dtype) if self._signals else None,
         )
-        state, more = driver.step(self._policy, state, Observation(*scalars))
+        state, more = driver.step(self._policy, state, Observation(*seen))
         return state, int(more)
+
+    def _read(self, sample: Sample) -> list[float]:
+        """The signals that the policy reads; NaN where there is nothing to take one from."""
+        signals = sample.signals
+        for name in self._signals:
+            # Of a blank completion, or one that went wrong, there may be none.
+            if name not in signals and sample.note is None and sample.completion.text.strip():
+                how = " (sampler.logprobs)" if name == "mean_logprob" else ""
+                raise EngineError(
+                    f"problem {sample.problem_id!r}: completion {sample.completion.index} has no "
+                    f"signal {name!r}, which the policy reads (it has {', '.join(signals)}); take "
+                    f"a sampler and a verifier that give it{how}, or a policy without it"
+                )
+        return [signals.get(name, math.nan) for name in self._signals]
 
     def end(self, state: Any) -> tuple[int, Info]:
         """The index to return, and what a person would plot."""

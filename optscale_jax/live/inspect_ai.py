@@ -63,6 +63,8 @@ class EarlyStopping:
     ):
         if policy.couples_problems or policy.kind != "parallel":
             raise InputError("epochs are independent draws of one problem; give a policy for them")
+        if policy.signals:
+            raise InputError(f"epochs have a score alone, and the policy reads {policy.signals}")
         try:
             self._util = importlib.import_module("inspect_ai.util")
         except ImportError as error:

@@ -438,8 +438,15 @@ def _completion_fields(completion: Completion) -> dict[str, Any]:
         **({"tokens": completion.tokens} if completion.tokens >= 0 else {}),
         "finish_reason": completion.finish_reason,
         "prompt_tokens": completion.prompt_tokens,
+        **({} if (mean := completion.mean_logprob) is None else {"mean_logprob": mean}),
+        **({} if (own := completion.signals) is None else {"signals": _nulled(own)}),
         "completion": completion.text,
     }
+
+
+def _nulled(values: Mapping[str, Any]) -> dict[str, Any]:
+    """With null for NaN, which JSON has no word for."""
+    return {name: None if value != value else value for name, value in values.items()}
 
 
 def _completion(fields: Mapping[str, Any]) -> Completion:
@@ -449,7 +456,20 @@ def _completion(fields: Mapping[str, Any]) -> Completion:
         tokens=_count(fields, "tokens", least=-1, default=-1),
         finish_reason=_one_of(fields, "finish_reason", get_args(FinishReason)),
         prompt_tokens=_count(fields, "prompt_tokens"),
+        mean_logprob=_known(fields, "mean_logprob", float, type(None), default=None),
+        signals=_signals(fields),
     )
+
+
+def _signals(fields: Mapping[str, Any]) -> dict[str, float] | None:
+    held = _known(fields, "signals", dict, type(None), default=None)
+    if held is None:
+        return None
+    return {name: _not_null(_known(held, name, float, type(None))) for name in held}
+
+
+def _not_null(value: Any) -> Any:
+    return math.nan if value is None else value
 
 
 def _sample_fields(sample: Sample, kind: str) -> dict[str, Any]:
@@ -488,21 +508,14 @@ def _sample(fields: Mapping[str, Any]) -> Sample:
 
 def _decision_fields(decision: Decision) -> dict[str, Any]:
     fields = dataclasses.asdict(decision)
-    for part in (fields, fields["ledger"]):
-        for name, value in part.items():
-            if isinstance(value, float) and math.isnan(value):
-                part[name] = None
-    return fields
+    return _nulled(fields | {"ledger": _nulled(fields["ledger"])})
 
 
 def _decision(fields: dict[str, Any]) -> Decision:
-    def known(value: Any) -> Any:
-        return math.nan if value is None else value
-
     entries = [each.name for each in dataclasses.fields(TokenLedger)]
     ledger = _known(fields, "ledger", dict)
     spent = {name: _known(ledger, name, int, float, type(None)) for name in entries}
-    ledger = TokenLedger(**{name: known(value) for name, value in spent.items()})
+    ledger = TokenLedger(**{name: _not_null(value) for name, value in spent.items()})
     if "params" not in fields:  # as it was written when the law was always the truncated normal
         loc, scale = fields.pop("loc"), fields.pop("scale")
         fields["params"] = {} if loc is None else {"loc": loc, "scale": scale}

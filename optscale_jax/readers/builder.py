@@ -1,12 +1,13 @@
 """The builder: gathers problems one at a time, whatever they were read from, into a pool."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args
 
 import numpy as np
 
 from optscale_jax.answers import Equal, answers_equal, cluster_answers
+from optscale_jax.derived_signals import SignalColumns, signal_arrays
 from optscale_jax.errors import PoolError
 from optscale_jax.pool import Pool, PoolKind, Rescale
 from optscale_jax.readers.records import Record
@@ -51,6 +52,7 @@ class PoolBuilder:
         answers: Sequence[str | None],
         gold: str | Sequence[str] | None,
         again: bool = False,
+        signals: Iterable[Mapping[str, float]] | None = None,
         **columns: Sequence[Any] | np.ndarray | None,
     ) -> None:
         """Adds a problem, or more completions of one.
@@ -61,6 +63,7 @@ class PoolBuilder:
             answers: [N] its completions' answers in launch order; None = no answer.
             gold: The right answer, or several that are each right; None = not known.
             again: Whether the problem may have been added before.
+            signals: [N] its completions' signals by name, as far as they are known.
             **columns: [N] each, None = not known: `scores`; `tokens`, lengths, -1 = unknown;
                 `correct`, which completions are correct, by default those whose answer is `gold`.
 
@@ -94,6 +97,8 @@ class PoolBuilder:
         problem.answers += [
             None if each is None else problem.texts.setdefault(each, each) for each in answers
         ]
+        for each in [{}] * len(answers) if signals is None else signals:
+            problem.signals.add(each)
         columns.setdefault("tokens", None)
         for name, column in columns.items():
             if name == "tokens" and column is None:
@@ -131,6 +136,7 @@ class PoolBuilder:
             gold=[gold for _, gold in clustered],
             problem_ids=list(self._problems),
             mask=mask,
+            signals=signal_arrays([each.signals.columns() for each in problems], mask.shape),
             kind=self.kind,
             rescale=self.rescale,
             source=self.source,
@@ -145,6 +151,7 @@ class _Problem:
         self.answers: list[str | None] = []
         self.texts: dict[str, str] = {}
         self.columns: dict[str, list[np.ndarray]] = {}
+        self.signals = SignalColumns()
 
     def cluster(self, equal: Equal) -> tuple[list[int], int]:
         """The answers' ids and the gold one's; any right answer is the first of them."""

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from optscale_jax.answers import Equal, Extract, answers_equal, extract_answer
+from optscale_jax.derived_signals import derived_signals
 from optscale_jax.errors import InputError, RecordError
 from optscale_jax.files import refuse_bomb
 from optscale_jax.pool import Pool, Rescale
 from optscale_jax.readers.layouts import (
     ANSWERS,
     Row,
+    choice_logprob,
     golds,
-    mean_probability,
     parts_text,
     pool_of_rows,
 )
@@ -151,23 +152,22 @@ def _row(record: Record, metric: str | None, scores: str | None, clip: bool | No
         # A judge quotes the completion in the place of an answer.
         if isinstance(said, str) and said.strip() and said != text:
             answers = [said]
+    mean, ended = choice_logprob(record.get(*first)), record.get(*first).get("stop_reason")
+    finished = finish_reason(ended) == "stop" if ended is not None else None
+    columns["signals"] = [derived_signals(mean_logprob=mean, finished=finished)]
     if scores == "logprob":
-        value = (
-            mean_probability(record, *first, "logprobs")
-            if "logprobs" in record.get(*first)
-            else None
-        )
-        if value is None:
+        if mean is None:
             raise record.error(*first, says="has no log-probabilities; leave out scores=logprob")
-        columns["scores"] = [value]
+        columns["scores"] = [math.exp(mean)]
     elif scores is not None:
         columns["scores"] = [record.score("scores", scores, "value", clip=clip)]
     usage = record.get("output").get("usage")
     if isinstance(usage, dict) and usage.get("output_tokens") is not None:
         columns["tokens"] = [record.length("output", "usage", "output_tokens")]
-    ended = finish_reason(record.get(*first).get("stop_reason")) != "error"
     target = golds(record, "target") if record.value.get("target") not in (None, "", []) else []
-    return Row(record, name, None, target, [text], answers, [ended], columns)
+    return Row(
+        record, name, None, target, [text], answers, [finish_reason(ended) != "error"], columns
+    )
 
 
 def _grade(record: Record, scorer: str) -> float:

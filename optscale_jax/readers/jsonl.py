@@ -8,24 +8,27 @@ import array
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from optscale_jax.answers import Equal, Extract, answers_equal, cluster_answers, extract_answer
+from optscale_jax.derived_signals import SignalColumns, derived_signals, signal_arrays
 from optscale_jax.errors import PoolError, RecordError
 from optscale_jax.files import atomic_write
 from optscale_jax.pool import Pool, Rescale
 from optscale_jax.readers.layouts import aggregator
-from optscale_jax.readers.records import Record, read_records, shown
+from optscale_jax.readers.records import Record, are_numbers, read_records, shown
+from optscale_jax.records import finish_reason
 
 __all__ = ["pool_of_records", "read_jsonl", "write_jsonl"]
 
 # How the answers of a file are given; the first that a line has is taken.
 _ANSWER_FIELDS = ("answer_id", "answer", "completion")
-_SCORE_FIELDS = ("score", "steps", "step_scores", "mean_logprob")
+_STEP_FIELDS = ("steps", "step_scores")
+_SCORE_FIELDS = ("score", *_STEP_FIELDS, "mean_logprob")
 _NONE = "give a whole number, or -1 for none"
 
 
@@ -60,6 +63,12 @@ def _lines(pool: Pool, row: int) -> list[str]:
         columns["gold_id"] = [int(pool.gold[row])] * count
     if pool.correct is not None:
         columns["correct"] = pool.correct[row, :count].tolist()
+    if pool.signals:
+        each = {name: _shortest(signal[row, :count]) for name, signal in pool.signals.items()}
+        columns["signals"] = [
+            {name: None if math.isnan(signal[i]) else signal[i] for name, signal in each.items()}
+            for i in range(count)
+        ]
     shared: dict[str, Any] = {"problem_id": str(pool.problem_ids[row])}
     if pool.kind != "parallel":
         shared["kind"] = pool.kind
@@ -132,6 +141,7 @@ def pool_of_records(
     aggregation: str | None = None,
     extract: Extract = extract_answer,
     equal: Equal = answers_equal,
+    score_fields: Sequence[str] = _SCORE_FIELDS,
 ) -> Pool:
     """Makes a pool of the format's records, for readers of files that hold more than a pool.
 
@@ -144,6 +154,7 @@ def pool_of_records(
         aggregation: Likewise.
         extract: Likewise.
         equal: Likewise.
+        score_fields: Where scores may be if `scores` is None; the first that there is counts.
 
     Returns:
         The pool.
@@ -151,7 +162,7 @@ def pool_of_records(
     Raises:
         InputError: As `read_jsonl`.
     """
-    table = _Table(source, None if rescale else clip, scores, aggregation, extract)
+    table = _Table(source, None if rescale else clip, scores, aggregation, extract, score_fields)
     for record in records:
         table.add(record)
     return table.pool(equal, rescale)
@@ -167,12 +178,14 @@ class _Table:
         scores: str | None,
         aggregation: str | None,
         extract: Extract,
+        score_fields: Sequence[str],
     ):
         self.source = source
         self.clip = clip
         self.scores = scores
         self.aggregation = aggregation
         self.extract = extract
+        self.score_fields = score_fields
         self.problems: dict[str, _Problem] = {}
         self.first: Record | None = None
         self.kind = "parallel"
@@ -198,6 +211,7 @@ class _Table:
         problem = self.problems.setdefault(name, _Problem())
         score = None if self.scores is None else self._score(record, self.scores)
         problem.add(record, self.answer_field, self.has, score, self.extract)
+        problem.signals.add(_signals(record, self.scores))
 
     def _score(self, record: Record, field: str) -> float:
         value = record.get(field)
@@ -209,10 +223,7 @@ class _Table:
             return aggregator(self.aggregation, where)(steps)
         if field != "mean_logprob":
             return record.score(field, clip=self.clip)
-        logprob = record.score(field, clip=None)
-        if logprob > 0:
-            raise record.error(field, says=f"is {logprob}; a log-probability is at most 0")
-        return math.exp(logprob)
+        return math.exp(_logprob(record))
 
     def _begin(self, record: Record) -> Record:
         record.get("problem_id")
@@ -224,7 +235,7 @@ class _Table:
         # A field that is passed over in favour of this one may come and go.
         last = _ANSWER_FIELDS.index(self.answer_field or _ANSWER_FIELDS[-1])
         if self.scores is None:
-            self.scores = next((name for name in _SCORE_FIELDS if name in record.value), None)
+            self.scores = next((name for name in self.score_fields if name in record.value), None)
         scores = () if self.scores is None else (self.scores,)
         columns = ("index", *scores, "correct", *_ANSWER_FIELDS[: last + 1])
         self.has = {name: name in record.value for name in columns}
@@ -251,6 +262,7 @@ class _Table:
             arrays["answers"] = np.full(mask.shape, -1, np.int32)
         golds = np.full(len(counts), -1, np.int32)
         given = False
+        signals: list[dict[str, np.ndarray]] = []
         for row, (name, problem) in enumerate(self.problems.items()):
             order = problem.order(name, self.source)
             arrays["tokens"][row, : len(order)] = np.array(problem.tokens)[order]
@@ -262,19 +274,44 @@ class _Table:
             if self.answer_field is not None:
                 arrays["answers"][row, : len(order)] = answers
             given |= problem.gold is not None
+            signals.append({n: column[order] for n, column in problem.signals.columns().items()})
         return Pool.from_arrays(
             **arrays,
             gold=golds if given else None,
             problem_ids=list(self.problems),
             mask=mask,
             kind=self.kind,
+            signals=signal_arrays(signals, mask.shape),
             rescale=rescale,
             source=self.source,
         )
 
 
+def _signals(record: Record, score_field: str | None) -> dict[str, float]:
+    """What a line says of its completion beside the score; see docs/formats.md."""
+    value = record.value
+    if value.get("signals") is not None:
+        return record.signals("signals")
+    lists = (value.get(field) for field in (score_field or "", *_STEP_FIELDS))
+    end, mean = value.get("finish_reason"), value.get("mean_logprob")
+    return derived_signals(
+        # A field of that name may as well hold the steps' texts.
+        steps=next((held for held in lists if are_numbers(held)), ()),
+        mean_logprob=None if mean is None or mean != mean else _logprob(record),
+        finished=finish_reason(end) == "stop" if isinstance(end, str) else None,
+    )
+
+
+def _logprob(record: Record) -> float:
+    logprob = record.score("mean_logprob", clip=None)
+    if logprob > 0:
+        raise record.error("mean_logprob", says=f"is {logprob}; a log-probability is at most 0")
+    return logprob
+
+
 class _Problem:
     def __init__(self):
+        self.signals = SignalColumns()
         self.indices = array.array("i")
         self.scores = array.array("d")
         self.tokens = array.array("i")

@@ -14,10 +14,11 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from optscale_jax.answers import Equal, Extract, answers_equal, extract_answer, extract_gold
+from optscale_jax.derived_signals import LARGEST, derived_signals, mean_logprob
 from optscale_jax.errors import PoolError, PoolWarning
 from optscale_jax.pool import Pool, Rescale
 from optscale_jax.readers.builder import PoolBuilder
-from optscale_jax.readers.records import Record, read_records, shown
+from optscale_jax.readers.records import Record, are_numbers, read_records, shown
 from optscale_jax.records import finish_reason
 
 __all__ = [
@@ -315,6 +316,15 @@ def _row(
         "correct": column(layout.correct, truth),
         "tokens": column(layout.tokens, Record.length),
     }
+    finished = column(layout.finished, truth)
+    columns["signals"] = [
+        derived_signals(steps=each, finished=ended)
+        for each, ended in zip(
+            column(layout.score, _steps) or [()] * len(texts),
+            finished or [None] * len(texts),
+            strict=True,
+        )
+    ]
     gold = field(layout.gold)
     return Row(
         record,
@@ -323,9 +333,14 @@ def _row(
         [] if gold is None else golds(record, gold),
         texts,
         column(layout.answer, _answer),
-        column(layout.finished, truth),
+        finished,
         columns,
     )
+
+
+def _steps(record: Record, *path: str | int) -> list[float | int]:
+    held = record.get(*path)
+    return held if are_numbers(held) else []
 
 
 def golds(record: Record, *path: str | int) -> list[str]:
@@ -393,14 +408,16 @@ def parts_text(record: Record, *path: str | int) -> str:
     return "".join(texts)
 
 
-def mean_probability(record: Record, *path: str | int) -> float | None:
-    """Exp of the mean log-probability of a choice's tokens, in (0, 1]; None where it has none."""
-    held = record.get(*path)
+def choice_logprob(choice: Any) -> float | None:
+    """Mean log-probability of a choice's tokens, at most 0; None where it has none."""
+    held = choice.get("logprobs") if isinstance(choice, dict) else None
     content = held.get("content") if isinstance(held, dict) else None
-    if not isinstance(content, list) or not content:
+    if not isinstance(content, list):
         return None
-    each = [record.score(*path, "content", i, "logprob", clip=None) for i in range(len(content))]
-    return math.exp(min(math.fsum(each) / len(each), 0.0))
+    each = [token.get("logprob") if isinstance(token, dict) else None for token in content]
+    if not are_numbers(each) or not all(abs(logprob) <= LARGEST for logprob in each):
+        return None
+    return mean_logprob(math.fsum(each), len(each))
 
 
 def batch_rows(records: Iterable[Record], scores: str | None) -> Iterator[Row | str]:
@@ -422,16 +439,15 @@ def batch_rows(records: Iterable[Record], scores: str | None) -> Iterator[Row | 
         if len(texts) == 1 and counted is not None and usage[counted] is not None:
             tokens = [record.length(*body, "usage", counted)]
         columns: dict[str, Any] = {"tokens": tokens}
+        means = [choice_logprob(record.get(*end[:-1])) for _, end in choices]
+        columns["signals"] = [
+            derived_signals(mean_logprob=mean, finished=finish_reason(end) == "stop")
+            for mean, end in zip(means, ends, strict=True)
+        ]
         if scores == "logprob":
-            each = [
-                mean_probability(record, *end[:-1], "logprobs")
-                if "logprobs" in record.get(*end[:-1])
-                else None
-                for _, end in choices
-            ]
-            if None in each:
+            if None in means:
                 raise record.error(*body, says="has no log-probabilities; leave out scores=logprob")
-            columns["scores"] = each
+            columns["scores"] = [math.exp(mean) for mean in means if mean is not None]
         finished = [finish_reason(end) != "error" for end in ends]
         yield Row(record, name, None, [], texts, None, finished, columns)
 

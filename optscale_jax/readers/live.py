@@ -67,6 +67,8 @@ def read_live_run(
         source=str(path / SAMPLES),
         clip=clip,
         rescale=rescale,
+        # What a run did not score has no scores, whatever else is known of it.
+        score_fields=("score",),
     ).with_origin(_origin(path))
 
 

@@ -20,11 +20,12 @@ import re
 import zlib
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from optscale_jax.derived_signals import LARGEST
 from optscale_jax.errors import RecordError
 from optscale_jax.files import refuse_bomb
 
@@ -35,6 +36,7 @@ except ImportError:  # an optional extra; the standard library reads the same, m
 
 __all__ = [
     "Record",
+    "are_numbers",
     "data_files",
     "data_path",
     "open_file",
@@ -236,6 +238,27 @@ class Record(NamedTuple):
                 "move them to the nearer end with clip=True",
             )
         return min(max(number, 0.0), 1.0)
+
+    def signals(self, *path: str | int) -> dict[str, float]:
+        """Gets a field that is an object of signals by name.
+
+        Args:
+            path: The field.
+
+        Returns:
+            Them, NaN for null.
+
+        Raises:
+            RecordError: If it is missing, or one is neither null nor a number that float32 holds.
+        """
+        held = self.get(*path)
+        if not isinstance(held, dict):
+            raise self.error(*path, says=f"is {shown(held)}; it must be an object")
+        for name, value in held.items():
+            if value is not None and not (_is_number(value) and abs(value) <= LARGEST):
+                says = f"is {shown(value)}; a signal is a finite number, or null for not known"
+                raise self.error(*path, name, says=says)
+        return {name: math.nan if value is None else float(value) for name, value in held.items()}
 
     def whole(self, *path: str | int, least: int, says: str) -> int:
         """Gets a field that is an integer, of at most 31 bits.
@@ -663,6 +686,11 @@ def _float(value: int | float) -> float:
         return float(value)
     except OverflowError:  # an integer of more than 308 digits
         return math.inf
+
+
+def are_numbers(value: Any) -> TypeGuard[list[float | int]]:
+    """Whether it is a list of numbers."""
+    return isinstance(value, list) and all(map(_is_number, value))
 
 
 def shown(value: Any) -> str:

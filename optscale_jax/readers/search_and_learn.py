@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from optscale_jax.answers import Equal, Extract, answers_equal, extract_answer, extract_gold
+from optscale_jax.derived_signals import derived_signals
 from optscale_jax.pool import Pool, Rescale
 from optscale_jax.readers.builder import PoolBuilder
 from optscale_jax.readers.layouts import aggregator
@@ -69,5 +70,6 @@ def read_search_and_learn(
             gold=extract_gold(record.label("answer")),
             scores=[aggregate(scores) if scores else 0.0 for scores in steps],
             tokens=record.lengths("completion_tokens") if counted else None,
+            signals=[derived_signals(steps=each) for each in steps],
         )
     return builder.pool()
