@@ -14,10 +14,13 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optscale_jax import NormalInverseGamma, Pool, ScoreStats, replay, synthetic_pool
+from optscale_jax import InputError, NormalInverseGamma, Pool, ScoreStats, replay, synthetic_pool
 from optscale_jax.policies import Observation, StopReason, first_hit, hit_or_gain, run, stack
 from optscale_jax.policies.hit_or_gain import WEAK_PRIOR
 from optscale_jax.special_beta import student_t_excess
+from optscale_jax.study import PolicyConfig
+from optscale_jax.study.entries import entries_of, replay_comparison
+from optscale_jax.study.tuning import folds
 
 N = 16
 PRIOR = NormalInverseGamma(loc=0.7, strength=0.5, shape=2.0, rate=0.02)
@@ -247,6 +250,22 @@ def test_a_prior_for_each_problem_is_that_problems(pool):
     weak = replay(pool, hit_or_gain(0.95, 0.01, N))
     stated = replay(pool, hit_or_gain(0.95, 0.01, N, WEAK_PRIOR))
     np.testing.assert_array_equal(weak.num_samples, stated.num_samples)
+
+
+def test_a_comparison_learns_each_problems_prior_on_the_other_folds(pool):
+    gains = [0.002, 0.02]
+    config = PolicyConfig("hit_or_gain", s_hi=0.95, gain=gains, max_samples=N)
+    outcomes = replay_comparison(pool, entries_of([config]), seed=3, num_permutations=0)
+    fold, scores = folds(pool.num_problems, 5, seed=3), np.asarray(pool.scores)
+    for f in range(5):
+        prior = NormalInverseGamma.pooled(scores[fold != f])
+        left_out = pool.subset(pool.problem_ids[fold == f])
+        alone = replay(left_out, stack([hit_or_gain(0.95, gain, N, prior) for gain in gains]))
+        counts = outcomes.methods[0].num_samples[..., fold == f]
+        np.testing.assert_array_equal(counts, alone.num_samples)
+    few = pool.subset(pool.problem_ids[:3])
+    with pytest.raises(InputError, match="pool: it has 3 problems, fewer than the 5 folds"):
+        replay_comparison(few, entries_of([config]), seed=3, num_permutations=0)
 
 
 @pytest.mark.parametrize(

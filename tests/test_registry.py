@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 from tensorflow_probability.substrates.jax import distributions as tfd
 
-from optscale_jax import Prior, laws, policies, replay, required_samples, synthetic_pool
+from optscale_jax import (
+    NormalInverseGamma,
+    Prior,
+    laws,
+    policies,
+    replay,
+    required_samples,
+    synthetic_pool,
+)
 from optscale_jax.errors import InputError
 from optscale_jax.study.registry import (
     PolicyConfig,
@@ -159,6 +167,8 @@ def test_a_rule_of_ones_own_is_named_by_its_file(rules, pool):
 
 OPTSCALE = {"name": "optscale", "s_min": 0.9, "alpha": 0.9, "max_samples": 8}
 HIT = {"name": "first_hit", "s_min": 0.9, "max_samples": 8}
+GAIN = {"name": "hit_or_gain", "s_hi": 0.9, "gain": 0.01, "max_samples": 8}
+GAMMA = {"loc": 0.6, "strength": 1.0, "shape": 2.0, "rate": 0.02}
 
 
 @pytest.mark.parametrize(
@@ -175,6 +185,20 @@ HIT = {"name": "first_hit", "s_min": 0.9, "max_samples": 8}
         (HIT | {"s_min": []}, ["policy.s_min: an empty list"]),
         (HIT | {"s_min": [0.9, 0.9]}, ["given twice"]),
         (HIT | {"alpha": 0.5}, ["policy.alpha: first_hit does not take it"]),
+        (GAIN | {"prior": PriorConfig(0.8, 0.1)}, ["prior.scale", "loc, strength, shape, rate"]),
+        (
+            GAIN | {"prior": PriorConfig(0.8, strength=1.0)},
+            ["give all of loc, strength, shape, rate"],
+        ),
+        (
+            GAIN | {"prior": PriorConfig(**GAMMA | {"shape": 0.5})},
+            ["shape must be above 0.5, found 0.5"],
+        ),
+        (
+            OPTSCALE | {"prior": PriorConfig(0.8, 0.1, rate=1.0)},
+            ["prior.rate", "loc, scale, loc_sd"],
+        ),
+        (OPTSCALE | {"prior": PriorConfig(0.8)}, ["give all of loc, scale, or none"]),
     ],
 )
 def test_what_cannot_be_a_policy_is_one_clear_line(rules, config, says):
@@ -212,6 +236,17 @@ def test_a_rule_of_ones_own_decides_alike_in_every_command(rules, pool):
     (rules / "live.yaml").write_text(json.dumps(live))
     assert solve.main(["--config", "live.yaml"]) == 0
     assert check_decisions.main(["live"]) == 0
+
+
+def test_a_prior_in_numbers_is_that_of_the_rule():
+    config = PolicyConfig(**GAIN | {"gain": [0.01, 0.1]}, prior=PriorConfig(**GAMMA))
+    (entry,) = expand(config, "policy")
+    prior = NormalInverseGamma(**GAMMA)
+    assert entry.policies == [policies.hit_or_gain(0.9, g, 8, prior) for g in (0.01, 0.1)]
+    assert describe(entry.settings[0], "hit_or_gain") == (
+        "s_hi=0.9 gain=0.01 max_samples=8 prior.loc=0.6 prior.strength=1 prior.shape=2 "
+        "prior.rate=0.02"
+    )
 
 
 # Laws ---------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from optscale_jax.policies import StopReason
 from optscale_jax.report.tables import UNITS, Table, cells, mean_of, setting_cell, write_rows
 from optscale_jax.study.metrics import Interval, known_mean
 from optscale_jax.study.outcomes import METRICS, CostKind, Method, Outcomes, ValueKind
-from optscale_jax.study.registry import PolicyConfig, PriorConfig
+from optscale_jax.study.registry import PolicyConfig
 from optscale_jax.study.summary import MethodSummary, known_metrics
 
 __all__ = [
@@ -159,8 +159,8 @@ def _setting_columns(methods: Sequence[Method], repeats: int) -> dict[str, list[
     priors = [setting.get("prior") or {} for setting in settings]
     if any(priors):
         columns |= {
-            f"prior_{field.name}": [prior.get(field.name) for prior in priors]
-            for field in dataclasses.fields(PriorConfig)
+            f"prior_{name}": [prior.get(name) for prior in priors]
+            for name in dict.fromkeys(name for prior in priors for name in prior)
         }
     return {
         name: [cell for value in values for cell in [setting_cell(value)] * repeats]

@@ -1,4 +1,4 @@
-"""Learns from labelled problems what a verifier's scores are worth: a `Calibration` from a pool.
+"""Learns from other problems what a rule knows of one: above all a `Calibration`, from labels.
 
 First g, the log-odds that a completion is right, from its score and, where it pays, from more
 signals; then the weights of the vote, from what answers looked like after a few completions and
@@ -24,9 +24,11 @@ from optscale_jax.calibration import (
     log_odds,
     reliability,
 )
-from optscale_jax.errors import InputError
+from optscale_jax.errors import InputError, bad_input
+from optscale_jax.normal_inverse_gamma import NormalInverseGamma
 from optscale_jax.policies import Policy
 from optscale_jax.policies.calibrated_vote import CalibratedVote
+from optscale_jax.policies.hit_or_gain import HitOrGain
 from optscale_jax.pool import Pool
 from optscale_jax.study.tuning import folds
 
@@ -98,7 +100,7 @@ def learn_calibration(
 def learnt_on_the_others(
     policy: Policy, pool: Pool, *, num_folds: int = 5, seed: int = 0, where: str = "pool"
 ) -> Any:
-    """What a rule without a prior learns for each problem, on the labelled problems of other folds.
+    """What a rule without a prior learns for each problem, on the problems of other folds.
 
     A rule of one's own that learns is registered: `@learnt_on_the_others.register(MyRule)`.
 
@@ -116,17 +118,37 @@ def learnt_on_the_others(
     return None
 
 
+def _folds(pool: Pool, num_folds: int, seed: int, where: str) -> np.ndarray:
+    if pool.num_problems < num_folds:
+        raise InputError(
+            f"{where}: it has {pool.num_problems} problems, fewer than the {num_folds} folds that "
+            "rules learn in; give more problems, or what it is to know of them"
+        )
+    return folds(pool.num_problems, num_folds, seed=seed)
+
+
 @learnt_on_the_others.register(CalibratedVote)
 def _(
     policy: CalibratedVote, pool: Pool, *, num_folds: int = 5, seed: int = 0, where: str = "pool"
 ) -> Evidence:
-    if pool.num_problems < num_folds:
-        raise InputError(
-            f"{where}: it has {pool.num_problems} problems, fewer than the {num_folds} folds that "
-            "a calibration is learnt in; give more problems, or a calibration"
-        )
-    fold = folds(pool.num_problems, num_folds, seed=seed)
+    fold = _folds(pool, num_folds, seed, where)
     return cross_fitted(pool, fold, signals=policy.signals, seed=seed, where=where)
+
+
+@learnt_on_the_others.register(HitOrGain)
+def _(
+    policy: HitOrGain, pool: Pool, *, num_folds: int = 5, seed: int = 0, where: str = "pool"
+) -> NormalInverseGamma | None:
+    del policy
+    if pool.scores is None:
+        return None  # which replay refuses
+    fold = _folds(pool, num_folds, seed, where)
+    with bad_input(where, (ValueError,)):
+        learnt = [
+            NormalInverseGamma.pooled(pool.scores[fold != f], pool.mask[fold != f])
+            for f in range(num_folds)
+        ]
+    return jax.tree.map(lambda *parts: np.stack(parts)[fold], *learnt)
 
 
 def cross_fitted(

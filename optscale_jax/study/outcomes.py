@@ -397,7 +397,7 @@ def _plain(setting: Mapping[str, Any]) -> dict[str, Any]:
 
     def plain(value: Any) -> Any:
         if isinstance(value, PriorConfig):
-            return dataclasses.asdict(value)
+            return value.given()
         return value if isinstance(value, bool | int | float | str | None) else repr(value)
 
     return {name: plain(value) for name, value in setting.items()}

@@ -4,7 +4,6 @@ JSON lines, each with `problem_id`, `loc`, `scale`, `loc_sd`, `scale_sd` and, fo
 `tokens`, what the predictor read; other fields are left alone.
 """
 
-import inspect
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from optscale_jax.errors import InputError, PoolError, bad_input
 from optscale_jax.estimation import Prior
 from optscale_jax.pool import Pool
 from optscale_jax.readers.records import read_records
-from optscale_jax.study.registry import Entry, PriorConfig, find_rule
+from optscale_jax.study.registry import Entry, PriorConfig, find_rule, prior_of
 
 __all__ = ["priors_of", "priors_of_entries"]
 
@@ -39,8 +38,8 @@ def priors_of(
     """
     if path is None:
         return {}, {}
-    if "prior" not in inspect.signature(find_rule(name)).parameters:
-        raise InputError(f"priors: {name} takes no prior; use optscale, or leave priors out")
+    if prior_of(find_rule(name)) is not Prior:
+        raise InputError(f"priors: {name} takes no such prior; use optscale, or leave priors out")
     priors, tokens = {}, {}
     with bad_input("priors", (PoolError,)):
         for record in read_records(Path(path)):

@@ -23,6 +23,7 @@ import jax
 from optscale_jax.errors import InputError, bad_input
 from optscale_jax.estimation import Prior
 from optscale_jax.laws import LAWS, Law
+from optscale_jax.normal_inverse_gamma import NormalInverseGamma
 from optscale_jax.plugins import load_object
 from optscale_jax.policies import RULES, SELECTORS, Policy, Selector, stack
 
@@ -34,6 +35,7 @@ __all__ = [
     "expand",
     "find_rule",
     "policy_config",
+    "prior_of",
     "with_own_rules",
     "words_of",
 ]
@@ -41,7 +43,9 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class PriorConfig:
-    """The prior on the law of scores: one for all problems, or a file with one for each.
+    """What is known of a problem's scores: one prior for all problems, or a file with one for each.
+
+    OptScale's is loc, scale, loc_sd and scale_sd; hit_or_gain's is loc, strength, shape and rate.
 
     Attributes:
         loc: Mean of the prior on the law's loc, in units of score. null: no prior.
@@ -50,6 +54,9 @@ class PriorConfig:
         scale_sd: Standard deviation of the prior on scale, above 0.
         file: JSON lines file with a prior for each problem, as eval.predict writes it, instead of
             the numbers; the tokens that predicting took are counted. null: the numbers hold.
+        strength: How many scores the belief about loc is worth, above 0.
+        shape: Half of how many scores the belief about the variance is worth, above 1/2.
+        rate: Shape times the variance that is believed, above 0.
     """
 
     loc: float | None = None
@@ -57,36 +64,65 @@ class PriorConfig:
     loc_sd: float = 0.1
     scale_sd: float = 0.1
     file: str | None = None
+    strength: float | None = None
+    shape: float | None = None
+    rate: float | None = None
 
-    def build(self) -> Prior | None:
+    def build(self, kind: type = Prior) -> Any:
         """The library's prior; None without one, or if it is in a file (`study.priors`).
 
+        Args:
+            kind: `Prior` or `NormalInverseGamma`, the factory's.
+
         Raises:
-            ValueError: If only one of loc and scale is given, a file beside them, or a number is
-                outside its domain.
+            ValueError: If only some of its numbers are given, a file beside them or another kind's,
+                or a number is outside its domain.
         """
         if self.file is not None and self != PriorConfig(file=self.file):
             raise ValueError("prior: give a file or numbers, not both")
-        if self.loc is None and self.scale is None:
+        numbers = {field.name: getattr(self, field.name) for field in dataclasses.fields(kind)}
+        unset = vars(PriorConfig())
+        for name, value in vars(self).items():
+            if name not in (*numbers, "file") and value != unset[name]:
+                raise ValueError(f"prior.{name}: this policy's prior has {', '.join(numbers)}")
+        needed = [name for name in numbers if unset[name] is None]
+        if all(numbers[name] is None for name in needed):
             return None
-        if self.loc is None or self.scale is None:
-            raise ValueError("prior: give both loc and scale, or neither")
-        for name in ("scale", "loc_sd", "scale_sd"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"prior.{name} is {getattr(self, name)}; it must be above 0")
-        if not math.isfinite(self.loc):
-            raise ValueError(f"prior.loc is {self.loc}; it must be finite")
-        return Prior(self.loc, self.scale, self.loc_sd, self.scale_sd)
+        if any(numbers[name] is None for name in needed):
+            raise ValueError(f"prior: give all of {', '.join(needed)}, or none")
+        for name, value in numbers.items():
+            if not (0 if name != "loc" else -math.inf) < value < math.inf:
+                domain = "above 0" if name != "loc" else "finite"
+                raise ValueError(f"prior.{name} is {value}; it must be {domain}")
+        return kind(**numbers)
+
+    def given(self) -> dict[str, Any]:
+        """Its fields by name, without those of a prior of the other kind."""
+        normal, gamma = ("scale", "loc_sd", "scale_sd"), ("strength", "shape", "rate")
+        left_out = gamma if self.strength is None else normal
+        return {name: value for name, value in vars(self).items() if name not in left_out}
 
 
 # The configuration's class, made from the factories -----------------------------------------------
 
 # What an argument's annotation means in a configuration.
-_NAMED: dict[Any, Any] = {Prior: PriorConfig, Selector: str, Law: str}
+_PRIORS = (Prior, NormalInverseGamma)
+_NAMED: dict[Any, Any] = {**dict.fromkeys(_PRIORS, PriorConfig), Selector: str, Law: str}
 _SCALARS = (float, int, bool, str)
 # The order of a table's columns; an argument that is not here comes after those that are.
 _FIRST = (
-    *("n", "s_min", "alpha", "threshold", "max_samples", "min_samples", "rounds", "window"),
+    *(
+        "n",
+        "s_min",
+        "s_hi",
+        "gain",
+        "alpha",
+        "threshold",
+        "max_samples",
+        "min_samples",
+        "rounds",
+        "window",
+    ),
     *("judge_window", "extension", "decide", "stop_at_s_min", "difficulty", "selection"),
 )
 
@@ -129,6 +165,12 @@ def _arguments_of(factory: Callable[..., Policy]) -> dict[str, tuple[inspect.Par
         if scalar is not None and name not in static:
             found[name] = (parameter, scalar)
     return found
+
+
+def prior_of(factory: Callable[..., Policy]) -> Any:
+    """What a factory's prior is, `Prior` or `NormalInverseGamma`; None if it takes neither."""
+    hint = typing.get_type_hints(factory).get("prior")
+    return next((kind for kind in (hint, *typing.get_args(hint)) if kind in _PRIORS), None)
 
 
 def _help_of(factory: Callable[..., Policy]) -> dict[str, str]:
@@ -298,7 +340,8 @@ def expand(config: Any, where: str) -> list[Entry]:
     def make(setting: dict[str, Any]) -> Policy:
         prior = setting.get("prior")
         with bad_input(where, (ValueError,)):
-            policy = factory(**setting | ({"prior": prior.build()} if prior else {}))
+            given = {"prior": prior.build(prior_of(factory))} if prior else {}
+            policy = factory(**setting | given)
         if not isinstance(policy, Policy):
             raise InputError(
                 f"{where}.name: {factory.__name__} gives {policy!r}; a policy's factory returns a "
@@ -383,7 +426,7 @@ def words_of(setting: Mapping[str, Any], name: str) -> dict[str, str]:
     for argument, (parameter, _) in _arguments_of(find_rule(name)).items():
         value = _by_name(setting.get(argument, parameter.default))
         if isinstance(value, PriorConfig):
-            value = dataclasses.asdict(value)
+            value = value.given()
         if isinstance(value, Mapping):
             found[argument] = _prior_in_words(value)
         elif value != _by_name(parameter.default):
