@@ -83,6 +83,8 @@ class ServerConfig:
             least busy one that answers gets the next request. One with a path is taken as it is,
             such as https://HOST/api/paas/v4; to one without, /v1 is added.
         api_key_env: Environment variable that holds the key; null: no key is sent.
+        auth_header: Header that the key is sent in: as a bearer's in Authorization, as it is in any
+            other, such as Azure's api-key.
         concurrency: Most requests in flight at one server, at least 1.
         connect_timeout: Seconds for a connection to open, above 0.
         read_timeout: Seconds without a byte of an answer after which a request has failed, above 0.
@@ -97,6 +99,7 @@ class ServerConfig:
 
     base_urls: list[str] = dataclasses.field(default_factory=list)
     api_key_env: str | None = None
+    auth_header: str = "Authorization"
     concurrency: int = 256
     connect_timeout: float = 10.0
     read_timeout: float = 600.0
@@ -112,6 +115,8 @@ class ServerConfig:
         if self.api_key_env is not None and not self.api_key_env.isidentifier():
             # What is given may be the key itself, so it is not shown.
             raise InputError("api_key_env must be the name of an environment variable")
+        if not re.fullmatch(r"[A-Za-z][A-Za-z-]{,39}", self.auth_header):
+            raise InputError("auth_header must be the name of a header, such as api-key")
         for url in self.base_urls:
             _check_url(url)
 

@@ -173,7 +173,8 @@ class Servers:
             _Server(_base(url), asyncio.Semaphore(config.concurrency)) for url in config.base_urls
         ]
         key = _key(config)
-        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        bearer = "Bearer " * (config.auth_header.casefold() == "authorization")
+        self._headers = {config.auth_header: bearer + key} if key else {}
         self._secret = _spellings(key) if key and len(key) >= _SHORTEST_SECRET else None
         self._client: httpx.AsyncClient | None = None
 
