@@ -74,12 +74,8 @@ class BackendError(Exception):
     """A sampler or verifier cannot go on; the message is one line that says what to do about it."""
 
 
-class ProblemError(BackendError):
-    """One problem cannot be sampled or scored, such as one longer than the context; others can."""
-
-
-class BadRequestError(BackendError):
-    """A server understood a request and refuses it; asking again would change nothing.
+class _Refusal(BackendError):
+    """What asking again would not change.
 
     Attributes:
         too_long: Whether because prompt and completion do not fit the model.
@@ -88,6 +84,14 @@ class BadRequestError(BackendError):
     def __init__(self, message: str, *, too_long: bool = False):
         super().__init__(message)
         self.too_long = too_long
+
+
+class ProblemError(_Refusal):
+    """One problem cannot be sampled or scored, such as one longer than the context; others can."""
+
+
+class BadRequestError(_Refusal):
+    """A server understood a request and refuses it."""
 
 
 class EngineError(RuntimeError):

@@ -99,6 +99,7 @@ class Completion:
     mean_logprob: float | None = None
     # Its signals by name, NaN = not known, of a sampler that knows them; None: they are derived.
     signals: Mapping[str, float] | None = None
+    redrawn: int = 0  # tokens of tries that failed before this one, as far as they are known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +154,7 @@ class TokenLedger:
     """
 
     completed: Any = 0  # in completions that ran to their end
-    aborted: Any = 0  # in completions that were stopped because the policy had enough
+    aborted: Any = 0  # in completions stopped because the policy had enough, and in failed tries
     verifier: Any = 0  # read and written by the verifier
     predictor: Any = 0  # read by the predictor of priors
 

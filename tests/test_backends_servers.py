@@ -122,7 +122,9 @@ def test_a_bad_answer_is_asked_for_again(bad):
     server = Scripted(bad, GOOD)
     (only,) = run(server)
     # What a broken answer had said is not in the completion.
-    assert only == Completion(5, "ab\nc", 5, "stop", 7)
+    # But what it had cost is counted.
+    redrawn = int(b"lost" in bad) if isinstance(bad, bytes) else 0
+    assert only == Completion(5, "ab\nc", 5, "stop", 7, redrawn=redrawn)
     assert len(server.requests) == 2
 
 
@@ -190,6 +192,13 @@ def test_the_key_is_sent_and_never_shown(monkeypatch, caplog):
     server = Scripted(GOOD)
     run(server, api_key_env="MY_KEY")
     assert f"authorization: bearer {KEY}" in server.requests[0][0].lower()
+    run(server, api_key_env="MY_KEY", auth_header="api-key")
+    azure = server.requests[-1][0].lower()
+    assert f"\r\napi-key: {KEY}\r\n" in azure
+    assert "authorization" not in azure
+    with pytest.raises(ValueError, match="auth_header must be the name of a header") as caught:
+        ServerConfig(auth_header=f"api-key: {KEY}")
+    assert KEY not in str(caught.value)
     wrong = answer(401, {"error": {"message": f"Incorrect API key provided: {KEY}"}})
     shown = refused(Scripted(wrong), api_key_env="MY_KEY")
     assert "the key in $MY_KEY is refused" in shown
@@ -441,8 +450,11 @@ def test_the_judge_is_asked_what_the_template_says():
 
 
 def test_what_a_judge_cannot_read_scores_zero_and_is_marked():
-    score = judged(Verdicts(error=ProblemError("too long")), finish_reason="length")
+    error = ProblemError("problem p#0: 512 tokens", too_long=True)
+    score = judged(Verdicts(error=error), finish_reason="length")
     assert (score.value, score.note) == (0.0, "too long; unfinished")
+    score = judged(Verdicts(error=ProblemError("problem p#0: answers 403: no")))
+    assert (score.value, score.note) == (0.0, "not judged (problem p#0: answers 403: no)")
     with pytest.raises(BackendError, match="gone"):
         judged(Verdicts(error=BackendError("gone")))
 

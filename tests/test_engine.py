@@ -173,7 +173,8 @@ class ScriptedSampler:
             for each in waiting:
                 each.cancel()
             if self.ends[index].is_set():
-                return Completion(index, f"\\boxed{{{index}}}", self.tokens)
+                text, failed = f"\\boxed{{{index}}}", int(index == 0)
+                return Completion(index, text, self.tokens, redrawn=failed)
             return Completion(index, "half", 3, "abort")
 
         for done in asyncio.as_completed([one(first_index + i) for i in range(n)]):
@@ -224,7 +225,7 @@ def test_the_ledger_separates_what_was_used_from_what_was_aborted(tmp_path):
     assert solution.decision.num_samples == 3
     assert solution.decision.tokens == 30
     assert solution.decision.ledger == TokenLedger(
-        completed=40, aborted=4 * 3, verifier=20, predictor=2
+        completed=40, aborted=4 * 3 + 1, verifier=20, predictor=2
     )
     assert sorted(verifier.seen) == [0, 1, 2, 7]
     assert read_pool(tmp_path).mask.tolist() == [[True, True, True]]

@@ -41,7 +41,8 @@ class GenerativeVerifier:
     not say either way counts 0. Where a sampler gives no probabilities, a verdict counts 1 or 0.
 
     A score's note is "no verdict" where none says either way, "counted" where verdicts had no
-    probabilities, and "too long" where problem and completion do not fit the judge: a score of 0.
+    probabilities, "too long" where problem and completion do not fit the judge, and "not judged"
+    with the reason where it refuses them otherwise: scores of 0.
 
     References:
         Zhang et al., Generative Verifiers: Reward Modeling as Next-Token Prediction, ICLR 2025,
@@ -66,8 +67,9 @@ class GenerativeVerifier:
         try:
             drawn = self._sampler.sample(question, self._config.samples, 0, abort=asyncio.Event())
             verdicts = [one async for one in drawn]
-        except ProblemError:
-            return Score(0.0, note="; ".join(["too long", *notes]))
+        except ProblemError as error:
+            note = "too long" if error.too_long else f"not judged ({error})"
+            return Score(0.0, note="; ".join([note, *notes]))
         whole = [verdict for verdict in verdicts if verdict.finish_reason != "error"]
         values = [self._value(verdict) for verdict in whole]
         if all(value is None for value in values):

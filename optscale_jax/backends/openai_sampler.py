@@ -45,13 +45,17 @@ class _Draft(Answer):
         likely: Log-probabilities, as `Weighed` has them; none where the server gives none, and
             unless it is to be weighed: they are many.
         logprob: Sum of the log-probabilities of the tokens drawn, and of how many.
+        redrawn: Tokens of the tries before.
     """
+
+    tokens = redrawn = 0
 
     def __init__(self, weighed: bool = False) -> None:
         self.weighed = weighed
         self.restart()
 
     def restart(self) -> None:
+        self.redrawn += max(self.tokens, 0)
         self.thought: list[str] = []
         self.text: list[str] = []
         self.length = 0
@@ -236,9 +240,11 @@ class OpenAISampler:
             error = self._servers.quoted(f"its finish reason is {draft.finish!r}")
         text = self._servers.without_secrets(draft.whole())
         reason = "error" if error else reason
-        mean = mean_logprob(*draft.logprob)
-        told = index, text, draft.tokens, reason, draft.prompt_tokens, error, mean
-        return Weighed(*told, likely=tuple(draft.likely)) if draft.likely else Completion(*told)
+        told = index, text, draft.tokens, reason, draft.prompt_tokens, error
+        known = {"mean_logprob": mean_logprob(*draft.logprob), "redrawn": draft.redrawn}
+        if draft.likely:
+            return Weighed(*told, **known, likely=tuple(draft.likely))
+        return Completion(*told, **known)
 
     async def _drawn(self, problem: Problem, index: int, draft: _Draft) -> str | None:
         """Has a completion drawn.
@@ -264,7 +270,8 @@ class OpenAISampler:
                     if self._answered < failed:
                         await self._probe(error)
             if refused:
-                raise ProblemError(f"problem {problem.id}: {error}") from error
+                told = f"problem {problem.id}: {error}"
+                raise ProblemError(told, too_long=error.too_long) from error
             return str(error)
 
     async def _probe(self, error: BackendError) -> None:

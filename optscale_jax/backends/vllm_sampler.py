@@ -86,7 +86,8 @@ class VllmSampler:
             raise ProblemError(
                 f"problem {problem.id}: its prompt has {len(prompt)} tokens, and the sampler's "
                 f"context of {self._max_len} leaves none for a completion; raise "
-                "engine.max_model_len or leave the problem out"
+                "engine.max_model_len or leave the problem out",
+                too_long=True,
             )
         names = [f"{problem.id}/{next(self._requests)}" for _ in range(n)]
         tasks = [

@@ -535,6 +535,7 @@ class _Work:
                     f"{completion.index}, which was not asked for or came before"
                 )
             due.remove(completion.index)
+            self._surplus += TokenLedger(aborted=completion.redrawn)
             if completion.finish_reason == "abort":
                 self._surplus += TokenLedger(aborted=measured(completion.tokens))
             elif self._enough.is_set():
