@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from eval import check_decisions, replay, sample, solve
@@ -21,6 +22,7 @@ from optscale_jax.live.config import SampleConfig, SolveConfig
 from optscale_jax.problems import BENCHMARKS
 from optscale_jax.readers import read_pool
 from optscale_jax.report.live import OUTPUTS
+from train import labels
 
 ROOT = Path(__file__).resolve().parents[1]
 N = 12
@@ -40,6 +42,27 @@ def pool_file(tmp_path_factory) -> str:
 def rows(path):
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
+
+
+def test_a_recorded_pool_and_labels_are_read_as_asked(tmp_path):
+    pool = tmp_path / "pool.jsonl"
+    lines = [
+        {"problem_id": "p", "score": score, "completion": text, "gold": "1/2"}
+        for score, text in ((-1.0, "Of 3 it is 0.7"), (2.0, "Of 4 it is 1/2"), (1.0, "0.5"))
+    ]
+    pool.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    read = ["rescale=sigmoid", "extract=last_number", "equal=math"]
+    asked = [f"--recorded.{one}" for one in read]
+    command = ["--recorded.pool", str(pool), *asked, "--policy.name=best_of_n", "--policy.n=3"]
+    assert solve.main([*command, "--out", str(tmp_path / "out")]) == 0
+    (row,) = rows(tmp_path / "out" / "per_problem.csv")
+    assert (row["selected_index"], row["correct"]) == ("1", "1")
+    out = tmp_path / "labels.jsonl"
+    asked = [f"--{one}" for one in read]
+    assert labels.main(["--pool", str(pool), *asked, "--out", str(out)]) == 0
+    expected = 1 / (1 + np.exp([1.0, -2.0, -1.0]))
+    found = json.loads(out.read_text())
+    assert found["mean"] == pytest.approx(expected.mean(), rel=1e-6)
 
 
 def test_per_problem_rows_are_those_of_replay(pool_file, tmp_path, capsys):

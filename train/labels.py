@@ -10,7 +10,6 @@ run's directory, or another project's log. Also reads JSON lines that hold stati
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,15 +18,15 @@ from optscale_jax.empirical_bayes import fit_pooled_prior
 from optscale_jax.errors import InputError
 from optscale_jax.predictor.labels import Labels, labels_of_pool, lines, read_labels
 from optscale_jax.problems import load_problems
-from optscale_jax.readers import read_pool
 from optscale_jax.readers.records import read_records
 from optscale_jax.shipped import located
+from optscale_jax.study.pools import PoolSource, ReadConfig
 
 __all__ = ["LabelsConfig", "main"]
 
 
-@dataclasses.dataclass(frozen=True)
-class LabelsConfig:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelsConfig(ReadConfig):
     """Where the scores are, and where their statistics go.
 
     Attributes:
@@ -36,14 +35,12 @@ class LabelsConfig:
         problems: JSON lines file with the problems' texts, or a benchmark's name; the ids are the
             pool's. null: the labels get no texts but those of the file.
         num_samples: n of JSON lines with score_mean and score_std but without n.
-        clip: Whether to move scores outside [0, 1] to the nearer end instead of refusing them.
         out: The file to write.
     """
 
     pool: str | None = None
     problems: str | None = None
     num_samples: int | None = None
-    clip: bool = False
     out: str = "labels.jsonl"
 
 
@@ -88,8 +85,7 @@ def _labels(config: LabelsConfig, pool: str) -> Labels:
     path = Path(located(pool))
     if path.suffix in (".jsonl", ".json") and _has_statistics(path):
         return read_labels(path, num_samples=config.num_samples)
-    options: dict[str, Any] = {"clip": True} if config.clip else {}
-    return labels_of_pool(read_pool(path, **options), pool)
+    return labels_of_pool(PoolSource(pool, config.read).load(), pool)
 
 
 def _has_statistics(path: Path) -> bool:

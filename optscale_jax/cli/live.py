@@ -29,9 +29,9 @@ from optscale_jax.live.session import run_live
 from optscale_jax.plugins import load_object
 from optscale_jax.pool import Pool
 from optscale_jax.problems import load_problems
-from optscale_jax.readers import read_pool
 from optscale_jax.records import Problem
 from optscale_jax.report.live import OUTPUTS, live_table, write_live_results
+from optscale_jax.study.pools import PoolSource
 from optscale_jax.study.priors import priors_of
 from optscale_jax.study.registry import describe
 
@@ -57,7 +57,8 @@ def live(config: LiveConfig) -> None:
         )
     if policy.uses_scores and not config.verify:
         raise InputError(f"verify is false, but {name} reads scores")
-    pool = None if config.recorded.pool is None else read_pool(config.recorded.pool)
+    recorded = config.recorded
+    pool = None if recorded.pool is None else PoolSource(recorded.pool, recorded.read).load()
     origin = config.origin if pool is None else pool.origin
     policy.check_origin(origin)
     problems = _problems(config, pool)

@@ -12,6 +12,7 @@ from optscale_jax.calibration import Origin
 from optscale_jax.checks import at_least, positive
 from optscale_jax.errors import InputError
 from optscale_jax.policies import Policy
+from optscale_jax.study.pools import ReadConfig
 from optscale_jax.study.registry import Entry, PolicyConfig, expand
 
 __all__ = [
@@ -67,11 +68,12 @@ class ConfiguredPolicy(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class RecordedConfig:
+class RecordedConfig(ReadConfig):
     """A recorded pool in the place of problems, sampler and verifier.
 
     Attributes:
         pool: Path of a pool of any format, or of a run's directory. null: the models are asked.
+            The fields beside say how to read it.
         seconds_per_token: How long a token takes, at least 0.
     """
 
