@@ -82,7 +82,8 @@ def run(config: ReportConfig) -> None:
     for source, pool in pools:
         check_problems(pool.num_problems, source.path)
     comparison = _comparison(config) if pools else None
-    with output_folder(out, OUTPUTS) as folder, progress() as bar:
+    beside = ("config.yaml", "outcomes.npz")
+    with output_folder(out, OUTPUTS, beside=beside) as folder, progress() as bar:
         task = bar.add_task("", total=2 * len(pools) + len(sources) + 1)
         for source, pool in pools:
             assert comparison is not None

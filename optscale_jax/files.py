@@ -9,7 +9,7 @@ from typing import IO, Any
 
 from optscale_jax.errors import InputError
 
-__all__ = ["atomic_write", "package_versions", "refuse_bomb", "sync_folder"]
+__all__ = ["atomic_write", "new_folder", "package_versions", "refuse_bomb", "sync_folder"]
 
 # Text packs to a tenth and less; what packs to a two-hundredth says almost nothing.
 _RATIO, _SMALL = 200, 1 << 28
@@ -23,19 +23,33 @@ def atomic_write(path: str | os.PathLike[str], *, binary: bool = False) -> Itera
     and `path` is as it was. Text is UTF-8 with lines that end in "\n".
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, because os.replace is atomic only within one file system.
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     mode, encoding, newline = ("wb", None, None) if binary else ("w", "utf-8", "\n")
+    with new_folder(path.parent):
+        try:
+            with open(unfinished, mode, encoding=encoding, newline=newline) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(unfinished, path)
+            sync_folder(path.parent)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[None]:
+    """Makes a folder and those above it that are missing; on any error they go again."""
+    made = [one for one in (path, *path.parents) if not one.exists()]
+    path.mkdir(parents=True, exist_ok=True)
     try:
-        with open(unfinished, mode, encoding=encoding, newline=newline) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-        sync_folder(path.parent)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        yield
+    except BaseException:
+        for one in made:
+            with contextlib.suppress(OSError):  # something else is in it by now
+                one.rmdir()
+        raise
 
 
 def sync_folder(path: Path) -> None:

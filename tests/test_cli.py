@@ -226,6 +226,35 @@ def test_a_link_to_nothing_is_an_output(tmp_path):
         pass
 
 
+def test_folders_of_an_earlier_run_go_where_nothing_else_is_in_them(tmp_path):
+    def write(*names):
+        with output_folder(tmp_path, ["*/a.png", "page"], beside=["b.yaml"]) as folder:
+            for name in ("page", *names):
+                (folder / name).parent.mkdir(exist_ok=True)
+                (folder / name).write_text("text")
+
+    write("one/a.png", "one/b.yaml", "two/a.png", "two/b.yaml")
+    # Of somebody else, and with something of somebody else in it.
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "b.yaml").write_text("mine")
+    (tmp_path / "two" / "notes").write_text("mine")
+    write("three/a.png", "three/b.yaml")
+    left = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()}
+    assert left == {
+        *("page", "three/a.png", "three/b.yaml"),
+        *("two/b.yaml", "two/notes", "other/b.yaml"),
+    }
+    assert not (tmp_path / "one").exists()
+
+
+@pytest.mark.parametrize("error", [InputError, KeyboardInterrupt])
+def test_what_fails_or_is_interrupted_leaves_no_folder_behind(tmp_path, error):
+    for output in (output_folder, lambda out, owned: output_file(out)):
+        with pytest.raises(error), output(tmp_path / "new" / "deep" / "out", ["a"]):
+            raise error
+        assert not list(tmp_path.iterdir())
+
+
 # Configurations by name ---------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from optscale_jax.errors import InputError, bad_input
-from optscale_jax.files import atomic_write
+from optscale_jax.files import atomic_write, new_folder
 
 __all__ = ["output_file", "output_folder", "output_place", "progress", "show"]
 
@@ -39,7 +39,9 @@ def output_place(out: Path, *, folder: bool) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def output_folder(out: Path, owned: Collection[str]) -> Iterator[Path]:
+def output_folder(
+    out: Path, owned: Collection[str], *, beside: Collection[str] = ()
+) -> Iterator[Path]:
     """A folder to write a command's files into, which appear in `out` only when all are complete.
 
     Args:
@@ -47,6 +49,8 @@ def output_folder(out: Path, owned: Collection[str]) -> Iterator[Path]:
         owned: All names that the command may write; patterns such as `*/figure.png` for files in
             folders of any name. Those that this run does not write are removed from `out`, so that
             no file of an earlier run stands beside this one's.
+        beside: Names of further files in folders. A folder that such a removal leaves with nothing
+            else is removed as a whole.
 
     Yields:
         An empty folder beside `out`. On any error it is removed, and `out` is as it was.
@@ -54,10 +58,10 @@ def output_folder(out: Path, owned: Collection[str]) -> Iterator[Path]:
     Raises:
         InputError: If `out` is not a folder, or files cannot be written there.
     """
-    with output_place(out, folder=True) as out:
+    with output_place(out, folder=True) as out, new_folder(out.parent):
         # A sibling, because os.replace is atomic only within one file system.
         unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-        unfinished.mkdir(parents=True)
+        unfinished.mkdir()
         try:
             yield unfinished
             written = sorted(file for file in unfinished.rglob("*") if file.is_file())
@@ -65,9 +69,13 @@ def output_folder(out: Path, owned: Collection[str]) -> Iterator[Path]:
             for name in sorted(names):
                 (out / name).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(unfinished / name, out / name)
-            for file in {file for pattern in owned for file in out.glob(pattern)}:
-                if file.relative_to(out) not in names and not file.is_dir():
-                    file.unlink()
+            earlier = {file for pattern in owned for file in out.glob(pattern) if file.is_file()}
+            earlier -= {out / name for name in names}
+            for file in earlier:
+                file.unlink()
+            for folder in {file.parent for file in earlier} - {(out / n).parent for n in names}:
+                if {*os.listdir(folder)} <= {*beside} and folder != out:
+                    shutil.rmtree(folder)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
 
