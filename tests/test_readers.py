@@ -874,6 +874,14 @@ def test_harness_folder_gives_the_newest_log_of_each_task(tmp_path):
     assert read_pool(tmp_path, task="b").problem_ids.tolist() == ["0"]
     with pytest.raises(InputError, match=r"no task 'c' \(it has a, b\)"):
         read_pool(tmp_path, task="c")
+    # One that compares given texts stands beside those that generate some.
+    compared = [[["-0.8", "False"]], [["-0.7", "True"]]]
+    line = {"doc_id": 0, "target": "0", "resps": compared, "filtered_resps": [], "acc": 0.0}
+    write_lines(tmp_path / "samples_c_2026-01-01T00-00-00.1.jsonl", [line])
+    with pytest.warns(PoolWarning, match="left out as their tasks generate no text: c$"):
+        assert read_pool(tmp_path).problem_ids.tolist() == ["a/0", "b/0"]
+    with pytest.raises(InputError, match="resps has 2 requests; only tasks that generate text"):
+        read_pool(tmp_path, task="c")
 
 
 def test_scores_of_any_range_are_rescaled_as_asked(tmp_path):

@@ -2,11 +2,12 @@
 
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 from optscale_jax.answers import Equal, Extract, answers_equal, extract_answer
-from optscale_jax.errors import PoolError
+from optscale_jax.errors import PoolError, PoolWarning
 from optscale_jax.pool import Pool
 from optscale_jax.readers.builder import PoolBuilder
 from optscale_jax.readers.layouts import ANSWERS, golds
@@ -63,8 +64,8 @@ def read_lm_eval(
 
     Args:
         path: The file; or the folder, of which the newest log of each task is read.
-        task: The only task of a folder to read; None: all of them, the problems named TASK/DOCUMENT
-            if there are several.
+        task: The only task of a folder to read; None: all of them that generate text, the problems
+            named TASK/DOCUMENT if there are several.
         filter: Take the answers from this filter's `filtered_resps[0]`, which must hold one a
             completion (a filter that ends in `take_first` or `majority_vote` does not). If None,
             `extract` reads them from the completions, and the lines of further filters, which
@@ -91,6 +92,12 @@ def read_lm_eval(
     logs = sample_logs(path) if path.is_dir() else {task or "": path}
     if task is not None and task not in logs:
         raise PoolError(f"{path}: no task {task!r} (it has {', '.join(logs)})")
+    if task is None and len(logs) > 1:
+        choices = [name for name, log in logs.items() if _of_choices(log)]
+        if 0 < len(choices) < len(logs):
+            told = f"{path}: left out as their tasks generate no text: {', '.join(choices)}"
+            warnings.warn(told, PoolWarning, stacklevel=2)
+            logs = {name: log for name, log in logs.items() if name not in choices}
     builder = PoolBuilder(str(path), equal=equal)
     for name in logs if task is None else (task,):
         prefix = f"{name}/" if task is None and len(logs) > 1 else ""
@@ -133,6 +140,13 @@ def _of_filter(path: Path, filter: str | None) -> Iterator[Record]:
             yield record
     if filters and filter is not None and filter not in filters:
         raise PoolError(f"{path}: no filter {filter!r} (it has {', '.join(filters)})")
+
+
+def _of_choices(path: Path) -> bool:
+    """Whether the log is of a task that compares given texts, several requests a document."""
+    first = next(read_records(path), None)
+    requests = None if first is None else first.value.get("resps")
+    return isinstance(requests, list) and len(requests) > 1 and isinstance(requests[0], list)
 
 
 def _completions(record: Record) -> tuple[list[str], tuple[str | int, ...]]:
