@@ -4,7 +4,7 @@ Works on NumPy arrays of outcomes, [..., permutations, problems], where leading 
 a policy. Values that are not known are NaN throughout, never a negative number.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,9 +15,12 @@ __all__ = [
     "Comparison",
     "Interval",
     "bootstrap",
+    "interval_of",
     "known_mean",
     "known_tokens",
     "paired_intervals",
+    "resampled_means",
+    "retuned_means",
 ]
 
 Values = Shaped[np.ndarray | Array, "*settings permutations problems"]
@@ -100,7 +103,8 @@ def bootstrap(
         Owen (2007), The pigeonhole bootstrap, Annals of Applied Statistics 1(2), 386-411.
     """
     outcomes = _outcomes(values)
-    return _interval(outcomes, _resampled_means(outcomes, key, num_resamples, level), level)
+    means = resampled_means(outcomes, key=key, num_resamples=num_resamples)
+    return interval_of(known_mean(outcomes, (-2, -1)), means, level)
 
 
 def paired_intervals(
@@ -141,7 +145,7 @@ def paired_intervals(
             )
 
     def resampled(value: np.ndarray) -> np.ndarray:
-        return _resampled_means(value, key, num_resamples, level)
+        return resampled_means(value, key=key, num_resamples=num_resamples)
 
     means = {name: resampled(value) for name, value in outcomes.items()}
     complete = not any(np.isnan(value).any() for value in outcomes.values())
@@ -152,19 +156,17 @@ def paired_intervals(
         # else it counts only what both know.
         difference = means[name] - means[baseline] if complete else resampled(more)
         found[name] = Comparison(
-            _interval(value, means[name], level), _interval(more, difference, level)
+            interval_of(known_mean(value, (-2, -1)), means[name], level),
+            interval_of(known_mean(more, (-2, -1)), difference, level),
         )
     return found
 
 
-def _resampled_means(
-    outcomes: np.ndarray, key: Key, num_resamples: int, level: float
-) -> np.ndarray:
-    """[..., R] the mean of each resample; NaN in one that hits nothing known."""
+def resampled_means(values: Values, *, key: Key, num_resamples: int) -> np.ndarray:
+    """[..., R] the mean of each of `bootstrap`'s resamples; NaN in one that hits nothing known."""
     if num_resamples < 1:
         raise ValueError(f"num_resamples is {num_resamples}; it must be at least 1")
-    if not 0 < level < 1:
-        raise ValueError(f"level is {level}; it must be in (0, 1)")
+    outcomes = np.asarray(values, np.float64)
     known = ~np.isnan(outcomes)
     *_, num_permutations, num_problems = outcomes.shape
     # Where all is known the denominator is K P in every resample.
@@ -191,7 +193,56 @@ def _resampled_means(
         return total / (np.float64(num_permutations * num_problems) if complete else counts[0])
 
 
-def _interval(outcomes: np.ndarray, means: np.ndarray, level: float) -> Interval:
+def retuned_means(
+    values: np.ndarray,
+    choose: Callable[[np.ndarray], np.ndarray],
+    fold: np.ndarray,
+    *,
+    key: Key,
+    num_resamples: int,
+) -> np.ndarray:
+    """Means of `bootstrap`'s resamples, in each of which the settings are chosen again.
+
+    Where the choice never changes, these are the means that `resampled_means` has of the outcomes
+    chosen: the resamples are the same. Orders enter what is scored and not what is chosen, which
+    rests on means over all of them.
+
+    Args:
+        values: [V, S, K, P] V outcomes of each setting, all known.
+        choose: [R, P] how often each resample has each problem, to the A choices that it makes for
+            each fold, int [A, R, F].
+        fold: [P] fold of each problem.
+        key: As for `bootstrap`.
+        num_resamples: R.
+
+    Returns:
+        [V, A, R].
+    """
+    *_, num_permutations, num_problems = values.shape
+    generator = np.random.default_rng(np.ravel(jax.random.key_data(key)))
+    blocks = []
+    drawings = _weights(generator, num_resamples, num_problems)
+    # The choice holds a number for each resample and setting.
+    pieces = -(-num_resamples * values.shape[1] // _WEIGHTS_AT_ONCE)
+    for weights in (piece for block in drawings for piece in np.array_split(block, pieces)):
+        chosen = choose(weights)
+        total = np.zeros((len(values), num_permutations, *chosen.shape[:2]))
+        for f in range(chosen.shape[-1]):
+            own, drawn = values[..., fold == f], weights[:, fold == f]
+            for setting in np.unique(chosen[..., f]):
+                # A resample for which several aims choose the setting is multiplied once for each.
+                aim, resample = np.nonzero(chosen[..., f] == setting)
+                total[:, :, aim, resample] += own[:, setting] @ drawn[resample].T
+        blocks.append(total)
+    weights = np.concatenate(list(_weights(generator, num_resamples, num_permutations)))
+    total = np.concatenate(blocks, axis=-1)
+    return np.einsum("vkar,rk->var", total, weights) / (num_permutations * num_problems)
+
+
+def interval_of(mean: np.ndarray, means: np.ndarray, level: float) -> Interval:
+    """The percentile interval of a mean [...], from its resamples' means [..., R]."""
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}; it must be in (0, 1)")
     tail = (1 - level) / 2
     # A resample may hit nothing but unknown values when few are known.
     empty = np.all(np.isnan(means), axis=-1)
@@ -199,7 +250,7 @@ def _interval(outcomes: np.ndarray, means: np.ndarray, level: float) -> Interval
     # Without NaN the plain quantile is several times as fast.
     quantile = np.nanquantile if np.isnan(filled).any() else np.quantile
     low, high = np.where(empty, np.nan, quantile(filled, [tail, 1 - tail], axis=-1))
-    return Interval(known_mean(outcomes, (-2, -1)), low, high)
+    return Interval(mean, low, high)
 
 
 def _outcomes(values: Any) -> Float[np.ndarray, "*settings permutations problems"]:

@@ -7,13 +7,14 @@ oracle choice, and the difference is its optimism.
 """
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from optscale_jax.checks import positive, within
 
-__all__ = ["Aim", "CrossFit", "cross_fit", "folds"]
+__all__ = ["Aim", "CrossFit", "cross_fit", "folds", "refit"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,27 +43,33 @@ class Aim:
         """`max_loss` or its default; None where max_tokens is what counts."""
         return 0.01 if self.max_loss is None and self.max_tokens is None else self.max_loss
 
-    def choose(self, accuracy: np.ndarray, tokens: np.ndarray, baseline: float) -> int:
+    def choose(self, accuracy: np.ndarray, tokens: np.ndarray, baseline: Any) -> Any:
         """Index of the setting that serves the aim best.
 
         Where no setting is admissible, the nearest to being so: the cheapest (budget) or the most
         accurate (loss). Ties go to fewer tokens, then higher accuracy, then the first.
 
         Args:
-          accuracy: [S] mean accuracy of each setting.
-          tokens: [S] mean tokens of each setting.
-          baseline: accuracy of the baseline on the same problems.
+          accuracy: [..., S] mean accuracy of each setting.
+          tokens: [..., S] mean tokens of each setting.
+          baseline: [...] accuracy of the baseline on the same problems.
+
+        Returns:
+          int [...].
         """
         if self.loss is None:
             admissible = tokens <= self.max_tokens
-            keys = (tokens, -accuracy) if admissible.any() else (-accuracy, tokens)
         else:
             # The rounding of two means of the same outcomes must not count as a loss.
-            admissible = accuracy >= baseline - self.loss - 1e-9
-            keys = (-accuracy, tokens) if admissible.any() else (tokens, -accuracy)
-        candidates = np.flatnonzero(admissible | ~admissible.any())
-        # lexsort sorts by its last key first.
-        return int(candidates[np.lexsort(tuple(k[candidates] for k in keys))[0]])
+            admissible = accuracy >= np.asarray(baseline)[..., None] - self.loss - 1e-9
+        some = admissible.any(-1, keepdims=True)
+        cheapest_first = some == (self.loss is not None)
+        first, second = (
+            np.where(cheapest_first, *keys) for keys in ((tokens, -accuracy), (-accuracy, tokens))
+        )
+        first = np.where(admissible | ~some, first, np.inf)
+        tied = first == first.min(-1, keepdims=True)
+        return np.where(tied, second, np.inf).argmin(-1)
 
 
 class CrossFit(NamedTuple):
@@ -123,7 +130,8 @@ def cross_fit(
       correct: [S, K, P] whether the completion returned is correct; or its score, where there is
         no correctness.
       tokens: [S, K, P] tokens spent (or samples, where tokens are not known).
-      baseline: [K, P] outcomes of the baseline that `Aim.max_loss` is measured from.
+      baseline: [K, P] outcomes of the baseline that `Aim.max_loss` is measured from; of several,
+        [B, K, P], from the one that is best on the problems that are tuned on.
       aim: what the choice is for.
       num_folds: F, number of folds over problems.
       seed: of the assignment to folds.
@@ -133,19 +141,66 @@ def cross_fit(
     """
     correct, tokens = np.asarray(correct, float), np.asarray(tokens, float)
     baseline = np.asarray(baseline, float)
-    if correct.shape != tokens.shape or correct.ndim != 3 or baseline.shape != correct.shape[1:]:
+    shape = correct.shape[1:]
+    if correct.shape != tokens.shape or correct.ndim != 3 or baseline.shape[-2:] != shape:
         raise ValueError(
             f"correct {correct.shape} and tokens {tokens.shape} must both be [S, K, P], and "
-            f"baseline {baseline.shape} must be [K, P]"
+            f"baseline {baseline.shape} must be [K, P] or [B, K, P]"
         )
     problem = np.arange(correct.shape[-1])
     fold = folds(len(problem), num_folds, seed=seed)
-    by_problem = correct.mean(1), tokens.mean(1), baseline.mean(0)
+    by_problem = _by_problem(correct, tokens, baseline)
 
     def choose(problems):
-        return aim.choose(*(part[..., problems].mean(-1) for part in by_problem))
+        accuracy, spent, base = (part[..., problems].mean(-1) for part in by_problem)
+        return int(aim.choose(accuracy, spent, base.max(-1)))
 
     chosen = np.array([choose(fold != f) for f in range(num_folds)])
     own_correct, own_tokens = (part[chosen[fold], :, problem].T for part in (correct, tokens))
     oracle = choose(np.ones(len(problem), bool))
     return CrossFit(chosen, fold, own_correct, own_tokens, oracle, correct[oracle], tokens[oracle])
+
+
+def refit(
+    aims: Sequence[Aim],
+    fit: Sequence[CrossFit],
+    correct: np.ndarray,
+    tokens: np.ndarray,
+    baseline: np.ndarray,
+    weights: np.ndarray,
+) -> np.ndarray:
+    """The settings that each fold would be given in resamples of the problems.
+
+    A fold's setting is chosen again, on the resampled problems of the other folds. Where a resample
+    leaves none of them, the fold keeps the setting that it has.
+
+    Args:
+      aims: A aims.
+      fit: the cross-fit of each, over the same folds.
+      correct: [S, K, P] as for `cross_fit`, like the next two.
+      tokens: [S, K, P].
+      baseline: [K, P] or [B, K, P].
+      weights: [R, P] how often each resample has each problem.
+
+    Returns:
+      int [A, R, F].
+    """
+    fold, by_problem = fit[0].fold, _by_problem(correct, tokens, baseline)
+    chosen = np.empty((len(aims), len(weights), fold.max() + 1), int)
+    for f in range(chosen.shape[-1]):
+        own = weights[:, fold != f]
+        count = own.sum(1, keepdims=True)
+        means = [own @ part[:, fold != f].T / np.maximum(count, 1) for part in by_problem]
+        for a, (aim, given) in enumerate(zip(aims, fit, strict=True)):
+            # Settings that are right as often must tie, whatever the order that they are added in.
+            again = aim.choose(means[0].round(12), means[1], means[2].max(-1))
+            chosen[a, :, f] = np.where(count[:, 0] > 0, again, given.chosen[f])
+    return chosen
+
+
+def _by_problem(
+    correct: np.ndarray, tokens: np.ndarray, baseline: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means over orders: [S, P], [S, P] and [B, P]."""
+    base = np.asarray(baseline, float).mean(-2)
+    return np.mean(correct, 1), np.mean(tokens, 1), base.reshape(-1, base.shape[-1])
