@@ -210,7 +210,7 @@ def write_per_problem(path: Path, outcomes: Outcomes) -> None:
         for method in outcomes.methods:
             for index in range(len(method.settings)):
                 selected, tokens = method.selected_index[index], method.tokens[index]
-                unknown = itertools.repeat("", len(problems))
+                unknown = [""] * len(problems)
                 claims = None if method.confidence is None else method.confidence[index]
                 columns = [
                     itertools.repeat(method.name, len(problems)),
