@@ -11,8 +11,11 @@ output folder gets
         .md .tex     64; the best in bold
     comparison.csv   the same with intervals, differences, savings, the settings chosen, what the
                      search on the test set would have claimed, and its optimism
-    curves.csv       area under each method's curve, and tokens to reach best-of-N's accuracy
+    curves.csv       area under each method's curve, tokens to reach best-of-N's accuracy, accuracy
+                     within budgets, as good as the best fixed n, and at best
     laws.csv         each law of scores on held-out scores: nats a score, and how much to the best
+    roc.csv          how well the verifier tells right completions from wrong ones
+    reliability.csv  P(right) as claimed at the stop, and the share that is right
     NAME/            for each pool: its figures as .png and .pdf, and with --pools its outcomes.npz
                      and config.yaml, which make it a folder for --runs
 
@@ -46,11 +49,14 @@ FIGURES = (
     "tokens_vs_n",
     "sensitivity_s_min",
     "sensitivity_alpha",
+    "reliability",
+    "roc",
     "scores",
     "calibration",
 )
 BENCHMARKS_ACROSS = 3  # in a terminal, which is not wide enough for many
 TABLES = ("table.csv", "table.md", "table.tex", "comparison.csv", "curves.csv", "laws.csv")
+TABLES += ("roc.csv", "reliability.csv")
 OUTPUTS = (
     "index.html",
     *TABLES,
@@ -183,6 +189,8 @@ def _write(
         comparison_columns,
         curve_columns,
         law_columns,
+        reliability_columns,
+        roc_columns,
         section,
     )
     from optscale_jax.report.figures import save
@@ -194,6 +202,8 @@ def _write(
     write_csv(folder / "comparison.csv", comparison_columns(found))
     write_csv(folder / "curves.csv", curve_columns(found))
     write_csv(folder / "laws.csv", law_columns(found))
+    write_csv(folder / "roc.csv", roc_columns(found))
+    write_csv(folder / "reliability.csv", reliability_columns(found))
     sections = []
     for source, each in zip(sources, found, strict=True):
         own = folder / source.folder

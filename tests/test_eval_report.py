@@ -6,12 +6,14 @@ import json
 import re
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import yaml
 
 from eval import report as command
-from optscale_jax import Pool
+from optscale_jax import Pool, policies, replay
+from optscale_jax.replay import permutations
 from optscale_jax.report.comparison import paper_table, section, table_of
 from optscale_jax.report.page import page
 from optscale_jax.report.tables import latex
@@ -25,8 +27,12 @@ from optscale_jax.study import (
     frontiers,
     sensitivity,
 )
+from optscale_jax.study.hindsight import with_hindsight
+from optscale_jax.study.metrics import Interval
 from optscale_jax.study.pools import PoolSource
+from optscale_jax.study.recommendation import recommend
 from optscale_jax.study.tuning import cross_fit
+from optscale_jax.study.verifier import roc_of, tokens_with_verifier
 
 CAPS, PROBLEMS, ORDERS = (8, 16), 40, 3
 S_MIN, ALPHA = (0.85, 0.9, 0.95), (0.9, 0.95)
@@ -60,6 +66,7 @@ def outcomes(seed=0, problems=PROBLEMS) -> Outcomes:
             correct=np.stack(correct),
             selected_index=samples - 1,
             stop_reason=np.ones_like(samples),
+            varying=[k for k, v in settings[0].items() if any(s[k] != v for s in settings)],
             oracle=oracle,
         )
 
@@ -151,6 +158,169 @@ def test_frontier_spends_at_most_what_tuning_on_other_folds_allows(run):
     assert optscale.area <= optscale.area_peeking + 1e-9
 
 
+def test_points_are_what_cross_fitting_for_their_aims_gives(run):
+    optscale, best = run.methods[:2]
+    value, cost, fixed = run.value(optscale), run.cost(optscale), run.value(best)
+    of_optscale, of_best, _ = frontiers(run, OPTIONS)
+    assert (of_optscale.knobs, of_best.knobs) == (3, 1)
+
+    def means(fit):
+        return pytest.approx((fit.correct.mean(), fit.tokens.mean()))
+
+    for share, point in of_optscale.within.items():
+        fit = cross_fit(value, cost, fixed[-1], Aim(max_tokens=1600 * share + 1e-6))
+        assert (point.value.mean, point.cost.mean) == means(fit)
+        assert optscale.describe(fit.oracle) == point.setting
+    # 10% of best-of-16 is 160 tokens: OptScale needs more in every setting, best-of-1 less.
+    assert 160 < cost.mean((1, 2)).min() < 320
+    assert (list(of_optscale.within), list(of_best.within)) == ([0.2, 0.4], [0.1, 0.2, 0.4])
+    # As good as the n that is best on the other folds, which may be any.
+    of_fixed = cross_fit(fixed, run.cost(best), fixed, Aim(max_loss=0.0))
+    as_good = cross_fit(value, cost, fixed, Aim(max_loss=0.0))
+    assert (of_optscale.equal.value.mean, of_optscale.equal.cost.mean) == means(as_good)
+    assert of_optscale.equal.difference.mean == pytest.approx(
+        (as_good.correct - of_fixed.correct).mean()
+    )
+    assert of_optscale.equal.saved.mean == pytest.approx(
+        1 - as_good.tokens.mean() / of_fixed.tokens.mean()
+    )
+    np.testing.assert_array_equal(of_best.equal.difference, 0)
+    assert of_optscale.best.value.mean >= of_optscale.equal.value.mean
+
+
+def test_an_interval_is_that_of_the_outcomes_where_nothing_is_tuned(run, table_rows):
+    row = next(r for r in table_rows if r.method.label == "best-of-N" and r.cap == 16)
+    for got, values in ((row.value, row.fit.correct), (row.cost, row.fit.tokens)):
+        np.testing.assert_array_equal(got, OPTIONS.interval(values))
+
+
+def test_the_rule_to_use_is_the_cheapest_and_doubts_are_said(run):
+    curves = frontiers(run, OPTIONS)
+    base = curves[1].equal
+
+    def rule(label, cost, difference, half):
+        rng = np.random.default_rng(0)
+        means = base.means + np.array([[difference], [cost - float(base.cost.mean)]])
+        means[1] += rng.normal(scale=half, size=means.shape[1])
+        more = difference + half / 1000 * np.array([0, -1, 1])
+        saved = 1 - (cost + half * np.array([0, 1, -1])) / float(base.cost.mean)
+        point = base._replace(
+            means=means, cost=Interval(*np.array([cost, cost - half, cost + half])),
+            difference=Interval(*more), saved=Interval(*saved),
+        )  # fmt: skip
+        return curves[0]._replace(label=label, equal=point)
+
+    def told(*rules):
+        return recommend([*rules, curves[1]], "best-of-N", OPTIONS)
+
+    spent = float(base.cost.mean)
+    cheap, dear = rule("a", 0.2 * spent, 0.01, 1.0), rule("b", 0.5 * spent, 0.0, 1.0)
+    sure = told(cheap, dear)
+    assert (sure.label, sure.saves, sure.keeps, sure.rivals) == ("a", True, True, [])
+    # A rule that loses more than a point is none; one that might be as cheap is named.
+    assert told(rule("worse", 10, -0.02, 0.5), cheap).label == "a"
+    assert told(cheap, rule("c", 0.21 * spent, 0.0, 0.1 * spent)).rivals == ["c"]
+    assert not told(rule("a", 0.9 * spent, 0.0, 0.2 * spent)).saves
+    assert not told(rule("a", 0.5 * spent, 0.0, 20.0)).keeps
+    # An oracle is no rule to use, and best-of-N stays where nothing is cheaper.
+    assert told(cheap._replace(oracle=True), rule("d", 2 * spent, 0.0, 1.0)).label == "best-of-N"
+    # But it is no better than a cheap rule that may be as good.
+    doubtful = told(rule("e", 0.5 * spent, -0.015, 10.0))
+    assert (doubtful.label, doubtful.rivals) == ("best-of-N", ["e"])
+
+
+def test_the_hindsight_oracle_stops_at_the_first_right_completion(run):
+    """Against a plain loop over the same orders, with completions that may not be returned."""
+    rng = np.random.default_rng(5)
+    shape = (PROBLEMS, 16)
+    answers = rng.integers(-1, 6, shape)
+    pool = Pool.from_arrays(
+        answers=answers,
+        gold=np.zeros(PROBLEMS, int),
+        tokens=rng.integers(1, 90, shape),
+        scores=rng.random(shape),
+    )
+    found = with_hindsight(run, pool, 3)
+    assert found.methods[:-1] == run.methods
+    method = found.methods[-1]
+    assert method.oracle
+    assert method.caps.tolist() == [1, 8, 16]
+    orders = permutations(pool, jax.random.key(3), ORDERS)
+    for s, cap in enumerate((1, 8, 16)):
+        for k in range(ORDERS):
+            for p in range(PROBLEMS):
+                order = orders[k, p]
+                right = [i for i in range(cap) if answers[p, order[i]] == 0]
+                drawn = order[: right[0] + 1] if right else order[:1]
+                assert method.correct[s, k, p] == bool(right)
+                assert method.num_samples[s, k, p] == len(drawn)
+                assert method.tokens[s, k, p] == pool.tokens[p, drawn].sum()
+                last = drawn[-1] if answers[p, drawn[-1]] >= 0 else -1
+                assert method.selected_index[s, k, p] == last
+    # The other oracle's share of saving is still its own.
+    for row in compare(found, [16], OPTIONS):
+        if row.method.label == "oracle":
+            assert row.share_of_saving == 1
+        if row.method is method:
+            assert row.share_of_hindsight == 1
+    first, best, *_, limit = frontiers(found, OPTIONS)
+    assert (best.share_of_hindsight, limit.share_of_hindsight) == (0, 1)
+    assert first.share_of_hindsight == pytest.approx(
+        float(first.equal.saved.mean) / float(limit.equal.saved.mean)
+    )
+
+
+def test_tokens_with_the_verifiers_count_what_is_drawn_and_only_for_rules_that_read_scores():
+    rng = np.random.default_rng(1)
+    shape = (20, 6)
+    read = rng.integers(10, 50, shape)
+    pool = Pool.from_arrays(
+        scores=rng.random(shape), tokens=rng.integers(1, 9, shape), correct=rng.random(shape) < 0.5
+    )
+    orders = {"key": jax.random.key(OPTIONS.seed), "num_permutations": 4}
+    results = {"best-of-N": [replay(pool, policies.best_of_n(n), **orders) for n in (2, 6)]}
+    known = dataclasses.replace(pool, signals={"verifier_tokens": read.astype(np.float32)})
+    for reads in (True, False):
+        outcomes = Outcomes.from_results(pool, results, caps={"best-of-N": (2, 6)})
+        (method,) = outcomes.methods
+        methods = [dataclasses.replace(method, reads_scores=reads)]
+        outcomes = dataclasses.replace(outcomes, methods=methods)
+        two, six = rows = compare(outcomes, [2, 6], OPTIONS)
+        got = tokens_with_verifier(outcomes, rows, known, OPTIONS.seed)
+        first = permutations(pool, jax.random.key(OPTIONS.seed), 4)[..., :2]
+        of_two = np.take_along_axis(read[None], first, -1).sum(-1).mean()
+        want = (of_two, read.sum(1).mean()) if reads else (0, 0)
+        assert got == pytest.approx([two.cost.mean + want[0], six.cost.mean + want[1]])
+        unknown = tokens_with_verifier(outcomes, rows, pool, OPTIONS.seed)
+        assert np.isnan(unknown).all() == reads
+
+
+def test_the_roc_is_that_of_all_pairs_of_right_and_wrong():
+    rng = np.random.default_rng(2)
+    mask = np.arange(9) < rng.integers(1, 10, (12, 1))
+    scores = rng.integers(0, 4, mask.shape) / 4
+    pool = Pool.from_arrays(scores=scores, correct=rng.random(mask.shape) < 0.5, mask=mask)
+    roc = roc_of(pool, OPTIONS)
+
+    def area(right, wrong):
+        more = right[:, None] - wrong
+        return np.mean((more > 0) + 0.5 * (more == 0))
+
+    split = [
+        (row[c & m], row[~c & m]) for row, c, m in zip(scores, pool.correct, mask, strict=True)
+    ]
+    both = [area(right, wrong) for right, wrong in split if right.size and wrong.size]
+    assert roc.num_problems == len(both)
+    assert roc.auc_within.mean == pytest.approx(np.mean(both))
+    pooled = area(*(np.concatenate(part) for part in zip(*split, strict=True)))
+    assert roc.auc == pytest.approx(pooled)
+    # The curves' areas, to the width of a step.
+    for curve, want in ((roc.pooled, pooled), (roc.within, np.mean(both))):
+        assert np.mean(curve) == pytest.approx(want, abs=1 / len(curve))
+    flat = dataclasses.replace(pool, correct=np.ones_like(pool.correct))
+    assert roc_of(flat, OPTIONS) is None
+
+
 def test_sensitivity_holds_the_other_argument(run):
     parts = sensitivity(run, "s_min", {"alpha": 0.94}, OPTIONS)
     assert [(p.label, p.cap) for p in parts] == [("OptScale⁰", 8), ("OptScale⁰", 16)]
@@ -198,8 +368,10 @@ def table(table_rows):
 
 def test_the_best_of_each_n_is_bold_and_the_oracle_does_not_compete(table, table_rows):
     assert len(table.rows) == len(table_rows)
-    for (cap, label, value, cost), row in zip(table.rows, table_rows, strict=True):
+    for (cap, label, knobs, value, cost), row in zip(table.rows, table_rows, strict=True):
         assert (cap, label) == (str(row.cap), row.method.label)
+        # s_min and alpha; N is given.
+        assert knobs == ("2" if label == "OptScale⁰" else "0")
         competing = [r for r in table_rows if r.cap == row.cap and r.method.label != "oracle"]
         best = max(round(100 * float(r.value.mean), 1) for r in competing)
         cheapest = min(float(r.cost.mean) for r in competing)
@@ -214,8 +386,8 @@ def test_one_table_in_every_format(table):
     text = table.to_markdown()
     bold = re.findall(r"\*\*([^*]+)\*\*", text)
     assert len(bold) - 1 == table.to_latex().count(r"\textbf{")
-    assert text.splitlines()[2] == "| N | method | pool: accuracy, % | pool: tokens |"
-    assert text.splitlines()[3] == "| ---: | --- | ---: | ---: |"
+    assert text.splitlines()[2] == "| N | method | knobs | pool: accuracy, % | pool: tokens |"
+    assert text.splitlines()[3] == "| ---: | --- | ---: | ---: | ---: |"
     # The first cell stands once for its block.
     assert [line.split(" | ")[0] for line in text.splitlines()[4:10]] == [
         *("| 8", "| ", "| "),
@@ -230,7 +402,7 @@ def test_one_table_in_every_format(table):
     assert r"100\% of a\_b" in source
     for line in source.splitlines():
         if line.endswith(r"\\") and "multicolumn" not in line:
-            assert line.count(" & ") == 3
+            assert line.count(" & ") == 4
 
 
 def test_latex_escapes():
@@ -267,7 +439,7 @@ def test_files_are_there_and_the_page_needs_no_other(written):
 
 def test_table_has_the_papers_layout(written):
     rows = read_csv(written / "table.csv")
-    columns = ["N", "method"]
+    columns = ["N", "method", "knobs"]
     for name in ("a", "b"):
         for what in ("accuracy, %", "tokens"):
             columns += [f"{name}: {what}", f"{name}: {what}, best"]
@@ -431,4 +603,15 @@ def test_official_pools_parallel_and_sequential_make_one_table(tmp_path):
     assert float(rows[2]["x: tokens"]) == pytest.approx(tokens.sum(1).mean())
     assert float(rows[3]["x: accuracy, %"]) == pytest.approx(100 * (answers[:, -1] == 0).mean())
     assert "MR-Thinking is left out" in (tmp_path / "parallel" / "table.md").read_text()
-    assert (tmp_path / "parallel" / "x" / "calibration.png").stat().st_size > 5000
+    for name in ("calibration", "roc"):
+        assert (tmp_path / "parallel" / "x" / f"{name}.png").stat().st_size > 5000
+    # What is right is known, so the limit is there beside best-of-N, and so is what to use.
+    text = (tmp_path / "parallel" / "table.md").read_text()
+    assert "hindsight oracle" in text
+    assert "x: Use best-of-N (n=" in text
+    (first, *_) = read_csv(tmp_path / "parallel" / "roc.csv")
+    pairs = roc_of(Pool.from_arrays(scores=scores, correct=answers == 0), OPTIONS)
+    assert float(first["auc"]) == pytest.approx(pairs.auc)
+    assert (
+        "what the verifier reads is not known" in (tmp_path / "parallel" / "index.html").read_text()
+    )

@@ -125,7 +125,9 @@ def test_the_example_of_the_page_on_reports_runs_as_it_stands(tmp_path, monkeypa
     exec(example, found)
     table, section = found["table"], found["found"]
     assert [row[:2] for row in table.rows] == [
-        [n, label] for n in ("8", "16") for label in ("best-of-N", "first hit at 0.9")
+        [n, label]
+        for n in ("8", "16")
+        for label in ("best-of-N", "first hit at 0.9", "hindsight oracle")
     ]
     assert "| 8 | best-of-N | " in table.to_markdown()
     assert section.about == "30 problems x 16 completions, in 20 random orders"

@@ -16,7 +16,12 @@ from optscale_jax.report.figures import (
     sensitivity_panels,
     tokens_against_n,
 )
-from optscale_jax.report.model_figures import calibration_panels, score_histograms
+from optscale_jax.report.model_figures import (
+    calibration_panels,
+    reliability_diagram,
+    roc_curves,
+    score_histograms,
+)
 from optscale_jax.report.page import Section
 from optscale_jax.report.tables import (
     UNITS,
@@ -28,8 +33,9 @@ from optscale_jax.report.tables import (
     interval_columns,
     or_dash,
 )
-from optscale_jax.study.comparison import Options, Row
+from optscale_jax.study.comparison import SHARES, Options, Point, Row
 from optscale_jax.study.findings import Findings
+from optscale_jax.study.hindsight import HINDSIGHT
 from optscale_jax.study.law_comparison import LawComparison
 from optscale_jax.study.metrics import Interval
 from optscale_jax.study.outcomes import CostKind, ValueKind
@@ -42,6 +48,10 @@ __all__ = [
     "law_columns",
     "law_table",
     "paper_table",
+    "reach_table",
+    "recommendation",
+    "reliability_columns",
+    "roc_columns",
     "section",
     "sentences",
     "settings_table",
@@ -86,7 +96,8 @@ def table_of(found: Sequence[Findings], options: Options) -> Table:
         f"Settings are chosen on the other folds of the problems ({options.num_folds}-fold "
         f"cross-fitting): {chosen}.",
         f"±: half the width of the {options.level:.0%} bootstrap interval over problems and "
-        "permutations. Bold: the best of each N.",
+        "permutations, the settings chosen again in each resample. Bold: the best of each N. "
+        "Knobs: how many of a method's arguments are tuned.",
     ]
     notes += [
         f"{each.outcomes.name}: {n}" for each in found for n in answered(each.outcomes.unanswered)
@@ -95,11 +106,17 @@ def table_of(found: Sequence[Findings], options: Options) -> Table:
         notes.append(
             "MR-Thinking is left out: it needs a sequential pool (--pools FILE --kind sequential)."
         )
-    if any(row.method.oracle for row in everything):
+    if any(row.method.oracle and row.method.name != HINDSIGHT for row in everything):
         notes.append(
             "The oracle knows each problem's law of scores beforehand; it shows what OptScale "
             "could save, and does not compete for bold."
         )
+    if any(row.method.name == HINDSIGHT for row in everything):
+        notes.append(
+            "The hindsight oracle knows which completions are right: it stops at the first, and "
+            "after one where there is none. It is the limit of every rule."
+        )
+    notes += [f"{each.outcomes.name}: {words}" for each in found for words in recommendation(each)]
     return paper_table("Accuracy and tokens per problem", rows, kinds, notes=notes)
 
 
@@ -128,10 +145,11 @@ def paper_table(
         # In the order of the first benchmark that has the method.
         labels = dict.fromkeys(row.method.label for each in at.values() for row in each)
         pairs = {name: _pairs(at[name], kinds[name][0]) for name in rows}
+        knobs = {row.method.label: row.knobs for each in at.values() for row in each}
         for label in labels:
             numbers = [cell for name in rows for cell in pairs[name].get(label, nothing)]
-            lines.append([str(cap), label, *numbers])
-    columns = [Column("N"), Column("method", text=True)]
+            lines.append([str(cap), label, str(knobs[label]), *numbers])
+    columns = [Column("N"), Column("method", text=True), Column("knobs")]
     for name in rows:
         value, cost = kinds[name]
         columns += [Column(UNITS[value].heading, name), Column(cost, name)]
@@ -197,6 +215,9 @@ def comparison_columns(found: Sequence[Findings]) -> dict[str, list[Any]]:
         "optimism_value": cells([row.fit.optimism_accuracy for row in rows]),
         "optimism_cost": cells([row.fit.optimism_tokens for row in rows]),
         **value(second),
+        "knobs": [row.knobs for row in rows],
+        "share_of_hindsight_saving": cells([float(row.share_of_hindsight) for row in rows]),
+        "tokens_with_verifier": cells([n for each in found for n in each.with_verifier]),
     }
 
 
@@ -213,6 +234,64 @@ def curve_columns(found: Sequence[Findings]) -> dict[str, list[Any]]:
         "cost_to_reach_baseline": cells([curve.reach_cost for _, curve in pairs]),
         "difference_then": cells([curve.reach_difference for _, curve in pairs]),
         "cost_to_reach_baseline_on_test_set": cells([curve.reach_peeking for _, curve in pairs]),
+        "knobs": [curve.knobs for _, curve in pairs],
+        **{
+            heading: column
+            for name, points in (
+                *(
+                    (f"within_{s:.0%}".rstrip("%"), [c.within.get(s) for _, c in pairs])
+                    for s in SHARES
+                ),
+                ("as_good_as_best_n", [curve.equal for _, curve in pairs]),
+                ("best", [curve.best for _, curve in pairs]),
+            )
+            for heading, column in _point_columns(name, points).items()
+        },
+        "share_of_hindsight_saving": cells([curve.share_of_hindsight for _, curve in pairs]),
+    }
+
+
+def _point_columns(name: str, points: Sequence[Point | None]) -> dict[str, list[Any]]:
+    """What is done for one aim: its setting, value and cost, and both beside the best fixed n's."""
+    return {
+        f"{name}_setting": ["" if point is None else point.setting for point in points],
+        **interval_columns(f"{name}_value", [point and point.value for point in points]),
+        **interval_columns(f"{name}_cost", [point and point.cost for point in points]),
+        **interval_columns(f"{name}_difference", [point and point.difference for point in points]),
+        **interval_columns(f"{name}_saved", [point and point.saved for point in points]),
+    }
+
+
+def roc_columns(found: Sequence[Findings]) -> dict[str, list[Any]]:
+    """The columns of roc.csv: the verifier's areas under the curve, and the curves."""
+    rows = [(each.outcomes.name, each.roc) for each in found if each.roc is not None]
+    points = [(name, roc, i) for name, roc in rows for i in range(len(roc.false_positives))]
+    return {
+        "pool": [name for name, _, _ in points],
+        "auc": cells([roc.auc for _, roc, _ in points]),
+        **interval_columns("auc_within", [roc.auc_within for _, roc, _ in points]),
+        "problems": [roc.num_problems for _, roc, _ in points],
+        "false_positives": cells([roc.false_positives[i] for _, roc, i in points]),
+        "true_positives": cells([roc.pooled[i] for _, roc, i in points]),
+        "true_positives_within": cells([roc.within[i] for _, roc, i in points]),
+    }
+
+
+def reliability_columns(found: Sequence[Findings]) -> dict[str, list[Any]]:
+    """The columns of reliability.csv: the bins of every method that claims P(right)."""
+    bins = [
+        (each.outcomes.name, label, one, i)
+        for each in found
+        for label, one in each.reliabilities.items()
+        for i in range(len(one.count))
+    ]
+    return {
+        "pool": [name for name, *_ in bins],
+        "method": [label for _, label, *_ in bins],
+        "error": cells([one.error for _, _, one, _ in bins]),
+        "claimed": cells([one.claimed[i] for _, _, one, i in bins]),
+        "right": cells([one.right[i] for _, _, one, i in bins]),
+        "count": [int(one.count[i]) for _, _, one, i in bins],
     }
 
 
@@ -237,7 +316,7 @@ def law_columns(found: Sequence[Findings]) -> dict[str, list[Any]]:
 
 def section(found: Findings, *, anchor: str) -> Section:
     """What the page says of one pool, with its figures drawn; links to it end with the anchor."""
-    tables = [settings_table(found), curve_table(found)]
+    tables = [settings_table(found), curve_table(found), reach_table(found)]
     if found.fit is not None and found.fit.laws is not None:
         tables.append(law_table(found.fit.laws))
     return Section(found, anchor, sentences(found), tables, drawings(found))
@@ -248,7 +327,7 @@ def settings_table(found: Findings) -> Table:
     unit, cost = UNITS[found.outcomes.value_kind], found.outcomes.cost_kind
     signed = f"+.{unit.digits}f"
     rows = []
-    for row in found.rows:
+    for row, read in zip(found.rows, found.with_verifier, strict=True):
         words = ["", "", ""]
         if row.tuned:
             words = [
@@ -258,16 +337,19 @@ def settings_table(found: Findings) -> Table:
             ]
         known = not np.isnan(row.difference.mean)
         difference = unit.interval(row.difference, "+") if known else "–"
-        saved = [or_dash(100 * share, ".0f") for share in (row.saved, row.share_of_saving)]
-        rows.append([str(row.cap), row.method.label, words[0], difference, *saved, *words[1:]])
+        shares = (row.saved, row.share_of_saving, row.share_of_hindsight)
+        saved = [or_dash(100 * share, ".0f") for share in shares]
+        line = [str(row.cap), row.method.label, words[0], difference, *saved, *words[1:]]
+        rows.append([*line, or_dash(read, ",.0f")])
     heads = ["N", "method", "settings chosen", f"difference, {unit.difference}"]
-    heads += [f"{cost} saved, %", "share of the oracle's saving, %"]
-    heads += [f"optimism, {unit.difference}", f"optimism, {cost}"]
+    heads += [f"{cost} saved, %", "share of the oracle's saving, %", "of the hindsight oracle's, %"]
+    heads += [f"optimism, {unit.difference}", f"optimism, {cost}", "tokens with the verifier's"]
     note = (
         "Difference: from best-of-N (or else self-consistency) with the same N. Optimism: what the "
         "same search on the test set claims above the cross-fitted result. A share of the oracle's "
         "saving above 100 is possible: rules that look at what was drawn can stop earlier than a "
-        "number fixed beforehand."
+        "number fixed beforehand. The hindsight oracle's is the limit of rules that are as often "
+        "right as it is."
     )
     title = "Cross-fitted, and the optimism of tuning on the test set"
     return Table(title, heads, rows, [note], num_labels=3, blocks=True)
@@ -299,6 +381,36 @@ def curve_table(found: Findings) -> Table:
     return Table("All settings and N together", heads, rows, [note], num_labels=1)
 
 
+def reach_table(found: Findings) -> Table:
+    """Each method within budgets, as good as the best fixed n, and at its best."""
+    unit, cost = UNITS[found.outcomes.value_kind], found.outcomes.cost_kind
+
+    def won(point: Point | None) -> str:
+        return "–" if point is None else unit.interval(point.value)
+
+    def spent(point: Point | None) -> str:
+        return "–" if point is None else or_dash(float(point.cost.mean), ",.0f")
+
+    rows = []
+    for curve in found.frontiers:
+        row = [curve.label, str(curve.knobs), *(won(curve.within.get(s)) for s in SHARES)]
+        for point in (curve.equal, curve.best):
+            row += [won(point), spent(point)]
+        row.insert(-2, or_dash(100 * curve.share_of_hindsight, ".0f"))
+        rows.append(row)
+    heads = ["method", "knobs", *(f"within {share:.0%}" for share in SHARES)]
+    heads += ["as good as the best n", cost, "of hindsight's saving, %", "best", cost]
+    note = (
+        f"{unit.heading.capitalize()}, and {cost} a problem. Within: at most that share of what "
+        "the deepest baseline spends. As good as the best n: the cheapest setting that on the "
+        "other folds is at least as good as the baseline's n that is best there, and which share "
+        "it saves of what the hindsight oracle saves when it is as good as that. ±: half the "
+        f"width of the {found.options.level:.0%} interval, in each of whose resamples the settings "
+        "are chosen again. –: no setting is as cheap."
+    )
+    return Table("What each method reaches", heads, rows, [note], num_labels=1)
+
+
 def law_table(laws: LawComparison) -> Table:
     """Each law's held-out log-likelihood, the best first."""
 
@@ -321,7 +433,7 @@ def sentences(found: Findings) -> list[str]:
     """On the deepest N: what is saved, what peeking would have claimed; and pass@k."""
     unit, cost = UNITS[found.outcomes.value_kind], found.outcomes.cost_kind
     deepest = max(row.cap for row in found.rows)
-    words = []
+    words = recommendation(found)
     for row in found.rows:
         if row.cap != deepest or not row.tuned:
             continue
@@ -341,7 +453,50 @@ def sentences(found: Findings) -> list[str]:
     if found.subsets:
         shares = ", ".join(f"{name} {share:.1%}" for name, share in found.subsets.items())
         words.append(f"{shares} (unbiased, over all subsets of the completions).")
+    if (roc := found.roc) is not None:
+        within, low, high = roc.auc_within
+        words.append(
+            f"The verifier scores a right completion above a wrong one with probability "
+            f"{within:.3f} ({low:.3f} to {high:.3f}) within a problem, over the "
+            f"{roc.num_problems} problems that have both, and {roc.auc:.3f} over all completions."
+        )
+    words += [
+        f"{label} claims its answers at the stop to be right with a calibration error of "
+        f"{bins.error:.3f}."
+        for label, bins in found.reliabilities.items()
+    ]
+    if cost == "tokens" and np.isnan(found.with_verifier).any():
+        words.append(
+            "Tokens are those of completions: what the verifier reads is not known of this pool."
+        )
     return words
+
+
+def recommendation(found: Findings) -> list[str]:
+    """The rule to use, what it saves at which risk, and what the pool is too small to tell."""
+    if (best := found.recommendation) is None:
+        return []
+    unit, cost = UNITS[found.outcomes.value_kind], found.outcomes.cost_kind
+    fixed = f"{best.baseline} ({best.fixed.setting})"
+    point, doubts = best.point, []
+    if best.label == best.baseline:
+        words = f"Use {fixed}: no rule is as good as this, the best fixed n, for fewer {cost}."
+    else:
+        low, high = (f"{100 * part:.0f}" for part in point.saved[1:])
+        words = (
+            f"Use {best.label} ({point.setting}): {unit.value(point.value.mean)} for "
+            f"{point.cost.mean:,.0f} {cost} a problem, {point.saved.mean:.0%} ({low} to {high}) "
+            f"fewer than the best fixed n, {fixed}, with a difference of "
+            f"{unit.ends(point.difference)} {unit.difference}."
+        )
+        doubts += [] if best.saves else ["that it saves at all"]
+        if not best.keeps:
+            doubts.append(f"that it loses at most {unit.difference_of(best.loss).lstrip('+')}")
+    if best.rivals:
+        doubts.append(f"that it is better than {' or '.join(best.rivals)}")
+    if doubts:
+        words += f" The pool is too small to tell {'; nor '.join(doubts)}."
+    return [words]
 
 
 # Figures ------------------------------------------------------------------------------------------
@@ -351,6 +506,28 @@ def drawings(found: Findings) -> list[Drawing]:
     """Every figure of a pool's section."""
     figures = [_curves(found), _by_n(found)]
     figures += [_sensitivity(found, argument) for argument in found.sensitivities]
+    if found.reliabilities:
+        figures.append(
+            Drawing(
+                "reliability",
+                reliability_diagram(found.reliabilities),
+                "Is the claimed P(right) true?",
+                "Every problem in every order, in ten bins of as many claims each: the mean claim "
+                "of an answer at the stop, and the share that is right, at the largest N and the "
+                "settings chosen by cross-fitting. On the dotted line a claim is true.",
+            )
+        )
+    if found.roc is not None:
+        figures.append(
+            Drawing(
+                "roc",
+                roc_curves(found.roc),
+                "Can the verifier tell right from wrong?",
+                "ROC of the scores. Within problems: the mean over problems that have both right "
+                "and wrong completions, which is what a policy lives on; all completions together "
+                "also tell easy problems from hard ones. On the dotted line scores say nothing.",
+            )
+        )
     if found.fit is None or found.pool is None:
         return figures
     fit, ks = found.fit.calibration, found.fit.calibration.ks.mean()

@@ -1,18 +1,21 @@
 """Figures of the law of scores: does a truncated normal describe what the verifier says?"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from optscale_jax.calibration import Reliability
 from optscale_jax.distributions import TruncatedNormal
 from optscale_jax.pool import Pool
 from optscale_jax.report.figures import COLOURS, MARKERS, PAGE_WIDTH, STYLE
 from optscale_jax.study.goodness_of_fit import Calibration, Realised
+from optscale_jax.study.verifier import Roc
 
-__all__ = ["calibration_panels", "score_histograms"]
+__all__ = ["calibration_panels", "reliability_diagram", "roc_curves", "score_histograms"]
 
 _BLUE, _RED, _GREY = COLOURS[0], COLOURS[1], "#bdbdbd"
 
@@ -122,3 +125,59 @@ def calibration_panels(
             labelled = right.get_legend_handles_labels()
             figure.legend(*labelled, loc="outside upper right", ncols=4, frameon=False)
     return figure
+
+
+def reliability_diagram(found: Mapping[str, Reliability]) -> Figure:
+    """What each method claims of its answers against how many are right, a marker a bin."""
+    with rc_context(STYLE):
+        figure, axes = _square("claimed P(the answer is right)", "share that is right")
+        for index, (label, bins) in enumerate(found.items()):
+            axes.plot(
+                bins.claimed,
+                bins.right,
+                color=COLOURS[index % len(COLOURS)],
+                marker=MARKERS[index % len(MARKERS)],
+                markersize=4.5,
+                linewidth=1.2,
+                label=f"{label}\n(calibration error {bins.error:.3f})",
+            )
+        axes.legend(loc="center left", bbox_to_anchor=(1.03, 0.5), frameon=False)
+    return figure
+
+
+def roc_curves(roc: Roc) -> Figure:
+    """True-positive against false-positive rates of the verifier, pooled and within problems."""
+    with rc_context(STYLE):
+        figure, axes = _square(
+            "false positives: share of wrong completions", "true positives: share of right ones"
+        )
+        parts = (
+            ("all completions", roc.pooled, roc.auc, "-"),
+            ("within problems", roc.within, float(roc.auc_within.mean), "--"),
+        )
+        for index, (label, rates, area, style) in enumerate(parts):
+            axes.plot(
+                roc.false_positives,
+                rates,
+                color=COLOURS[index],
+                linestyle=style,
+                linewidth=1.4,
+                label=f"{label} (AUC {area:.3f})",
+            )
+        axes.legend(loc="center left", bbox_to_anchor=(1.03, 0.5), frameon=False)
+    return figure
+
+
+def _square(x: str, y: str) -> tuple[Figure, Axes]:
+    """Axes from 0 to 1 both ways, with the diagonal."""
+    figure = Figure(figsize=(PAGE_WIDTH, 0.5 * PAGE_WIDTH), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot((0, 1), (0, 1), color="black", linewidth=0.8, linestyle=":", zorder=1)
+    axes.set_xlim(-0.01, 1.01)
+    axes.set_ylim(-0.01, 1.01)
+    axes.set_aspect("equal", adjustable="box")
+    axes.grid(True)
+    axes.set_axisbelow(True)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    return figure, axes

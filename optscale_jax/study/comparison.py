@@ -6,6 +6,7 @@ would have claimed; its accuracy at every budget; and how much of an oracle's sa
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,13 +15,25 @@ import numpy as np
 
 from optscale_jax.errors import InputError
 from optscale_jax.study.estimates import area_under_curve, share_of_saving, tokens_to_reach
-from optscale_jax.study.metrics import Comparison, Interval, bootstrap, paired_intervals
+from optscale_jax.study.hindsight import HINDSIGHT
+from optscale_jax.study.metrics import (
+    Comparison,
+    Interval,
+    bootstrap,
+    interval_of,
+    known_mean,
+    paired_intervals,
+    resampled_means,
+    retuned_means,
+)
 from optscale_jax.study.outcomes import Method, Outcomes
-from optscale_jax.study.tuning import Aim, CrossFit, cross_fit
+from optscale_jax.study.tuning import Aim, CrossFit, cross_fit, refit
 
 __all__ = [
+    "SHARES",
     "Frontier",
     "Options",
+    "Point",
     "Row",
     "Sensitivity",
     "check_problems",
@@ -28,6 +41,12 @@ __all__ = [
     "frontiers",
     "sensitivity",
 ]
+
+
+SHARES = (0.1, 0.2, 0.4)
+"""Of what the deepest baseline spends: the budgets that a report gives accuracies for."""
+
+_AS_GOOD, _MOST = Aim(max_loss=0.0), Aim(max_tokens=float(np.finfo(float).max))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,16 +70,42 @@ class Options:
     @property
     def _resampling(self) -> dict[str, Any]:
         # A key apart from the orders'; one for all, so that intervals are paired.
-        key = jax.random.key(self.seed + 1)
-        return {"key": key, "num_resamples": self.num_resamples, "level": self.level}
+        return {"key": jax.random.key(self.seed + 1), "num_resamples": self.num_resamples}
 
     def interval(self, values: np.ndarray) -> Interval:
         """Bootstrap interval over problems and permutations of values [..., K, P]."""
-        return bootstrap(values, **self._resampling)
+        return bootstrap(values, **self._resampling, level=self.level)
+
+    def interval_of(self, mean: Any, means: np.ndarray) -> Interval:
+        """Interval of a mean [...], from those of the resamples [..., R]."""
+        return interval_of(np.asarray(mean), means, self.level)
 
     def paired(self, values: Mapping[str, np.ndarray], baseline: str) -> dict[str, Comparison]:
         """`metrics.paired_intervals` with these resamples."""
-        return paired_intervals(values, baseline=baseline, **self._resampling)
+        return paired_intervals(values, baseline=baseline, **self._resampling, level=self.level)
+
+    def resampled(self, values: np.ndarray) -> np.ndarray:
+        """Means [..., R] of values [..., K, P] in each resample."""
+        return resampled_means(values, **self._resampling)
+
+    def retuned(
+        self,
+        values: Sequence[np.ndarray],
+        fits: Mapping[Aim, CrossFit],
+        value: np.ndarray,
+        cost: np.ndarray,
+        baseline: np.ndarray,
+    ) -> np.ndarray:
+        """Means [V, aims, R] of V outcomes [S, K, P] in each resample, tuned again in each.
+
+        `fits` are what `cross_fit` made of the value, the cost and the baseline for each aim.
+        """
+        aims, found = list(fits), list(fits.values())
+
+        def choose(weights: np.ndarray) -> np.ndarray:
+            return refit(aims, found, value, cost, baseline, weights)
+
+        return retuned_means(np.stack(values), choose, found[0].fold, **self._resampling)
 
     def cross_fit(
         self, value: np.ndarray, cost: np.ndarray, baseline: np.ndarray, aim: Aim | None = None
@@ -91,6 +136,8 @@ class Row(NamedTuple):
       cap: its N.
       indices: indices of the method's settings at this N.
       fit: the choice among those, by cross-fitting and with peeking.
+      means: [4, R] of each resample: value, cost, samples and difference. Where there is a choice,
+        it is made again in each.
       value: mean and interval of accuracy (or score).
       cost: of tokens (or completions).
       samples: of completions.
@@ -98,12 +145,14 @@ class Row(NamedTuple):
       difference: mean and interval of the value above the baseline's at the same N.
       saved: share of the baseline's cost that is saved; NaN without a baseline.
       share_of_saving: share of the oracle's saving that is realised; NaN without an oracle.
+      share_of_hindsight: that of the hindsight oracle's.
     """
 
     method: Method
     cap: int
     indices: np.ndarray
     fit: CrossFit
+    means: np.ndarray
     value: Interval
     cost: Interval
     samples: Interval
@@ -111,11 +160,32 @@ class Row(NamedTuple):
     difference: Interval
     saved: float
     share_of_saving: float
+    share_of_hindsight: float
 
     @property
     def tuned(self) -> bool:
         """Whether there was a choice."""
         return len(self.indices) > 1
+
+    @property
+    def knobs(self) -> int:
+        """How many arguments were tuned."""
+        return self.method.knobs(self.indices.tolist())
+
+    @property
+    def num_samples(self) -> np.ndarray:
+        """Completions drawn [K, P], every problem under its fold's setting."""
+        return self._of_fold(self.method.num_samples)
+
+    @property
+    def confidence(self) -> np.ndarray | None:
+        """P(right) as claimed [K, P], likewise; None if the method claims none."""
+        claims = self.method.confidence
+        return None if claims is None else self._of_fold(claims)
+
+    def _of_fold(self, values: np.ndarray) -> np.ndarray:
+        chosen = self.indices[self.fit.of_problem]
+        return values[chosen, :, np.arange(len(chosen))].T
 
     def chosen_in_words(self, without: Sequence[str] = ()) -> str:
         """The settings chosen, each once, but for some of their arguments."""
@@ -154,37 +224,67 @@ def _rows_at(outcomes: Outcomes, cap: int, options: Options) -> list[Row]:
     found = [(m, at) for m in outcomes.methods if (at := m.at(cap)).size]
     if not found:
         return []
-    fits, samples = [], []
-    for method, at in found:
+    fits, samples, retuned = [], [], {}
+    for index, (method, at) in enumerate(found):
         value, cost = outcomes.value(method)[at], outcomes.cost(method)[at]
-        fit = options.cross_fit(value, cost, value[-1] if base is None else base[1])
+        reference = value[-1] if base is None else base[1]
+        fit = options.cross_fit(value, cost, reference)
         fits.append(fit)
-        samples.append(method.num_samples[at[fit.of_problem], :, np.arange(value.shape[-1])].T)
+        drawn = method.num_samples[at].astype(float)
+        samples.append(drawn[fit.of_problem, :, np.arange(value.shape[-1])].T)
+        if len(at) > 1:
+            parts = [value, cost, drawn, value - (np.nan if base is None else base[1])]
+            again = options.retuned(parts, {options.aim: fit}, value, cost, reference)
+            retuned[index] = again[:, 0]
     values = np.stack([fit.correct for fit in fits])
     costs = np.stack([fit.tokens for fit in fits])
     reference = np.full(values.shape[1:], np.nan) if base is None else base[1]
+    parts = (values, costs, np.stack(samples), values - reference)
+    means = np.stack([options.resampled(part) for part in parts])
+    for index, again in retuned.items():
+        means[:, index] = again
+    centres = np.stack([known_mean(part, (-2, -1)) for part in parts])
     value, cost, drawn, difference = (
-        options.interval(each) for each in (values, costs, np.stack(samples), values - reference)
+        options.interval_of(*each) for each in zip(centres, means, strict=True)
     )
-    means = [float(mean) for mean in cost.mean]
     spent = np.nan if base is None else float(base[2].mean())
-    oracle = next((c for (m, _), c in zip(found, means, strict=True) if m.oracle), np.nan)
+    # The first of each kind, whose cost stands for what it would save.
+    oracle, hindsight = (
+        next((c for (m, _), c in zip(found, cost.mean, strict=True) if is_it(m)), np.nan)
+        for is_it in (lambda m: m.oracle and m.name != HINDSIGHT, lambda m: m.name == HINDSIGHT)
+    )
     return [
         Row(
             method=method,
             cap=cap,
             indices=at,
             fit=fits[i],
+            means=means[:, i],
             value=value.at(i),
             cost=cost.at(i),
             samples=drawn.at(i),
             baseline=None if base is None else base[0],
             difference=difference.at(i),
-            saved=1 - means[i] / spent if spent > 0 else np.nan,
-            share_of_saving=share_of_saving(means[i], spent, oracle),
+            saved=1 - float(cost.mean[i]) / spent if spent > 0 else np.nan,
+            share_of_saving=share_of_saving(cost.mean[i], spent, oracle),
+            share_of_hindsight=share_of_saving(cost.mean[i], spent, hindsight),
         )
         for i, (method, at) in enumerate(found)
     ]
+
+
+class Point(NamedTuple):
+    """What a method does for one aim, all its settings and N together, by cross-fitting.
+
+    In each resample the settings are chosen again, and the best fixed n with them.
+    """
+
+    setting: str  # what the aim chooses on all problems: the setting to use
+    means: np.ndarray  # [2, R] value and cost in each resample
+    value: Interval
+    cost: Interval
+    difference: Interval  # of the value above the best fixed n's; NaN without a baseline
+    saved: Interval  # share of the best fixed n's cost
 
 
 class Frontier(NamedTuple):
@@ -199,12 +299,20 @@ class Frontier(NamedTuple):
     every_value: np.ndarray
     area: float  # under the cross-fitted curve: the mean value over log budgets
     area_peeking: float  # under that of the best settings on the problems that they are scored on
+    oracle: bool  # whether it does not compete
+    knobs: int  # how many arguments are tuned
+    best: Point  # the most that it wins, whatever it spends
     # Mean cost of the settings that, on other problems, are cheapest of those as good as the
     # baseline with the largest N; the value above it that they then really have; and the cost of
     # the cheapest setting that is as good on these very problems. NaN without a baseline.
     reach_cost: float = np.nan
     reach_difference: float = np.nan
     reach_peeking: float = np.nan
+    # Within shares of what the baseline with the largest N spends, those that it can keep to; and
+    # the cheapest of the settings that on other problems are as good as the n that is best there.
+    within: Mapping[float, Point] = {}
+    equal: Point | None = None
+    share_of_hindsight: float = np.nan  # of the hindsight oracle's saving, both as good as that n
 
 
 def frontiers(
@@ -222,27 +330,39 @@ def frontiers(
     options = options or Options()
     base = outcomes.baseline()
     every_cost = [outcomes.cost(method).mean((1, 2)) for method in outcomes.methods]
+    # The hindsight oracle leaves out the long wrong completions, so that its own are cheaper.
+    real = [m.name != HINDSIGHT for m in outcomes.methods]
     single = min(
         float(outcomes.cost(m).sum() / np.maximum(m.num_samples.sum(), 1))
-        for m in outcomes.methods
+        for m in itertools.compress(outcomes.methods, real)
         if m.num_samples.any()
     )
-    low = max(min(single, *(float(costs.min()) for costs in every_cost)), 1e-9)
+    cheapest = (float(costs.min()) for costs in itertools.compress(every_cost, real))
+    low = max(min(single, *cheapest), 1e-9)
     dearest = float(base[2].mean()) if base else max(float(costs.max()) for costs in every_cost)
     high = max(dearest, 1.001 * low)
     budgets = np.geomspace(low, high, num_budgets) * (1 + 1e-9)
+    fixed = next((m for m in outcomes.methods if base is not None and m.label == base[0]), None)
+    best_fixed = None
+    if fixed is not None:
+        value, cost = outcomes.value(fixed), outcomes.cost(fixed)
+        (best_fixed,) = _points(fixed, value, cost, value, [_AS_GOOD], None, options)[1]
     found = []
     for method, costs in zip(outcomes.methods, every_cost, strict=True):
         value, cost = outcomes.value(method), outcomes.cost(method)
         values = value.mean((1, 2))
         reference = value[-1] if base is None else base[1]
-        points: dict[tuple[float, float], CrossFit] = {}
-        for budget in np.append(budgets[budgets >= costs.min()], costs.max()):
-            fit = options.cross_fit(value, cost, reference, Aim(max_tokens=float(budget)))
-            points[float(fit.tokens.mean()), float(fit.correct.mean())] = fit
-        order = sorted(points)
-        interval = options.interval(np.stack([points[point].correct for point in order]))
-        x = np.array([spent for spent, _ in order])
+        aims = [Aim(max_tokens=float(b)) for b in (*budgets[budgets >= costs.min()], costs.max())]
+        shares = [s for s in SHARES if base and s * dearest * (1 + 1e-9) >= costs.min()]
+        asked = [*aims, *(Aim(max_tokens=s * dearest * (1 + 1e-9)) for s in shares), _MOST]
+        fits, points = _points(method, value, cost, reference, asked, best_fixed, options)
+        at = {
+            (float(fit.tokens.mean()), float(fit.correct.mean())): index
+            for index, fit in enumerate(fits[: len(aims)])
+        }
+        order = [at[key] for key in sorted(at)]
+        x = np.array([spent for spent, _ in sorted(at)])
+        interval = Interval(*np.array([points[index].value for index in order]).T)
         frontier = Frontier(
             method.label,
             x,
@@ -251,16 +371,58 @@ def frontiers(
             every_value=values,
             area=area_under_curve(x, interval.mean, low=low, high=high),
             area_peeking=area_under_curve(costs, values, low=low, high=high),
+            oracle=method.oracle,
+            knobs=method.knobs(),
+            best=points[-1],
+            within=dict(zip(shares, points[len(aims) : -1], strict=True)),
         )
-        if base is not None:
-            reach = options.cross_fit(value, cost, reference, Aim(max_loss=0.0))
+        if base is not None and fixed is not None:
+            reach = options.cross_fit(value, cost, reference, _AS_GOOD)
+            targets = outcomes.value(fixed)
             frontier = frontier._replace(
                 reach_cost=float(reach.tokens.mean()),
                 reach_difference=float((reach.correct - reference).mean()),
                 reach_peeking=tokens_to_reach(costs, values, reference.mean()),
+                equal=_points(method, value, cost, targets, [_AS_GOOD], best_fixed, options)[1][0],
             )
         found.append(frontier)
-    return found
+    limit = next((f.equal for f, is_real in zip(found, real, strict=True) if not is_real), None)
+    if limit is None or best_fixed is None:
+        return found
+    spent = float(best_fixed.cost.mean), float(limit.cost.mean)
+    return [
+        each._replace(share_of_hindsight=share_of_saving(float(each.equal.cost.mean), *spent))
+        for each in found
+        if each.equal is not None
+    ]
+
+
+def _points(
+    method: Method,
+    value: np.ndarray,
+    cost: np.ndarray,
+    baseline: np.ndarray,
+    aims: Sequence[Aim],
+    best_fixed: Point | None,
+    options: Options,
+) -> tuple[list[CrossFit], list[Point]]:
+    """What a method does for each aim; differences are from the best fixed n."""
+    fits = {aim: options.cross_fit(value, cost, baseline, aim) for aim in aims}
+    means = options.retuned([value, cost], fits, value, cost, baseline)
+    points = []
+    for own, fit in zip(means.swapaxes(0, 1), fits.values(), strict=True):
+        centre = known_mean(fit.correct, (-2, -1)), known_mean(fit.tokens, (-2, -1))
+        won, spent = (options.interval_of(*each) for each in zip(centre, own, strict=True))
+        more = saved = Interval(*np.full((3,), np.nan))
+        if best_fixed is not None:
+            base = best_fixed.means
+            more = options.interval_of(centre[0] - best_fixed.value.mean, own[0] - base[0])
+            with np.errstate(invalid="ignore", divide="ignore"):
+                saved = options.interval_of(
+                    1 - centre[1] / best_fixed.cost.mean, 1 - own[1] / base[1]
+                )
+        points.append(Point(method.describe(fit.oracle), own, won, spent, more, saved))
+    return [fits[aim] for aim in aims], [points[list(fits).index(aim)] for aim in aims]
 
 
 class Sensitivity(NamedTuple):

@@ -179,6 +179,7 @@ def replay_comparison(
             words=[words_of(setting, entry.name) for setting in entry.settings],
             varying=entry.varying,
             oracle=entry.name == ORACLE,
+            reads_scores=entry.policies[0].uses_scores,
         )
 
     # Compilation takes most of the time; XLA does it without the interpreter's lock, so a second

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from optscale_jax.calibration import Reliability, reliability
 from optscale_jax.distributions import TruncatedNormal
 from optscale_jax.errors import InputError
 from optscale_jax.laws import make_law
@@ -32,8 +33,11 @@ from optscale_jax.study.goodness_of_fit import (
     realised_alpha,
     verdict,
 )
+from optscale_jax.study.hindsight import with_hindsight
 from optscale_jax.study.law_comparison import FEWEST_SCORES, LawComparison, compare_laws
 from optscale_jax.study.outcomes import Outcomes
+from optscale_jax.study.recommendation import Recommendation, recommend
+from optscale_jax.study.verifier import Roc, roc_of, tokens_with_verifier
 
 __all__ = ["PAPER_N", "Findings", "Fit", "find", "fit_of", "subset_accuracies"]
 
@@ -58,8 +62,8 @@ class Findings(NamedTuple):
     """What is found over one pool.
 
     Attributes:
-        outcomes: What was replayed.
-        pool: The pool, for what concerns its scores; None if it is no longer there.
+        outcomes: What was replayed, and the hindsight oracle if the pool says what is right.
+        pool: The pool, for what concerns its completions; None if it is no longer there.
         options: How settings are tuned and means estimated.
         rows: Every method at every N.
         frontiers: Every method, all its N together.
@@ -67,6 +71,11 @@ class Findings(NamedTuple):
         fit: Whether the law of scores fits; None without the pool or its scores.
         subsets: "pass@8" and the like to accuracy.
         notes: What is left out, and why.
+        with_verifier: [rows] mean tokens with the verifier's; NaN where they are not known.
+        reliabilities: Of the methods that claim P(right), at their largest N: label to the claims
+            at the stop beside what was right.
+        roc: Of the verifier; None without scores or correctness.
+        recommendation: The rule to use; None without a baseline.
     """
 
     outcomes: Outcomes
@@ -78,6 +87,10 @@ class Findings(NamedTuple):
     fit: Fit | None
     subsets: Mapping[str, float]
     notes: Sequence[str]
+    with_verifier: Sequence[float]
+    reliabilities: Mapping[str, Reliability]
+    roc: Roc | None
+    recommendation: Recommendation | None
 
     @property
     def about(self) -> str:
@@ -103,7 +116,7 @@ def find(
     Args:
         outcomes: What was replayed.
         pool: The pool, if it is still there.
-        options: How to tune and how to estimate.
+        options: How to tune and how to estimate; the seed is taken for that of the orders too.
         caps: The N of the rows. None: those of 8, 16, 32 and 64 that there are, or else all.
         notes: What was left out, and why.
         laws: Laws of scores to compare, as `make_law` takes them.
@@ -112,23 +125,42 @@ def find(
         InputError: If no method has one of the N, or there is one problem only.
     """
     there = outcomes.caps
+    if pool is not None:
+        outcomes = with_hindsight(outcomes, pool, options.seed)
     wanted = PAPER_N if caps is None else caps
     shown = [cap for cap in wanted if cap in there] or (there if caps is None else [])
     rows = compare(outcomes, shown, options)
     if not rows:
         raise InputError(f"{outcomes.name}: no method has an N of {caps}")
     varied = {name: sensitivity(outcomes, name, at, options) for name, at in SENSITIVITIES.items()}
+    curves, base = frontiers(outcomes, options), outcomes.baseline()
+    deepest = {row.method.label: row for row in sorted(rows, key=lambda row: row.cap)}
     return Findings(
         outcomes=outcomes,
         pool=pool,
         options=options,
         rows=rows,
-        frontiers=frontiers(outcomes, options),
+        frontiers=curves,
         sensitivities={name: parts for name, parts in varied.items() if parts},
         fit=None if pool is None or not pool.has_scores else fit_of(pool, options, laws),
         subsets={} if pool is None else subset_accuracies(pool),
         notes=notes,
+        with_verifier=tokens_with_verifier(outcomes, rows, pool, options.seed),
+        reliabilities={
+            label: _reliability(claims, row.fit.correct)
+            for label, row in deepest.items()
+            if outcomes.value_kind == "accuracy"
+            and (claims := row.confidence) is not None
+            and not np.isnan(claims).all()
+        },
+        roc=None if pool is None else roc_of(pool, options),
+        recommendation=None if base is None else recommend(curves, base[0], options),
     )
+
+
+def _reliability(claims: np.ndarray, correct: np.ndarray) -> Reliability:
+    known = ~np.isnan(claims)
+    return reliability(claims[known], correct[known])
 
 
 def fit_of(pool: Pool, options: Options, laws: Sequence[str] = ()) -> Fit:

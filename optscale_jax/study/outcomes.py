@@ -32,7 +32,7 @@ VERSION = 1
 METRICS = ("accuracy", "samples", "tokens", "score")
 ValueKind = Literal["accuracy", "score"]
 CostKind = Literal["tokens", "samples"]
-_ABOUT = ("name", "label", "settings", "words", "varying", "oracle")
+_ABOUT = ("name", "label", "settings", "words", "varying", "oracle", "reads_scores")
 # The fields of a method that are arrays [S, K, P], as in `ReplayResult`.
 _ARRAYS = ("num_samples", "tokens", "score", "correct", "selected_index", "stop_reason")
 _ARRAYS += ("confidence",)
@@ -60,6 +60,7 @@ class Method:
       oracle: whether it knows what no policy can know, and so does not compete.
       confidence: float [S, K, P], P(the completion returned is right) as it claims; None if it
         claims none.
+      reads_scores: whether it needs a verifier.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Method:
     varying: Sequence[str] = ()
     oracle: bool = False
     confidence: np.ndarray | None = None
+    reads_scores: bool = True
 
     @classmethod
     def from_result(
@@ -89,6 +91,7 @@ class Method:
         words: Sequence[Mapping[str, str]] | None = None,
         varying: Sequence[str] | None = None,
         oracle: bool = False,
+        reads_scores: bool = True,
     ) -> "Method":
         """A method from what `replay` gives, and as much as is known of the attributes.
 
@@ -101,6 +104,7 @@ class Method:
           words: default all arguments.
           varying: default those that have several values.
           oracle: whether it does not compete.
+          reads_scores: whether it needs a verifier.
 
         Raises:
           ValueError: the caps or the settings are not as many as the results' settings.
@@ -132,6 +136,7 @@ class Method:
             caps=np.array(spread, int),
             varying=varying,
             oracle=oracle,
+            reads_scores=reads_scores,
             **arrays,
         )
 
@@ -147,6 +152,11 @@ class Method:
     def at(self, cap: int) -> np.ndarray:
         """Indices of the settings whose N is `cap`."""
         return np.flatnonzero(self.caps == cap)
+
+    def knobs(self, settings: Sequence[int] | None = None) -> int:
+        """How many arguments vary over some of the settings, or over all: what can be tuned."""
+        among = self.settings if settings is None else [self.settings[i] for i in settings]
+        return sum(len({repr(s.get(name)) for s in among}) > 1 for name in self.varying)
 
     def describe(self, index: int, without: Sequence[str] = ()) -> str:
         """A setting in words, such as "s_min=0.9 n=4", but for some of its arguments."""

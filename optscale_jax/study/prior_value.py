@@ -62,16 +62,19 @@ class Against(NamedTuple):
 
 def against(rows: Sequence[Row], label: str, options: Options) -> list[Against | None]:
     """Each row beside the row of one method (`label`) at the same N, paired; None for its own."""
-    bases = {row.cap: row.fit for row in rows if row.method.label == label}
+    bases = {row.cap: row for row in rows if row.method.label == label}
     found: list[Against | None] = []
     for row in rows:
         base = bases.get(row.cap)
-        if base is None or base is row.fit:
+        if base is None or base is row:
             found.append(None)
             continue
-        more = (row.fit.tokens - base.tokens) / base.tokens.mean()
-        both = options.interval(np.stack([more, row.fit.correct - base.correct]))
-        found.append(Against(both.at(0), both.at(1)))
+        spent = float(base.cost.mean)
+        more = options.interval_of(
+            (row.cost.mean - spent) / spent, (row.means[1] - base.means[1]) / spent
+        )
+        won = options.interval_of(row.value.mean - base.value.mean, row.means[0] - base.means[0])
+        found.append(Against(more, won))
     return found
 
 
