@@ -8,6 +8,7 @@ the fit of the law of scores, is computed once for all of them.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -22,9 +23,14 @@ from optscale_jax.pool import Pool
 from optscale_jax.typing import Array
 
 __all__ = [
+    "InLaunchOrder",
     "Refusal",
     "ReplayResult",
+    "Stop",
+    "collect",
     "compilations",
+    "in_launch_order",
+    "over_problems_and_orders",
     "permutations",
     "refusal",
     "replay",
@@ -50,7 +56,9 @@ class ReplayResult(NamedTuple):
     confidence: np.ndarray
 
 
-class _Stop(NamedTuple):
+class Stop(NamedTuple):
+    """When a policy first asked for no more, and what it said then, each [..., K, P]."""
+
     count: Array
     selected: Array
     info: Info
@@ -83,11 +91,11 @@ def permutations(pool: Pool, key: Array | None, num_permutations: int) -> np.nda
     return np.argsort(draws, axis=-1, kind="stable").astype(np.int32)
 
 
-def _one(policy: Policy, prior: Any, observations: Observation) -> _Stop:
+def _one(policy: Policy, prior: Any, observations: Observation) -> Stop:
     """One problem, one order: the state of things when the policy first asked for no more."""
 
     def at(state, count):
-        return _Stop(
+        return Stop(
             jnp.asarray(count, jnp.int32),
             jnp.asarray(policy.select(state), jnp.int32),
             jax.tree.map(jnp.asarray, policy.info(state)),
@@ -110,25 +118,31 @@ def _one(policy: Policy, prior: Any, observations: Observation) -> _Stop:
     return note(state, observations.index.shape[0], stopped, stop)[1]
 
 
-@jax.jit
-def _run(policy, prior, scores, answers, tokens, signals=None) -> _Stop:
-    """[K, P, N] in launch order, signals [K, P, N, M] or None; the policy single or stacked."""
-    index = jnp.arange(scores.shape[-1], dtype=jnp.int32)
+# Launch orders are the same for all.
+_OVER = Observation(0, 0, 0, None, 0)
 
-    def one_order(policy, prior, scores, answers, tokens, signals):
-        return _one(policy, prior, Observation(scores, answers, tokens, index, signals))
+
+def over_problems_and_orders(one: Callable[..., Any], prior: Any, observations: Observation) -> Any:
+    """Maps a function of a problem's prior and observations [N] over those of [K, P, N]."""
+    over_problems = jax.vmap(one, in_axes=(0, _OVER))
+    return jax.vmap(over_problems, in_axes=(None, _OVER))(prior, observations)
+
+
+@jax.jit
+def _run(policy: Policy, prior: Any, observations: Observation) -> Stop:
+    """[K, P, N] in launch order; the policy single or stacked."""
 
     def one_setting(policy):
-        over_problems = jax.vmap(functools.partial(one_order, policy))
+        one_order = functools.partial(_one, policy)
+        if not policy.couples_problems:
+            return over_problems_and_orders(one_order, prior, observations)
 
-        def one_permutation(scores, answers, tokens, signals):
-            given = prior
-            if policy.couples_problems:
-                launched = jnp.broadcast_to(index, scores.shape)
-                given = policy.plan(Observation(scores, answers, tokens, launched, signals))
-            return over_problems(given, scores, answers, tokens, signals)
+        def one_permutation(observations):
+            launched = jnp.broadcast_to(observations.index, observations.score.shape)
+            given = policy.plan(observations._replace(index=launched))
+            return jax.vmap(one_order, in_axes=(0, _OVER))(given, observations)
 
-        return jax.vmap(one_permutation)(scores, answers, tokens, signals)
+        return jax.vmap(one_permutation, in_axes=(_OVER,))(observations)
 
     if num_settings(policy) is None:
         return one_setting(policy)
@@ -188,9 +202,19 @@ def refusal(pool: Pool, policy: Policy, num_permutations: int) -> Refusal | None
     return None
 
 
-def _collect(pool: Pool, orders: np.ndarray, tokens: np.ndarray, stop: Any) -> ReplayResult:
+class InLaunchOrder(NamedTuple):
+    """What a replay computes with."""
+
+    policy: Policy  # of arrays, without a prior
+    prior: Any  # fields [P, ...], or None
+    observations: Observation  # [K, P, N], index [N]
+    orders: np.ndarray  # int32 [K, P, N], as `permutations` gives
+
+
+def collect(pool: Pool, asked: InLaunchOrder, stop: Stop) -> ReplayResult:
     """Reads off the pool what the policy returned and spent; arrays [..., K, P]."""
     count, selected, info = stop
+    orders, tokens = asked.orders, np.asarray(asked.observations.tokens)
     permutation = np.arange(orders.shape[0])[:, None]
     problem = np.arange(orders.shape[1])[None, :]
     none = selected < 0
@@ -262,6 +286,15 @@ def replay(
       ValueError: a field of the policy is no number, a stack's axes do not match, a prior of a
         wrong shape, a missing key.
     """
+    asked = in_launch_order(pool, policy, key, num_permutations, prior)
+    stop = _run(*asked[:3])
+    return collect(pool, asked, jax.tree.map(np.asarray, stop))
+
+
+def in_launch_order(
+    pool: Pool, policy: Policy, key: Array | None, num_permutations: int, prior: Any
+) -> InLaunchOrder:
+    """Checks and prepares what `replay` takes; raises as it says."""
     if not isinstance(policy, Policy):
         raise ValueError(f"policy must be a policies.Policy, found {policy!r}")
     num_settings(policy)
@@ -269,23 +302,21 @@ def replay(
         raise PoolError(f"pool: {'; '.join(part for part in refused if part)}")
     given = policy.prior if prior is None else prior
     policy = as_arrays(dataclasses.replace(policy, prior=None))
-
     orders = permutations(pool, key, num_permutations)[..., : policy.slots]
     problems = np.arange(pool.num_problems)[:, None]
     dtype = jnp.result_type(float)
     scores = np.zeros(pool.mask.shape, np.float32) if pool.scores is None else pool.scores
     answers = np.zeros(pool.mask.shape, np.int32) if pool.answers is None else pool.answers
-    tokens = pool.tokens[problems, orders]
     signals = [pool.signals[name][problems, orders] for name in policy.signals]
-    stop = _run(
-        policy,
-        jax.tree.map(jnp.asarray, of_each_problem(given, pool.num_problems)),
+    observations = Observation(
         jnp.asarray(scores[problems, orders], dtype),
         jnp.asarray(answers[problems, orders]),
-        jnp.asarray(tokens),
+        jnp.asarray(pool.tokens[problems, orders]),
+        jnp.arange(orders.shape[-1], dtype=jnp.int32),
         jnp.asarray(np.stack(signals, axis=-1), dtype) if signals else None,
     )
-    return _collect(pool, orders, tokens, jax.tree.map(np.asarray, stop))
+    prior = jax.tree.map(jnp.asarray, of_each_problem(given, pool.num_problems))
+    return InLaunchOrder(policy, prior, observations, orders)
 
 
 def compilations() -> int:

@@ -45,6 +45,7 @@ __all__ = [
     "StopReason",
     "check_count",
     "finish",
+    "gain",
     "run",
     "start",
     "step",
@@ -70,6 +71,7 @@ class StopReason(IntEnum):
     SATISFIED = 8  # the rule is satisfied, for rules that have no reason of their own here
     DOUBT_SMALL = 9  # what is left in doubt is not worth the price of another completion
     GAIN_SMALL = 10  # the next completion is not expected to raise the best score enough
+    BUDGET_SPENT = 11  # the budget of the whole run is; the rule was not asked
 
 
 class Request(NamedTuple):
@@ -171,6 +173,14 @@ class Policy(Value):
         """P(the completion to return is right), in [0, 1]; NaN for rules that claim none."""
         del state
         return math.nan
+
+    def gain(self, state: State) -> Array:
+        """What one more completion is expected to gain, for each token that it takes; optional.
+
+        A floating scalar >= 0, of the same unit for all problems, by which those that share a
+        budget are compared (`study.allocate`); infinite where the rule has seen too little to say.
+        """
+        raise NotImplementedError(f"{type(self).__name__} gives no gain(state)")
 
     def params(self, state: State) -> dict[str, Array]:
         """The fitted law's parameters by name; {} for rules that fit none."""
@@ -280,6 +290,12 @@ def step(policy: Policy, state: State, observation: Observation) -> tuple[State,
 def finish(policy: Policy, state: State) -> tuple[Array, Info]:
     """The completion to return, and what a person would plot."""
     return policy.select(state), policy.info(state)
+
+
+@jax.jit
+def gain(policy: Policy, state: State) -> Array:
+    """What one more completion is expected to gain, for each token."""
+    return policy.gain(state)
 
 
 class Outcome(NamedTuple):

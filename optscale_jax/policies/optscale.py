@@ -115,11 +115,12 @@ class OptScale(Policy):
     def gain(self, state: State) -> Array:
         """Expected rise of the best score by one more completion, for each token that it takes.
 
-        E[max(X - best, 0)] / E[tokens], a floating scalar: where a budget shared by problems pays.
+        E[max(X - best, 0)] / E[tokens], a floating scalar; infinite before min_samples scores.
         """
         best = jnp.clip(state.best.score, 0.0, 1.0)
         rise = self.law.expected_rise(state.own.params, best)
-        return rise / jnp.maximum(state.tokens / jnp.maximum(state.count, 1), 1.0)
+        gain = rise / jnp.maximum(state.tokens / jnp.maximum(state.count, 1), 1.0)
+        return jnp.where(state.count < self.min_samples, jnp.inf, gain)
 
 
 def optscale(

@@ -7,6 +7,7 @@ Builds on `replay`, which makes the outcomes; `report` draws what comes out, and
     rows = compare(outcomes, options=Options(Aim(max_loss=.01)))
 """
 
+from optscale_jax.study.allocation import Allocation, Budget, allocate
 from optscale_jax.study.comparison import Options, Row, compare, frontiers, sensitivity
 from optscale_jax.study.entries import entries_of, leave_out, replay_comparison
 from optscale_jax.study.findings import Findings, find
@@ -17,6 +18,8 @@ from optscale_jax.study.tuning import Aim
 
 __all__ = [
     "Aim",
+    "Allocation",
+    "Budget",
     "Findings",
     "Method",
     "Options",
@@ -24,6 +27,7 @@ __all__ = [
     "PolicyConfig",
     "PriorConfig",
     "Row",
+    "allocate",
     "compare",
     "entries_of",
     "find",
