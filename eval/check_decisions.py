@@ -4,7 +4,8 @@
 
 For each directory of eval.solve or eval.sample: reads the completions that its decisions rest on,
 replays its policy over them in launch order, and compares how many were drawn and which one was
-returned, for every problem. Exit code 1 if one differs.
+returned, for every problem; of a run with a budget for all of them, which one was returned after as
+many. Exit code 1 if one differs.
 """
 
 import dataclasses
@@ -24,6 +25,8 @@ from optscale_jax.live.engine import FAILED
 from optscale_jax.live.runs import CONFIG, DECISIONS, PROBLEMS
 from optscale_jax.problems import read_problems
 from optscale_jax.readers import read_pool
+from optscale_jax.replay import in_launch_order
+from optscale_jax.study.allocation import paths
 from optscale_jax.study.priors import priors_of
 
 __all__ = ["CheckDecisionsConfig", "main"]
@@ -69,8 +72,16 @@ def _check(directory: Path) -> bool:
     if priors:
         parts = ("loc", "scale", "loc_sd", "scale_sd")
         prior = Prior(*(np.array([getattr(priors[n], part) for n in names]) for part in parts))
-    result = replay(_deep(pool.subset(names), policy), policy, prior=prior)
-    replayed = zip(result.num_samples[0].tolist(), result.selected_index[0].tolist(), strict=True)
+    deep = _deep(pool.subset(names), policy)
+    if config.shared_budget is None:
+        result = replay(deep, policy, prior=prior)
+        counts, returned = result.num_samples[0], result.selected_index[0]
+    else:
+        # How many of one problem depends on all others; which one is returned does not.
+        counts = np.array([decisions[name]["num_samples"] for name in names])
+        path = paths(*in_launch_order(deep, policy, None, 0, prior)[:3])
+        returned = np.asarray(path.selected)[0, np.arange(len(names)), counts - 1]
+    replayed = zip(counts.tolist(), returned.tolist(), strict=True)
     different = [
         f"  {name}: live drew {live['num_samples']} and returned {live['selected_index']}, replay "
         f"{count} and {selected}"

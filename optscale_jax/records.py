@@ -190,3 +190,5 @@ class Decision:
     error: str | None = None  # why it cannot be sampled or scored, for the stop reason "failed"
     # P(the completion returned is right) as the policy claims it; None if it claims none.
     confidence: float | None = None
+    # Where problems share a budget, what one more completion would have gained (`Policy.gain`).
+    gain: float | None = None

@@ -26,7 +26,6 @@ __all__ = [
     "InLaunchOrder",
     "Refusal",
     "ReplayResult",
-    "Stop",
     "collect",
     "compilations",
     "in_launch_order",
@@ -56,7 +55,7 @@ class ReplayResult(NamedTuple):
     confidence: np.ndarray
 
 
-class Stop(NamedTuple):
+class _Stop(NamedTuple):
     """When a policy first asked for no more, and what it said then, each [..., K, P]."""
 
     count: Array
@@ -91,11 +90,11 @@ def permutations(pool: Pool, key: Array | None, num_permutations: int) -> np.nda
     return np.argsort(draws, axis=-1, kind="stable").astype(np.int32)
 
 
-def _one(policy: Policy, prior: Any, observations: Observation) -> Stop:
+def _one(policy: Policy, prior: Any, observations: Observation) -> _Stop:
     """One problem, one order: the state of things when the policy first asked for no more."""
 
     def at(state, count):
-        return Stop(
+        return _Stop(
             jnp.asarray(count, jnp.int32),
             jnp.asarray(policy.select(state), jnp.int32),
             jax.tree.map(jnp.asarray, policy.info(state)),
@@ -119,7 +118,7 @@ def _one(policy: Policy, prior: Any, observations: Observation) -> Stop:
 
 
 # Launch orders are the same for all.
-_OVER = Observation(0, 0, 0, None, 0)
+_OVER: Any = Observation(*cast(Any, (0, 0, 0, None, 0)))
 
 
 def over_problems_and_orders(one: Callable[..., Any], prior: Any, observations: Observation) -> Any:
@@ -129,7 +128,7 @@ def over_problems_and_orders(one: Callable[..., Any], prior: Any, observations: 
 
 
 @jax.jit
-def _run(policy: Policy, prior: Any, observations: Observation) -> Stop:
+def _run(policy: Policy, prior: Any, observations: Observation) -> _Stop:
     """[K, P, N] in launch order; the policy single or stacked."""
 
     def one_setting(policy):
@@ -211,8 +210,8 @@ class InLaunchOrder(NamedTuple):
     orders: np.ndarray  # int32 [K, P, N], as `permutations` gives
 
 
-def collect(pool: Pool, asked: InLaunchOrder, stop: Stop) -> ReplayResult:
-    """Reads off the pool what the policy returned and spent; arrays [..., K, P]."""
+def collect(pool: Pool, asked: InLaunchOrder, stop: Any) -> ReplayResult:
+    """Reads off the pool what the policy returned and spent, of a `_Stop` of [..., K, P]."""
     count, selected, info = stop
     orders, tokens = asked.orders, np.asarray(asked.observations.tokens)
     permutation = np.arange(orders.shape[0])[:, None]

@@ -46,7 +46,11 @@ def sample_seed(run_seed: int, problem_id: str, index: int) -> int:
 
 @runtime_checkable
 class Sampler(Protocol):
-    """Draws completions of a problem."""
+    """Draws completions of a problem.
+
+    One that says how many tokens a completion takes at most, as `most_tokens`, can be given a
+    budget; so can a verifier that says it of one score.
+    """
 
     def sample(
         self, problem: Problem, n: int, first_index: int, *, abort: asyncio.Event

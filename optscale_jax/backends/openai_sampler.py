@@ -206,7 +206,9 @@ class OpenAISampler:
         self._request = _request(config)
         self._weighs = any(config.extra.get(name) for name in ("logprobs", "top_logprobs"))
         self._servers = Servers(config.server, model=config.model)
-        self._servers.models()
+        self.max_len: int | None = self._servers.models().get("max_model_len")
+        asked = self._request | config.extra
+        self.most_tokens: int = asked.get("max_completion_tokens") or asked["max_tokens"]
         self._probing = asyncio.Lock()
         self._answered = -math.inf
         """When the latest request was sent that has been answered."""

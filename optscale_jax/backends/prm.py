@@ -198,6 +198,7 @@ class PrmVerifier:
     def __init__(self, config: VerifierConfig, pooler: Pooler):
         self._config = config
         self._pooler = pooler
+        self.most_tokens = pooler.max_len
         self._family = FORMATS[config.family]
         self._readings: OrderedDict[bytes, _Reading] = OrderedDict()
         tokenizer = pooler.tokenizer

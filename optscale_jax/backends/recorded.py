@@ -56,6 +56,7 @@ class RecordedSampler:
         self._pool = pool
         self._seconds_per_token = seconds_per_token
         self._rows = {str(name): row for row, name in enumerate(pool.problem_ids)}
+        self.most_tokens = int(pool.tokens[pool.mask].max()) if pool.has_tokens else None
 
     async def sample(
         self, problem: Problem, n: int, first_index: int, *, abort: asyncio.Event
@@ -123,6 +124,8 @@ class RecordedVerifier:
     Raises:
         PoolError: If the pool has no scores.
     """
+
+    most_tokens = 0
 
     def __init__(self, pool: Pool):
         if pool.scores is None:

@@ -70,7 +70,8 @@ class VllmSampler:
         )
         try:
             self._tokenizer = self._engine.llm.get_tokenizer()
-            self._max_len = self._engine.llm.model_config.max_model_len
+            self.max_len: int = self._engine.llm.model_config.max_model_len
+            self.most_tokens: int = self._params["max_tokens"]
             # Now, so that a chat template that cannot be used is known before any problem is.
             prompt_token_ids(self._tokenizer, config.prompt, "1 + 1")
         except BaseException:
@@ -82,10 +83,10 @@ class VllmSampler:
     ) -> AsyncGenerator[Completion, None]:
         """Draws n completions; see `Sampler.sample`."""
         prompt = prompt_token_ids(self._tokenizer, self._config.prompt, problem.text)
-        if len(prompt) >= self._max_len:
+        if len(prompt) >= self.max_len:
             raise ProblemError(
                 f"problem {problem.id}: its prompt has {len(prompt)} tokens, and the sampler's "
-                f"context of {self._max_len} leaves none for a completion; raise "
+                f"context of {self.max_len} leaves none for a completion; raise "
                 "engine.max_model_len or leave the problem out",
                 too_long=True,
             )

@@ -5,6 +5,7 @@ They differ in who decides how many completions a problem gets.
 
 import asyncio
 import contextlib
+import dataclasses
 import hashlib
 import platform
 import time
@@ -31,6 +32,7 @@ from optscale_jax.pool import Pool
 from optscale_jax.problems import load_problems
 from optscale_jax.records import Problem
 from optscale_jax.report.live import OUTPUTS, live_table, write_live_results
+from optscale_jax.study.allocation import check_budget
 from optscale_jax.study.pools import PoolSource
 from optscale_jax.study.priors import priors_of
 from optscale_jax.study.registry import describe
@@ -61,6 +63,9 @@ def live(config: LiveConfig) -> None:
     pool = None if recorded.pool is None else PoolSource(recorded.pool, recorded.read).load()
     origin = config.origin if pool is None else pool.origin
     policy.check_origin(origin)
+    budget = config.shared_budget
+    if budget is not None:
+        check_budget(policy, pool)
     problems = _problems(config, pool)
     priors, tokens = priors_of(config.priors_file, name, [problem.id for problem in problems])
     extract = load_object(config.extract, what="extract", shipped=EXTRACTORS)
@@ -71,7 +76,14 @@ def live(config: LiveConfig) -> None:
             console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
         before, started = run.num_samples, time.monotonic()
         with progress() as bar:
-            task = bar.add_task("solving", total=len(problems))
+            total = len(problems) if budget is None else budget.tokens
+            task = bar.add_task("solving", total=total)
+            if budget is not None:
+
+                def advanced(spent: float | int) -> None:
+                    bar.update(task, completed=spent)
+
+                budget = dataclasses.replace(budget, on_spent=advanced)
 
             def models() -> tuple[Sampler, Verifier | None]:
                 nonlocal started
@@ -90,14 +102,16 @@ def live(config: LiveConfig) -> None:
                 equal=equal,
                 max_in_flight=config.max_in_flight,
                 max_ahead=config.max_ahead,
-                on_solution=lambda solution: bar.advance(task),
+                budget=budget,
+                on_solution=lambda solution: bar.advance(task, budget is None),
             )
         seconds = time.monotonic() - started
         if isinstance(equal, EquivalenceChecker) and equal.timeouts:
             print(f"note: {equal.timeouts} answers took too long to read and equal their text only")
         words = describe(setting, name)
         source = Path(str(config.problems or config.recorded.pool)).stem
-        table = live_table(solutions, source, label, words, policy.max_samples)
+        cap = policy.max_samples
+        table = live_table(solutions, source, label, words, cap, budget and budget.tokens)
         with output_folder(Path(config.out), OUTPUTS) as folder:
             names = {"policy": name, "label": label, "setting": words}
             write_live_results(folder, solutions, names, setting, origin)

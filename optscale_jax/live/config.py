@@ -12,6 +12,7 @@ from optscale_jax.calibration import Origin
 from optscale_jax.checks import at_least, positive
 from optscale_jax.errors import InputError
 from optscale_jax.policies import Policy
+from optscale_jax.study.allocation import Budget
 from optscale_jax.study.pools import ReadConfig
 from optscale_jax.study.registry import Entry, PolicyConfig, expand
 
@@ -147,6 +148,11 @@ class LiveConfig:
             self.sampler.model,
         )
 
+    @property
+    def shared_budget(self) -> Budget | None:
+        """What all problems may spend together; None = as much as the policy asks for."""
+        return None
+
     def configured_policy(self) -> ConfiguredPolicy:
         """The policy that decides how many completions a problem gets.
 
@@ -166,17 +172,33 @@ class SolveConfig(LiveConfig):
         priors: JSON lines file with a prior for each problem, as eval.predict writes it:
             problem_id, loc, scale, loc_sd, scale_sd and the tokens that predicting took. null: the
             policy's own prior, or none.
+        budget: Tokens that the whole run may spend, on completions and verifier, at least 1: each
+            goes to the problem where the policy says that it gains most. null: each problem by
+            itself.
+        batch: With a budget, most completions under way at once, at least 1, in the place of
+            max_in_flight and max_ahead.
         out: Directory of the run. One that was cut off goes on where it was.
     """
 
     policy: PolicyConfig = dataclasses.field(default_factory=lambda: PolicyConfig("optscale"))
     priors: str | None = None
+    budget: int | None = None
+    batch: int = 64
     out: str = "runs/solve"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 1, "budget", "batch")
 
     @property
     def priors_file(self) -> str | None:
         """The file of priors: that of `priors`, or else the policy's own (`policy.prior.file`)."""
         return self.priors or self.policy.prior.file
+
+    @property
+    def shared_budget(self) -> Budget | None:
+        """That of `budget` and `batch`."""
+        return None if self.budget is None else Budget(self.budget, self.batch)
 
     def configured_policy(self) -> ConfiguredPolicy:
         """The policy of `policy`."""

@@ -8,12 +8,16 @@ the batches of one sampler and one verifier, which know nothing of each other or
 The policy's functions are those that replay runs, so a recorded run replayed comes to the same
 decisions (`optscale_jax.replay`). With a run directory (`live.runs`) everything drawn is
 kept as it comes, and a run that was cut off goes on from there.
+
+Problems that share a budget (`study.allocation`) ask its queue instead of the policy whether to go
+on, and stay open until it is spent.
 """
 
 import asyncio
 import contextlib
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -42,6 +46,7 @@ from optscale_jax.records import (
     TokenLedger,
     measured,
 )
+from optscale_jax.study.allocation import Budget, Queue, check_budget
 
 __all__ = [
     "FAILED",
@@ -119,6 +124,7 @@ def solve(
     equal: Equal = answers_equal,
     max_in_flight: int = 256,
     max_ahead: int | None = None,
+    budget: Budget | None = None,
     on_solution: Callable[[Solution], None] | None = None,
 ) -> list[Solution]:
     """Solves problems with as few samples as a policy asks for.
@@ -138,6 +144,7 @@ def solve(
         equal: Likewise.
         max_in_flight: Likewise.
         max_ahead: Likewise.
+        budget: Likewise.
         on_solution: Likewise.
 
     Returns:
@@ -158,6 +165,7 @@ def solve(
         equal=equal,
         max_in_flight=max_in_flight,
         max_ahead=max_ahead,
+        budget=budget,
         on_solution=on_solution,
     )
     try:
@@ -202,6 +210,7 @@ async def solve_async(
     equal: Equal = answers_equal,
     max_in_flight: int = 256,
     max_ahead: int | None = None,
+    budget: Budget | None = None,
     on_solution: Callable[[Solution], None] | None = None,
 ) -> list[Solution]:
     """Solves problems with as few samples as a policy asks for.
@@ -223,6 +232,11 @@ async def solve_async(
         max_ahead: How many completions of a problem may be drawn beyond those that its policy has
             seen, at least 1; None = as many as it asks for. A policy changes its mind: fewer at
             once waste fewer, and take longer where too few problems are left to fill a batch.
+        budget: What all problems may spend together, on completions, verifier and predictor; they
+            are gone back to until it is spent. The policy says what one more gains, and its own
+            rule to stop is not asked. max_in_flight and max_ahead have no effect then. None: each
+            problem by itself. `most` is by default the sum of `most_tokens` of sampler and
+            verifier.
         on_solution: Called with each solution when it is there and, with a run, on disk.
 
     Returns:
@@ -231,12 +245,18 @@ async def solve_async(
 
     Raises:
         InputError: If the policy needs scores and there is no verifier, if it couples problems
-            (`Policy.plan`), if ids repeat, or a number is outside its domain.
+            (`Policy.plan`), if ids repeat, or a number is outside its domain. With a budget, if the
+            policy has no `gain` or is sequential, lengths are not known, or it is too small for a
+            completion of each problem.
         EngineError: If the sampler yields other completions than it was asked for, or a score is
             not in [0, 1].
         RunError: If the run cannot be written.
     """
     _check(problems, verifier, policy, run, max_in_flight, max_ahead)
+    if budget is not None:
+        check_budget(policy)
+        if budget.most is None:
+            budget = dataclasses.replace(budget, most=_most_tokens(sampler, verifier))
     engine = _Engine(
         sampler=sampler,
         verifier=verifier,
@@ -254,16 +274,22 @@ async def solve_async(
 
     async def work_through_the_queue() -> None:
         for place, problem in queue:
-            solutions[place] = solution = await engine.solve(problem, place, len(problems))
-            if on_solution is not None:
-                on_solution(solution)
+            solved(place, await engine.solve(problem, place, len(problems)))
+
+    def solved(place: int, solution: Solution) -> None:
+        solutions[place] = solution
+        if on_solution is not None:
+            on_solution(solution)
 
     with _first_error():
         async with asyncio.TaskGroup() as tasks:
             writer = tasks.create_task(run.keep_writing()) if run is not None else None
             async with asyncio.TaskGroup() as workers:
-                for _ in range(min(max_in_flight, len(problems))):
-                    workers.create_task(work_through_the_queue())
+                if budget is not None:
+                    workers.create_task(engine.share(problems, budget, solved))
+                else:
+                    for _ in range(min(max_in_flight, len(problems))):
+                        workers.create_task(work_through_the_queue())
             if writer is not None:
                 writer.cancel()
     return [solution for solution in solutions if solution is not None]
@@ -329,6 +355,20 @@ def _check(
         if problem.id in seen:
             raise InputError(f"two problems have the id {problem.id!r}")
         seen.add(problem.id)
+
+
+def _most_tokens(sampler: Sampler, verifier: Verifier | None) -> int:
+    most = 0
+    for what, model in (("sampler", sampler), ("verifier", verifier)):
+        if model is not None:
+            bound = getattr(model, "most_tokens", None)
+            if bound is None:
+                raise InputError(
+                    f"budget: the {what} does not say how many tokens one completion may take "
+                    "(most_tokens), so what is under way could exceed any budget; leave it out"
+                )
+            most += bound
+    return most
 
 
 @contextlib.contextmanager
@@ -409,6 +449,10 @@ class Decider:
                 )
         return [signals.get(name, math.nan) for name in self._signals]
 
+    def gain(self, state: Any) -> float:
+        """What one more completion is expected to gain."""
+        return float(driver.gain(self._policy, state))
+
     def end(self, state: Any) -> tuple[int, Info]:
         """The index to return, and what a person would plot."""
         selected, info = jax.device_get(driver.finish(self._policy, state))
@@ -445,17 +489,73 @@ class _Engine(NamedTuple):
                 decision = work.failure(str(error))
             else:
                 decision = work.decision(*self.decide.end(state))
+            await self._keep(decision)
+        return work.solution(decision)
+
+    async def _keep(self, decision: Decision) -> None:
+        if self.run is not None:
+            self.run.add_decision(decision)
+            await self.run.durable()
+
+    async def share(
+        self, problems: Sequence[Problem], budget: Budget, solved: Callable[[int, Solution], None]
+    ) -> None:
+        """Solves all problems within one budget, and tells their places and solutions."""
+        assert budget.most is not None
+        works = [_Work(self, problem, budget.most) for problem in problems]
+        decisions = [self.run and self.run.decision(problem.id) for problem in problems]
+        if None in decisions:
+            # Those that an earlier process had decided too: it is their queue.
+            found = await self._spend(problems, works, budget)
+            for place, decision in enumerate(found):
+                if decisions[place] is None:
+                    decisions[place] = decision
+                    if self.run is not None:
+                        self.run.add_decision(decision)
             if self.run is not None:
-                self.run.add_decision(decision)
                 await self.run.durable()
-        chosen = decision.selected_index
-        samples = [work.samples[index] for index in range(decision.num_samples)]
-        return Solution(
-            problem=problem,
-            decision=decision,
-            selected=None if chosen < 0 else work.samples[chosen],
-            samples=tuple(map(_without_text, samples)),
-        )
+        for place, (work, decision) in enumerate(zip(works, decisions, strict=True)):
+            assert decision is not None
+            solved(place, work.solution(decision))
+
+    async def _spend(
+        self, problems: Sequence[Problem], works: "Sequence[_Work]", budget: Budget
+    ) -> list[Decision]:
+        cap, count = int(self.policy.max_samples), len(works)
+        states = [
+            self.decide.start(self.priors.get(problem.id), place, count)[0]
+            for place, problem in enumerate(problems)
+        ]
+        gains = [math.inf] * count
+        earlier = {
+            (place, index): known
+            for place, work in enumerate(works)
+            for index, known in work.earlier().items()
+        }
+        spent = sum(self.predictor_tokens.get(problem.id, 0) for problem in problems)
+        queue = Queue(count, cap, budget, spent=spent, earlier=earlier)
+        async with asyncio.TaskGroup() as tasks:
+            while (turn := queue.turn()) is not None:
+                place, index, launch = turn
+                work = works[place]
+                if launch:
+                    tasks.create_task(work.draw_one(index))
+                    continue
+                sample, gain = await work.arrival(index), None
+                if sample is not None:
+                    states[place], _ = self.decide.step(states[place], sample)
+                    gains[place] = gain = self.decide.gain(states[place])
+                queue.add(gain, work.cost(index))
+        decisions = []
+        for work, state, gain in zip(works, states, gains, strict=True):
+            if work.failed:
+                decisions.append(work.failure(work.failed[min(work.failed)]))
+                continue
+            reason = StopReason.MAX_SAMPLES if work.seen == cap else StopReason.BUDGET_SPENT
+            selected, info = self.decide.end(state)
+            info = info._replace(stop_reason=reason)
+            decisions.append(work.decision(selected, info, gain))
+        return decisions
 
 
 class _Work:
@@ -465,9 +565,10 @@ class _Work:
         samples: By launch order, those scored; some may be missing in between.
         launched: How many have been launched, from the first on.
         seen: How many the policy has been shown, from the first on.
+        failed: With a budget, why a completion could not be drawn or scored, by launch order.
     """
 
-    def __init__(self, engine: _Engine, problem: Problem):
+    def __init__(self, engine: _Engine, problem: Problem, most: float | int = 0):
         self._engine = engine
         self._problem = problem
         self._ids = AnswerIds(problem.answer, equal=engine.equal)
@@ -477,14 +578,20 @@ class _Work:
         self.seen = 0
         self.launched = 0
         self.samples: dict[int, Sample] = {}
-        self._unscored: list[Completion] = []
+        # Those that have ended, by launch order; some are scored by now, and are samples.
+        self._ended: dict[int, Completion] = {}
+        self.failed: dict[int, str] = {}
+        self._most = most
+        # With a budget, how often each has been launched: by processes that were cut off, too.
+        self._launches: Counter[int] = Counter()
         # What is spent on completions that are not among the samples.
         self._surplus = TokenLedger(predictor=engine.predictor_tokens.get(problem.id, 0))
         if engine.run is not None:
             for sample in engine.run.samples(problem.id):
                 self.samples[sample.completion.index] = sample
                 self._ids.restore(sample.answer, sample.answer_id)
-            self._unscored = engine.run.unscored(problem.id)
+            self._ended = {one.index: one for one in engine.run.unscored(problem.id)}
+            self._launches.update(engine.run.launches(problem.id))
 
     async def decide(self, tasks: asyncio.TaskGroup, state: Any, more: int) -> Any:
         """Draws until the policy has enough, and aborts what is then in flight.
@@ -497,7 +604,7 @@ class _Work:
         Returns:
             Its state at the stop.
         """
-        for completion in self._unscored:
+        for completion in list(self._ended.values()):
             tasks.create_task(self._score(completion))
         while more > 0:
             self._launch(tasks, more)
@@ -509,10 +616,73 @@ class _Work:
         self._enough.set()
         return state
 
+    def earlier(self) -> dict[int, tuple[float | int, bool]]:
+        """What each completion of an earlier process cost at most, and whether it is there."""
+        indices = {*self.samples, *self._ended, *self._launches}
+        # What scoring those that are not scored yet will cost is not known.
+        return {
+            index: (
+                self.cost(index) + self._most * (index in self._ended),
+                index in self.samples or index in self._ended,
+            )
+            for index in indices
+        }
+
+    def cost(self, index: int) -> float | int:
+        """Tokens spent on a completion, as far as they are known; never too few."""
+        return self._ledger(index).total
+
+    def _ledger(self, index: int) -> TokenLedger:
+        sample, times = self.samples.get(index), self._launches[index]
+        completion = self._ended.get(index) if sample is None else sample.completion
+        # How far one had come that was under way when a process was cut off is not known: it counts
+        # in full, beside what it takes now that it is drawn again.
+        if completion is None:
+            return TokenLedger(aborted=times * self._most)
+        tokens = measured(completion.tokens)
+        again = tokens * (times - 1) if times > 1 else 0
+        return TokenLedger(tokens, again, 0 if sample is None else sample.verifier_tokens)
+
+    async def draw_one(self, index: int) -> None:
+        """Has a completion drawn and scored, unless that is done; keeps what is wrong with it."""
+        drawn = self._ended.get(index)
+        try:
+            with _first_error():
+                async with asyncio.TaskGroup() as tasks:
+                    if drawn is not None:
+                        await self._score(drawn)
+                    elif index not in self.samples:
+                        self._launches[index] += 1
+                        if self._engine.run is not None:
+                            self._engine.run.add_launch(self._problem.id, index)
+                            await self._engine.run.durable()
+                        await self._draw(tasks, index, 1)
+        except ProblemError as error:
+            self.failed[index] = str(error)
+            if index not in self._ended:
+                self._launches[index] -= 1  # it is known to cost nothing
+            self._arrived.set()
+
+    async def arrival(self, index: int) -> Sample | None:
+        """The completion, once it is there; None if it or one before it has failed."""
+        while index not in self.samples and index not in self.failed:
+            self._arrived.clear()
+            await self._arrived.wait()
+        if min(self.failed, default=index + 1) <= index:
+            return None
+        sample = self.samples[index]
+        if sample.completion.tokens < 0:
+            raise InputError(
+                f"budget: the sampler does not say how many tokens completion {index} of problem "
+                f"{self._problem.id!r} has, which a budget counts; leave the budget out"
+            )
+        self.seen += 1
+        return sample
+
     def _launch(self, tasks: asyncio.TaskGroup, more: int) -> None:
         """Starts drawing what the policy asks for, and is neither there nor under way."""
         ahead = more if self._engine.max_ahead is None else min(more, self._engine.max_ahead)
-        there = {*self.samples, *(completion.index for completion in self._unscored)}
+        there = {*self.samples, *self._ended}
         wanted = range(self.launched, self.seen + ahead)
         self.launched = max(self.launched, self.seen + ahead)
         first = None
@@ -542,6 +712,7 @@ class _Work:
                 # It ended before the abort reached it; scoring it would change nothing any more.
                 self._surplus += TokenLedger(completed=measured(completion.tokens))
             else:
+                self._ended[completion.index] = completion
                 if self._engine.run is not None and self._engine.verifier is not None:
                     self._engine.run.add_drawn(self._problem.id, completion)
                 tasks.create_task(self._score(completion))
@@ -598,7 +769,18 @@ class _Work:
             return await asyncio.to_thread(self._ids.add, answer)
         return self._ids.add(answer)
 
-    def decision(self, selected: int, info: Info) -> Decision:
+    def solution(self, decision: Decision) -> Solution:
+        """What came of the problem."""
+        chosen = decision.selected_index
+        samples = [self.samples[index] for index in range(decision.num_samples)]
+        return Solution(
+            problem=self._problem,
+            decision=decision,
+            selected=None if chosen < 0 else self.samples[chosen],
+            samples=tuple(map(_without_text, samples)),
+        )
+
+    def decision(self, selected: int, info: Info, gain: float = math.nan) -> Decision:
         """What the policy did, and what it cost."""
         return self._decision(
             selected,
@@ -606,6 +788,7 @@ class _Work:
             required=int(info.required),
             params={name: float(value) for name, value in info.params.items()},
             confidence=None if math.isnan(info.confidence) else float(info.confidence),
+            gain=gain if math.isfinite(gain) else None,
         )
 
     def failure(self, error: str) -> Decision:
@@ -613,12 +796,9 @@ class _Work:
         return self._decision(-1, FAILED, required=-1, params={}, error=error)
 
     def _decision(self, selected: int, stop_reason: str, **fields: Any) -> Decision:
-        samples = self.samples.values()
+        indices = {*self.samples, *self._ended, *self._launches}
+        ledger = sum(map(self._ledger, indices), start=self._surplus)
         spent = sum(measured(self.samples[index].completion.tokens) for index in range(self.seen))
-        ledger = self._surplus + TokenLedger(
-            completed=sum(measured(sample.completion.tokens) for sample in samples),
-            verifier=sum(sample.verifier_tokens for sample in samples),
-        )
         return Decision(
             problem_id=self._problem.id,
             num_samples=self.seen,

@@ -3,7 +3,8 @@
     config.yaml      the configuration, which a resumed run must share
     versions.json    packages and machine
     problems.jsonl   the problems as they were asked, as `read_problems` reads them
-    drawn.jsonl      completions, the moment they are drawn; gone when the run has finished
+    drawn.jsonl      completions, the moment they are drawn, and with a budget their launches; gone
+                     when the run has finished
     samples.jsonl    completions with their scores, in the project's own format (docs/formats.md)
     decisions.jsonl  one line a problem that is decided: what was returned and what it cost
     lock             held by the process that is at it
@@ -156,11 +157,19 @@ class Run:
         """The completions of a problem that were there when the run was opened, but not scored."""
         return list(self._drawn.get(problem_id, {}).values())
 
+    def launches(self, problem_id: str) -> Sequence[int]:
+        """Each completion that was about to be drawn for a budget, as often as it was."""
+        return self._launches.get(problem_id, [])
+
     def decision(self, problem_id: str) -> Decision | None:
         """What had been decided about a problem when the run was opened, if it was."""
         return self._decisions.get(problem_id)
 
     # What is added ------------------------------------------------------------------------------
+
+    def add_launch(self, problem_id: str, index: int) -> None:
+        """Keeps that a completion is about to be drawn, and may cost something whatever follows."""
+        self._add(DRAWN, {"problem_id": problem_id, "launched": index})
 
     def add_drawn(self, problem_id: str, completion: Completion) -> None:
         """Keeps a completion that is about to be scored."""
@@ -300,6 +309,7 @@ class Run:
         """Reads the logs; returns which lines cannot be used, and why."""
         self._samples: dict[str, dict[int, Sample]] = {}
         self._drawn: dict[str, dict[int, Completion]] = {}
+        self._launches: dict[str, list[int]] = {}
         self._decisions: dict[str, Decision] = {}
         # Decisions first: what they were about need not be held in memory.
         restore = {
@@ -366,7 +376,11 @@ class Run:
         of_problem[index] = sample
 
     def _add_drawn(self, fields: dict[str, Any]) -> None:
-        problem_id, completion = _known(fields, "problem_id", str), _completion(fields)
+        problem_id = _known(fields, "problem_id", str)
+        if "launched" in fields:
+            self._launches.setdefault(problem_id, []).append(_count(fields, "launched"))
+            return
+        completion = _completion(fields)
         if problem_id in self._decisions or completion.index in self._samples.get(problem_id, {}):
             return
         self._drawn.setdefault(problem_id, {})[completion.index] = completion

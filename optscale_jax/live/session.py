@@ -19,6 +19,7 @@ from optscale_jax.live.runs import Run
 from optscale_jax.policies import Policy
 from optscale_jax.records import Problem
 from optscale_jax.signals import leave_terminal, terminations
+from optscale_jax.study.allocation import Budget
 
 __all__ = ["run_live"]
 
@@ -35,6 +36,7 @@ def run_live(
     equal: Equal = answers_equal,
     max_in_flight: int = 256,
     max_ahead: int | None = None,
+    budget: Budget | None = None,
     on_solution: Callable[[Solution], None] | None = None,
 ) -> list[Solution]:
     """Solves the problems of a run and finishes it.
@@ -51,6 +53,7 @@ def run_live(
         equal: Likewise.
         max_in_flight: Likewise.
         max_ahead: Likewise.
+        budget: Likewise.
         on_solution: Likewise.
 
     Returns:
@@ -76,6 +79,7 @@ def run_live(
             equal=equal,
             max_in_flight=max_in_flight,
             max_ahead=max_ahead,
+            budget=budget,
             on_solution=on_solution,
         )
         solutions = asyncio.run(_until_terminated(_closing(work, sampler, verifier)))

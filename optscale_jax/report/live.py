@@ -12,6 +12,7 @@ from optscale_jax.calibration import NOT_KNOWN, Origin
 from optscale_jax.live.engine import FAILED, Solution, solutions_pool
 from optscale_jax.records import TokenLedger, measured
 from optscale_jax.report.tables import Table, answered, cells, mean_of, setting_cell, write_csv
+from optscale_jax.study.allocation import price
 
 __all__ = ["OUTPUTS", "live_table", "write_live_results"]
 
@@ -49,7 +50,12 @@ def _means(solutions: Sequence[Solution]) -> dict[str, float]:
 
 
 def live_table(
-    solutions: Sequence[Solution], source: str, label: str, setting: str, max_samples: int
+    solutions: Sequence[Solution],
+    source: str,
+    label: str,
+    setting: str,
+    max_samples: int,
+    budget: float | int | None = None,
 ) -> Table:
     """The table that the terminal shows: means over problems, and why the first that failed did.
 
@@ -59,6 +65,7 @@ def live_table(
         label: What the policy is called.
         setting: Its arguments, in words.
         max_samples: Its cap.
+        budget: Tokens that all problems share; None: none.
     """
     means = _means(solutions)
     columns, row = ["policy", "setting"], [label, setting]
@@ -77,6 +84,14 @@ def live_table(
     failed = [s for s in solutions if s.decision.stop_reason == FAILED]
     given = [sample.answer is None for solution in solutions for sample in solution.samples]
     notes = ["completed to total: tokens a problem", *answered((sum(given), len(given)))]
+    if budget is not None:
+        spent = sum(s.decision.ledger.total for s in solutions)
+        gains = [math.nan if s.decision.gain is None else s.decision.gain for s in solutions]
+        at = price(gains, [s.decision.num_samples for s in solutions], max_samples)
+        notes.append(
+            f"budget: {budget:,.0f} tokens, {spent:,.0f} of them spent; price {at:.3g}, which is "
+            "what the next completion would have gained"
+        )
     notes += [f"problem {s.problem.id} failed: {s.decision.error}" for s in failed[:5]]
     if len(failed) > 5:
         notes.append(f"and {len(failed) - 5} more failed; their decisions.jsonl says why")

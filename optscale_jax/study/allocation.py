@@ -16,19 +16,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optscale_jax.checks import at_least
 from optscale_jax.errors import InputError, PoolError
 from optscale_jax.policies import Info, Observation, Policy, StopReason, num_settings
 from optscale_jax.pool import Pool
-from optscale_jax.replay import (
-    ReplayResult,
-    Stop,
-    collect,
-    in_launch_order,
-    over_problems_and_orders,
-)
+from optscale_jax.replay import ReplayResult, collect, in_launch_order, over_problems_and_orders
 from optscale_jax.typing import Array
 
-__all__ = ["Allocation", "Budget", "Queue", "Turn", "allocate", "check_budget", "price"]
+__all__ = [
+    "Allocation",
+    "Budget",
+    "Path",
+    "Queue",
+    "Turn",
+    "allocate",
+    "check_budget",
+    "paths",
+    "price",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,16 +49,13 @@ class Budget:
       on_spent: called with all that is spent, whenever that is more.
     """
 
-    tokens: float
+    tokens: float | int
     batch: int = 64
-    most: float | None = None
-    on_spent: Callable[[float], None] = lambda spent: None
+    most: float | int | None = None
+    on_spent: Callable[[float | int], None] = lambda spent: None
 
     def __post_init__(self):
-        for name in ("tokens", "batch"):
-            if not (value := getattr(self, name)) >= 1:
-                words = "budget" if name == "tokens" else name
-                raise InputError(f"{words} is {value}; it must be at least 1")
+        at_least(self, 1, "tokens", "batch", "most", of="budget.")
 
 
 class Turn(NamedTuple):
@@ -91,8 +93,8 @@ class Queue:
         max_samples: int,
         budget: Budget,
         *,
-        spent: float = 0,
-        earlier: Mapping[tuple[int, int], tuple[float, bool]] | None = None,
+        spent: float | int = 0,
+        earlier: Mapping[tuple[int, int], tuple[float | int, bool]] | None = None,
     ):
         assert budget.most is not None
         self.spent = spent
@@ -101,7 +103,7 @@ class Queue:
         # Of what an earlier process launched, that which is not launched again yet.
         self._held = sum(cost for cost, _ in self._earlier.values())
         self._reserved = 0.0
-        self._under_way: deque[tuple[int, int, float]] = deque()
+        self._under_way: deque[tuple[int, int, float | int]] = deque()
         self._seen, self._launched = [0] * num_problems, [0] * num_problems
         self._gain = [np.inf] * num_problems
         # An entry holds as long as its problem has launched and seen as many.
@@ -137,7 +139,7 @@ class Queue:
             raise InputError(self._too_small())
         return None
 
-    def add(self, gain: float | None, tokens: float) -> None:
+    def add(self, gain: float | None, tokens: float | int) -> None:
         """Tells what came of the completion looked at.
 
         Args:
@@ -220,7 +222,7 @@ def price(gain: Any, num_samples: Any, max_samples: int) -> np.ndarray:
     return np.max(np.where(more, np.nan_to_num(gain, nan=0.0), 0.0), axis=-1, initial=0.0)
 
 
-class _Path(NamedTuple):
+class Path(NamedTuple):
     """What a policy says after each completion, [K, P, N]."""
 
     selected: Array
@@ -229,10 +231,18 @@ class _Path(NamedTuple):
 
 
 @jax.jit
-def _paths(policy: Policy, prior: Any, observations: Observation) -> _Path:
+def paths(policy: Policy, prior: Any, observations: Observation) -> Path:
+    """What a policy says after each completion, whether or not it would have stopped before.
+
+    Args:
+      policy: as `in_launch_order` gives it, and so are the others.
+      prior: likewise.
+      observations: likewise.
+    """
+
     def step(state, observation):
         state = policy.observe(state, observation)
-        path = _Path(policy.select(state), policy.info(state), policy.gain(state))
+        path = Path(policy.select(state), policy.info(state), policy.gain(state))
         return state, jax.tree.map(jnp.asarray, path)
 
     def one(prior, observations):
@@ -244,7 +254,7 @@ def _paths(policy: Policy, prior: Any, observations: Observation) -> _Path:
 def allocate(
     pool: Pool,
     policy: Policy,
-    budget: Budget | float,
+    budget: Budget | float | int,
     *,
     key: Array | None = None,
     num_permutations: int = 0,
@@ -278,7 +288,7 @@ def allocate(
     if budget.most is None:
         budget = dataclasses.replace(budget, most=int(pool.tokens[pool.mask].max()))
     asked = in_launch_order(pool, policy, key, num_permutations, prior)
-    path = jax.tree.map(np.asarray, _paths(*asked[:3]))
+    path = jax.tree.map(np.asarray, paths(*asked[:3]))
     tokens = np.asarray(asked.observations.tokens)
     counts, spent = [], []
     for gains, costs in zip(path.gain.tolist(), tokens.tolist(), strict=True):
@@ -296,5 +306,5 @@ def allocate(
     )
     reason = np.where(count < policy.max_samples, StopReason.BUDGET_SPENT, StopReason.MAX_SAMPLES)
     info = stop.info._replace(stop_reason=reason.astype(np.int32))
-    result = collect(pool, asked, Stop(count, stop.selected, info))
+    result = collect(pool, asked, (count, stop.selected, info))
     return Allocation(result, np.array(spent), price(stop.gain, count, policy.max_samples))
