@@ -114,6 +114,8 @@ def _deep(pool: Pool, policy: Policy) -> Pool:
         problem_ids=pool.problem_ids,
         kind=pool.kind,
         signals={name: filled(signal, np.nan) for name, signal in pool.signals.items()},
+        # That these are the scores that it was learnt for, the run itself has seen to.
+        origin=getattr(policy, "origin", None) or pool.origin,
     )
 
 

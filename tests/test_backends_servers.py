@@ -434,10 +434,13 @@ def judged(sampler, text="It is 2.", *, finish_reason="stop", **options):
     ],
 )
 def test_verdicts_without_probabilities_are_counted(texts, value, note):
-    score = judged(Verdicts(*texts))
+    sampler = Verdicts(*texts)
+    score = judged(sampler)
     assert (score.value, score.note, score.steps) == (value, note, ())
     # One reading of the question, four verdicts.
     assert score.tokens == 100 + 4 * 10
+    sampler.max_len, sampler.most_tokens = 100, 10
+    assert GenerativeVerifier(JudgeConfig(samples=4), sampler).most_tokens == score.tokens
 
 
 def test_the_judge_is_asked_what_the_template_says():

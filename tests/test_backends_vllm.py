@@ -212,6 +212,7 @@ def test_no_spelling_raises_a_score(run, verifier, monkeypatch):
 def test_a_prompt_beyond_the_context_is_its_problems_error(run, sampler):
     with pytest.raises(ProblemError, match=r"^problem long: .* tokens.*max_model_len[^\n]*$"):
         run(drawn(sampler, 2, problem=Problem("long", "x" * CONTEXT)))
+    assert (sampler.max_len, sampler.most_tokens) == (CONTEXT, MAX_TOKENS)
     assert len(run(drawn(sampler, 2))) == 2
 
 
@@ -247,7 +248,7 @@ def test_what_does_not_fit_the_verifier_changes_nothing_before_it(run, verifier)
         )
     )
     assert long.note == "truncated; unfinished"
-    assert long.tokens == CONTEXT
+    assert long.tokens == CONTEXT == verifier.most_tokens
     assert 5 < len(long.steps) < 60
     assert long.steps[:5] == pytest.approx(short.steps, abs=1e-5)
     assert blank.note == "no step"

@@ -119,6 +119,29 @@ def test_a_fixed_pool_is_drawn_whole(pool_file, tmp_path):
     assert (in_order.scores == whole.scores[:, :5]).all()
 
 
+def test_a_budget_for_all_problems_is_spent_and_said(pool_file, tmp_path, capsys):
+    out = tmp_path / "run"
+    vote = ["--policy.name=calibrated_vote", "--policy.calibration=scores"]
+    command = ["--recorded.pool", pool_file, *vote, f"--policy.max_samples={N}"]
+    lengths = Pool.load(pool_file).tokens
+    budget = int(0.3 * lengths.sum())
+    assert solve.main([*command, f"--budget={budget}", "--out", str(out)]) == 0
+    spent = sum(int(row["tokens"]) for row in rows(out / "per_problem.csv"))
+    assert budget - lengths.max() < spent <= budget
+    summary = (out / "summary.md").read_text()
+    assert f"budget: {budget:,} tokens, {spent:,} of them spent; price 0." in summary
+    assert solve.main([*command, f"--budget={budget}", "--out", str(out)]) == 0
+    assert (out / "summary.md").read_text() == summary
+    assert check_decisions.main([str(out)]) == 0
+    capsys.readouterr()
+    assert solve.main([*command, "--budget=2000", "--out", str(tmp_path / "less")]) == 2
+    assert "budget: 2,000 tokens are not enough for one completion" in capsys.readouterr().err
+    first_hit = ["--recorded.pool", pool_file, *FIRST_HIT, "--budget=100000"]
+    assert solve.main([*first_hit, "--out", str(tmp_path / "none")]) == 2
+    assert "FirstHit does not say what one more completion gains" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_prior_for_each_problem_is_read_and_its_tokens_counted(pool_file, tmp_path, capsys):
     names = Pool.load(pool_file).problem_ids.tolist()
     prior = {"loc": 0.8, "scale": 0.1, "loc_sd": 0.1, "scale_sd": 0.1, "tokens": 37}

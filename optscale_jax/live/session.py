@@ -135,6 +135,8 @@ async def _until_terminated(work: Coroutine[Any, Any, list[Solution]]) -> list[S
 class _Absent:
     """Sampler and verifier of a run that is finished, which asks neither."""
 
+    most_tokens = 1
+
     def sample(self, problem: Problem, n: int, first_index: int, *, abort: asyncio.Event) -> Any:
         raise AssertionError(f"the run is finished, but {problem.id!r} wants {n} completions")
 

@@ -219,7 +219,8 @@ def price(gain: Any, num_samples: Any, max_samples: int) -> np.ndarray:
       [...] the highest gain; 0 if no problem could draw more.
     """
     more = np.asarray(num_samples) < max_samples
-    return np.max(np.where(more, np.nan_to_num(gain, nan=0.0), 0.0), axis=-1, initial=0.0)
+    gains = np.where(more, np.nan_to_num(gain, nan=0.0), 0.0)
+    return np.asarray(np.max(gains, axis=-1, initial=0.0))
 
 
 class Path(NamedTuple):
