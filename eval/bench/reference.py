@@ -80,7 +80,7 @@ def columns(law: Law) -> Callable[..., Reference]:
         found, slopes = push(*along)
         made = law.make(*params)
         moments = made.mean(), made.variance(), made.quantile(u)
-        return Reference(*found, *moments, *slopes[0], *slopes[1])
+        return Reference._make((*found, *moments, *slopes[0], *slopes[1]))
 
     return of
 

@@ -55,8 +55,9 @@ class GenerativeVerifier:
         self._verdict = re.compile(config.verdict)
         # The question is in the context, too.
         context, most = getattr(sampler, "max_len", None), getattr(sampler, "most_tokens", None)
-        known = context is not None and most is not None
-        self.most_tokens = context + config.samples * most if known else None
+        self.most_tokens = None
+        if context is not None and most is not None:
+            self.most_tokens = context + config.samples * most
 
     async def score(self, problem: Problem, completions: Sequence[Completion]) -> list[Score]:
         """Scores completions of one problem, all at once."""
