@@ -403,8 +403,9 @@ def reach_table(found: Findings) -> Table:
     note = (
         f"{unit.heading.capitalize()}, and {cost} a problem. Within: at most that share of what "
         "the deepest baseline spends. As good as the best n: the cheapest setting that on the "
-        "other folds is at least as good as the baseline's n that is best there, and which share "
-        "it saves of what the hindsight oracle saves when it is as good as that. ±: half the "
+        "other folds is at least as good as the baseline's n that is best there, or the most "
+        "accurate where none is; and which share it saves of what the hindsight oracle saves when "
+        "it is as good as that. ±: half the "
         f"width of the {found.options.level:.0%} interval, in each of whose resamples the settings "
         "are chosen again. –: no setting is as cheap."
     )
