@@ -17,7 +17,6 @@ problem: it is the floor for a predictor, and a better start than the authors' (
 """
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -41,7 +40,6 @@ __all__ = [
     "fit_pooled_prior",
     "log_marginal",
     "log_prior",
-    "minimise",
     "posterior_nodes",
     "predictive",
     "predictive_interval",
@@ -228,23 +226,8 @@ def _maximise(posterior: Posterior, start: Prior) -> Prior:
     def loss(x):
         return -jnp.mean(log_marginal(posterior, unpack(x)))
 
-    widths = jnp.log(jnp.stack([start.loc_sd, start.scale_sd]) - 0.5 * _MIN_WIDTH)
-    x = jnp.concatenate([jnp.zeros(2, widths.dtype), widths])
-    return unpack(minimise(loss, x, 12))
-
-
-def minimise(loss: Callable[[Array], Array], x: Array, steps: int) -> Array:
-    """Newton's method on a few numbers that are of the order of 1, for any smooth loss.
-
-    Where the curvature is not positive its absolute value makes a descent direction; the longest
-    step of the line search that goes down is taken, and none where none does.
-
-    Args:
-      loss: of numbers [K], a scalar.
-      x: the start, [K].
-      steps: how many, each of at most 1 in every number.
-    """
-
+    # Newton's method on four numbers. Where the curvature is not positive its absolute value makes
+    # a descent direction; the longest step of the line search that goes down is taken.
     def newton(_, x):
         gradient, hessian = jax.grad(loss)(x), jax.hessian(loss)(x)
         values, vectors = jnp.linalg.eigh(hessian)
@@ -256,7 +239,9 @@ def minimise(loss: Callable[[Array], Array], x: Array, steps: int) -> Array:
         best = jnp.argmin(jnp.where(jnp.isnan(losses), jnp.inf, losses))
         return jnp.where(losses[best] < loss(x), x + sizes[best] * step, x)
 
-    return jax.lax.fori_loop(0, steps, newton, x)
+    widths = jnp.log(jnp.stack([start.loc_sd, start.scale_sd]) - 0.5 * _MIN_WIDTH)
+    x = jnp.concatenate([jnp.zeros(2, widths.dtype), widths])
+    return unpack(jax.lax.fori_loop(0, 12, newton, x))
 
 
 # What a prior predicts ----------------------------------------------------------------------------

@@ -6,13 +6,10 @@ X_i | mu, sigma^2 ~ N(mu, sigma^2)  i.i.d.
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import gammaln
 
 from optscale_jax.distributions.base import known
-from optscale_jax.empirical_bayes import minimise
 from optscale_jax.estimation import ScoreStats
 from optscale_jax.special_beta import student_t_excess
 from optscale_jax.typing import Array, ArrayLike, Number
@@ -20,7 +17,7 @@ from optscale_jax.values import Value
 
 __all__ = ["NormalInverseGamma", "StudentT"]
 
-_STEPS = 40  # of Newton's method, each at most a factor of e: from any start to any prior
+_MOST = 1000  # scores that a belief is worth where problems are all alike
 
 
 class StudentT(NamedTuple):
@@ -100,61 +97,43 @@ class NormalInverseGamma(Value):
         z = (jnp.where(there, best, law.loc) - law.loc) / law.scale
         return jnp.where(there, law.scale * student_t_excess(z, jnp.asarray(law.df)), jnp.inf)
 
-    def log_marginal(self, stats: ScoreStats) -> Array:
-        """Log marginal likelihood of each problem's scores in their order, in nats.
-
-        log Gamma(shape') / Gamma(shape) + shape log rate - shape' log rate'
-        + log(strength / strength') / 2 - n log(2 pi) / 2
-        """
-        after = self.given(stats)
-        return (
-            gammaln(after.shape)
-            - gammaln(self.shape)
-            + self.shape * jnp.log(self.rate / after.rate)
-            - stats.n / 2 * jnp.log(2 * jnp.pi * after.rate)
-            + jnp.log(self.strength / after.strength) / 2
-        )
-
     @classmethod
     def pooled(cls, scores: ArrayLike, mask: ArrayLike | None = None) -> "NormalInverseGamma":
-        """One prior for all problems, by maximum marginal likelihood (empirical Bayes).
+        """One prior for all problems, by the moments of their means and variances.
+
+            E sigma^2 = rate / (shape - 1),    Var sigma^2 = (E sigma^2)^2 / (shape - 2),
+            E mu = loc,    Var mu = E sigma^2 / strength,
+
+        each less what n scores are off by: of their variance v the mean square is
+        E sigma^4 (n + 1) / (n - 1), of their mean the variance is Var mu + E sigma^2 / n. The
+        marginal likelihood has no maximum where a problem's scores are all equal.
 
         Args:
           scores: shape [P, N], in [0, 1].
           mask: True where there is a score, broadcastable against the scores, or None for all.
 
         Returns:
-          The prior, scalar fields.
+          The prior, scalar fields; strength at most 1,000, and shape 1,002, of problems all alike.
 
         Raises:
           ValueError: fewer than two problems with two scores or more, or none with any spread.
         """
         stats = ScoreStats.from_scores(scores, mask)
-        use = np.asarray(stats.n) >= 2
-        if use.sum() < 2 or not np.asarray(stats.m2)[use].any():
+        n, mean, m2 = (np.asarray(v, np.float64) for v in (stats.n, stats.mean, stats.m2))
+        use = n >= 2
+        if use.sum() < 2 or not m2[use].any():
             raise ValueError(
                 "a pooled prior needs two problems or more with two scores or more, and one whose "
                 f"scores differ; found {use.sum()} of {use.size} problems"
             )
-        fitted = _fit(jax.tree.map(lambda v: v[use], stats))
-        return cls(**{name: float(value) for name, value in vars(fitted).items()})
-
-
-@jax.jit
-def _fit(stats: ScoreStats) -> NormalInverseGamma:
-    within = jnp.sum(stats.m2) / jnp.sum(stats.n - 1)
-    centre, between = jnp.mean(stats.mean), jnp.var(stats.mean)
-
-    def unpack(x):
-        # In units of the scores' own, so that a step is as long in each; shape stays above 1/2.
-        shape = 0.5 + jnp.exp(x[2])
-        return NormalInverseGamma(
-            loc=centre + jnp.sqrt(between + within) * x[0],
-            strength=jnp.exp(x[1]),
-            shape=shape,
-            rate=within * shape * jnp.exp(x[3]),
+        n, mean, variance = n[use], mean[use], m2[use] / (n[use] - 1)
+        within = variance.mean()
+        spread = np.mean(variance**2 * (n - 1) / (n + 1)) - within**2
+        between = mean.var(ddof=1) - np.mean(variance / n)
+        shape = 2 + within**2 / max(spread, within**2 / _MOST)
+        return cls(
+            loc=float(mean.mean()),
+            strength=float(within / max(between, within / _MOST)),
+            shape=float(shape),
+            rate=float(within * (shape - 1)),
         )
-
-    ratio = jnp.log(within / jnp.maximum(between, 1e-3 * within))
-    start = jnp.stack([0 * ratio, ratio, 0 * ratio, 0 * ratio])
-    return unpack(minimise(lambda x: -jnp.mean(unpack(x).log_marginal(stats)), start, _STEPS))
