@@ -76,6 +76,8 @@ INSIDE = {
         "detect",
         "__init__",
     ],
+    # The worker, which knows nothing of the checker, runs the forms by themselves.
+    "equivalence": ["forms", "checker", "__init__", "__main__"],
     # Configurations know nothing of what is made from them.
     "backends": [
         "text",
@@ -178,7 +180,10 @@ def layer_violations(path: Path, text: str) -> list[str]:
         elif rest[0] != layer and not is_above(rest[0], layer, LAYERS):
             found.append(f"{own} imports {other}, whose layer is not above it")
         elif (
-            rest[0] == layer and layer in INSIDE and not is_above(rest[1], inner[0], INSIDE[layer])
+            rest[0] == layer
+            and layer in INSIDE
+            and rest[1] != inner[0]
+            and not is_above(rest[1], inner[0], INSIDE[layer])
         ):
             found.append(f"{own} imports {other}, which is not above it in its folder")
     return found

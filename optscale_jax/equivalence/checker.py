@@ -1,6 +1,6 @@
 """Compares answers by their canonical forms, which worker processes make and a file on disk keeps.
 
-An answer is read once (`forms.py`), however many it is compared with. A worker that takes too long
+An answer is read once (`forms/`), however many it is compared with. A worker that takes too long
 is killed: the forms are bounded, but an answer is arbitrary text.
 """
 
@@ -26,7 +26,8 @@ from optscale_jax.plugins import load_object
 
 __all__ = ["EquivalenceChecker", "cache_folder", "comparison"]
 
-_WORKER = Path(__file__).with_name("forms.py")
+# Run as a folder, whose `__main__.py` finds `forms/` beside it and nothing of the package.
+_WORKER = Path(__file__).parent
 # Importing takes a fraction of a second, on a busy machine many.
 _START_SECONDS = 120.0
 # Nothing longer is read, and a request fits into a pipe, so that writing it never waits.
@@ -76,7 +77,7 @@ class EquivalenceChecker:
     r"""Tells whether two answers are the same, as `Equal` of `optscale_jax.answers`.
 
     Answers of the same text after `normalize_answer` are the same, and so are those whose forms
-    say so (`forms.py` has the rule): `\frac{\sqrt2}{2}` and `\frac{1}{\sqrt 2}`, `(x+1)^2` and
+    say so (`forms/` has the rule): `\frac{\sqrt2}{2}` and `\frac{1}{\sqrt 2}`, `(x+1)^2` and
     `x^2+2x+1`, `5` and `5 kg`. It is symmetric; an answer that is not wholly understood, or not in
     time, is the same as its own text only.
 
@@ -199,7 +200,8 @@ class _Cache:
     """Forms by answer in an SQLite file, whose name has the version of the rule that made them."""
 
     def __init__(self, folder: Path):
-        version = hashlib.sha256(_WORKER.read_bytes()).hexdigest()[:12]
+        rule = b"".join(file.read_bytes() for file in sorted(_WORKER.glob("forms/*.py")))
+        version = hashlib.sha256(rule).hexdigest()[:12]
         self.path = folder / f"answers-{version}.sqlite"
         self.lock = threading.Lock()
 
