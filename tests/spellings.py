@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from typing import Any
 
 import numpy as np
 
@@ -58,10 +59,11 @@ def _disguised(one, draw):
 class Obeyed(PromptTokens):
     """Prompts in which a control token that a text spells is that token."""
 
-    def __call__(self, prompt, texts, **options):
+    def __call__(self, prompt, texts, **options: Any):
         self._control = set()
         named = [self._named(text) for text in texts]
-        return super().__call__(prompt, named, **options | {"reserved": False})
+        options["reserved"] = False
+        return super().__call__(prompt, named, **options)
 
 
 def scored(run, verifier, texts):

@@ -9,6 +9,7 @@ import time
 import psutil
 import pytest
 
+from optscale_jax.backends import vllm_engine
 from tests.test_layers import ROOT
 
 # A process that starts another that starts another; each says its number once it is at work.
@@ -69,3 +70,15 @@ def test_a_child_that_is_still_starting_ends_with_its_parent(tmp_path):
         parent.kill()
         _, left = psutil.wait_procs(children, timeout=5)
         assert not left
+
+
+def test_others_that_hold_the_gpus_memory_are_named(tmp_path, monkeypatch):
+    told = tmp_path / "nvidia-smi"
+    held = f"{os.getpid()}, python, 9000 MiB\n1, VLLM::EngineCore, 7000 MiB"
+    told.write_text(f"#!/bin/sh\nprintf '{held}\\n'\n")
+    told.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    expected = "; GPU memory of others is in the way: 1, VLLM::EngineCore, 7000 MiB"
+    assert vllm_engine._memory_of_others() == expected
+    told.write_text("#!/bin/sh\nexit 9\n")
+    assert vllm_engine._memory_of_others() == ""
