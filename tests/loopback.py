@@ -98,10 +98,11 @@ def free_port():
         return one.getsockname()[1]
 
 
-def config(urls, *, prompt=PLAIN, **server):
+def config(urls, *, prompt=PLAIN, logprobs=False, **server):
     quick = {"backoff": 0.01, "attempts": 3, "read_timeout": 5.0, **server}
+    server_config = ServerConfig(base_urls=urls, **quick)
     return SamplerConfig(
-        kind="server", model="m", prompt=prompt, server=ServerConfig(base_urls=urls, **quick)
+        kind="server", model="m", prompt=prompt, server=server_config, logprobs=logprobs
     )
 
 

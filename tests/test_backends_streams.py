@@ -16,12 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optscale_jax import policies
+from optscale_jax.backends.config import PromptConfig
 from optscale_jax.backends.events import Events
 from optscale_jax.backends.pacing import Pace
 from optscale_jax.errors import BackendError, ProblemError
 from optscale_jax.live.engine import solve_async
 from optscale_jax.live.runs import Run
-from optscale_jax.records import Problem, Score, finish_reason
+from optscale_jax.records import Completion, Problem, Score, finish_reason
 from tests.loopback import (
     GOOD,
     PROBLEM,
@@ -914,3 +915,27 @@ def test_mutated_streams_end_as_completions_or_in_one_line():
         "BadRequestError",
     }
     assert len(found) > 2
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_log_probabilities_are_asked_for_and_their_mean_kept(chat):
+    def piece(text, *values):
+        tokens = [{"token": "x", "logprob": value, "top_logprobs": []} for value in values]
+        beside = {"tokens": ["x"] * len(values), "token_logprobs": [*values], "top_logprobs": []}
+        said = {"delta": {"content": text}} if chat else {"text": text}
+        logs = {"content": tokens} if chat else beside
+        return {"choices": [{"index": 0, **said, "logprobs": logs, "finish_reason": None}]}
+
+    end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+    whole = events(piece("a", -1, -0.25), piece("b", -0.5), piece("c", None), piece("d"), end)
+    prompt = PromptConfig(chat=chat)
+    server = Scripted(whole)
+    (one,) = run(server, prompt=prompt, logprobs=True)
+    assert type(one) is Completion
+    assert (one.text, one.mean_logprob) == ("abcd", pytest.approx(-1.75 / 3))
+    asked = server.requests[0][1]["logprobs"]
+    assert asked is True if chat else asked == 0
+    server = Scripted(GOOD)
+    (one,) = run(server, prompt=prompt)
+    assert one.mean_logprob is None
+    assert "logprobs" not in server.requests[0][1]

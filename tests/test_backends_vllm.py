@@ -159,6 +159,29 @@ def test_many_problems_share_the_engine(run, sampler):
     assert len({one.text for group in found for one in group}) > 50
 
 
+def test_the_mean_of_log_probabilities_is_that_of_the_tokens_drawn(run, sampler, monkeypatch):
+    assert all(one.mean_logprob is None for one in run(drawn(sampler, 2)))
+    # What `logprobs: true` asks for, and then all of each place, as a judge has them.
+    found = []
+    for asked in (0, 20):
+        monkeypatch.setitem(sampler._params, "logprobs", asked)
+        monkeypatch.setitem(sampler._params, "flat_logprobs", True)
+        monkeypatch.setitem(sampler._params, "max_tokens", 2)
+        found.append(run(drawn(sampler, 96)))
+    checked = 0
+    for alone, weighed in zip(*found, strict=True):
+        assert type(alone) is Completion
+        assert alone.text == weighed.text
+        assert alone.mean_logprob == pytest.approx(weighed.mean_logprob, abs=1e-5)
+        # Of tokens that are texts of their own; others share theirs, such as none at all.
+        if all(token.isascii() and token.isalnum() for token, _ in weighed.likely):
+            each = [likely[token] for token, likely in weighed.likely]
+            assert len(each) == alone.tokens
+            assert alone.mean_logprob == pytest.approx(sum(each) / len(each), abs=1e-5)
+            checked += 1
+    assert checked >= 2
+
+
 def test_a_judges_score_is_the_expectation_over_its_word(run, sampler, monkeypatch):
     monkeypatch.setitem(sampler._params, "logprobs", 20)
     monkeypatch.setitem(sampler._params, "max_tokens", 1)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from eval import check_decisions
@@ -177,6 +178,7 @@ def command(tmp_path_factory) -> list[str]:
     ]
     policy = ["--policy.s_min=0.5", "--policy.alpha=0.9", "--policy.max_samples=12"]
     policy += ["--policy.min_samples=3", "--sampler.max_tokens=60", "--sampler.temperature=1"]
+    policy += ["--sampler.logprobs=true"]
     return [sys.executable, "-m", "eval.solve", f"--problems={problems}", *models, *policy]
 
 
@@ -196,5 +198,12 @@ def test_a_run_on_real_engines_decides_as_replay_does(command, tmp_path, capsys)
     pool = read_pool(out)
     assert pool.num_problems == 12
     assert pool.samples_per_problem.min() >= 3
+    assert len(pool.signals) == 5
+    # A random model of 128 words or so is never sure.
+    means = pool.signals["mean_logprob"][pool.mask]
+    assert ((means < -0.5) & (means > -20)).all()
+    first = json.loads(lines[0])
+    row = pool.problem_ids.tolist().index(first["problem_id"])
+    assert pool.signals["min_step"][row, first["index"]] == np.float32(min(first["steps"]))
     assert check_decisions.main([str(out)]) == 0
     assert capsys.readouterr().out.endswith("12 of 12\n")
