@@ -19,6 +19,12 @@ for library in ("OMP", "OPENBLAS"):
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
 
+# Compilation takes most of the suite's time, a third less of it where LLVM does not optimise what
+# runs once on a few problems. What is promised to so many digits, the laws' accuracy, is tested as
+# users run it (`tests.optimised`). XLA_FLAGS=--xla_backend_optimization_level=3 runs all tests so.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+
 def pytest_configure(config):
     # Most of the suite's time is compilation. What one process has compiled no other does again:
     # the workers, the commands that tests start, and the next run.

@@ -22,6 +22,7 @@ from eval.bench.reference import (
     reference,
 )
 from optscale_jax.distributions import TruncatedNormal
+from tests.optimised import optimised
 
 DTYPES = [np.float32, np.float64]
 KEY = jax.random.key(0)
@@ -41,7 +42,7 @@ def x64():
 
 
 library_columns = columns(TRUNCATED_NORMAL)
-compiled_columns = jax.jit(library_columns)
+compiled_columns = optimised(library_columns)
 
 
 @pytest.fixture(scope="module")
