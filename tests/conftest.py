@@ -25,15 +25,6 @@ for library in ("OMP", "OPENBLAS"):
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 
-def pytest_configure(config):
-    # Most of the suite's time is compilation. What one process has compiled no other does again:
-    # the workers, the commands that tests start, and the next run.
-    folder = str(config.rootpath / ".pytest_cache" / "jax")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", folder)
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-
-
 def pytest_collection_modifyitems(items):
     for item in items:
         for marker, reason in MISSING.items():
