@@ -79,11 +79,13 @@ class _Refusal(BackendError):
 
     Attributes:
         too_long: Whether because prompt and completion do not fit the model.
+        reason: Why, in the server's words.
     """
 
-    def __init__(self, message: str, *, too_long: bool = False):
+    def __init__(self, message: str, *, too_long: bool = False, reason: str = ""):
         super().__init__(message)
         self.too_long = too_long
+        self.reason = reason
 
 
 class ProblemError(_Refusal):

@@ -57,6 +57,7 @@ LAYERS = [
     "backends",
     "live",
     "report",
+    "gateway",
     "cli",
     # The package's own namespace, optscale_jax/__init__.py, re-exports from all of the others.
     "__init__",
@@ -86,6 +87,7 @@ INSIDE = {
         "lifetimes",
         "families",
         "base",
+        "asked",
         "__init__",
         "config",
         "recorded",
@@ -102,7 +104,7 @@ INSIDE = {
         "vllm_verifier",
         "make",
     ],
-    "live": ["__init__", "runs", "engine", "inspect_ai", "config", "session"],
+    "live": ["__init__", "runs", "limits", "engine", "inspect_ai", "config", "session"],
 }
 CORE_DEPENDENCIES = {"jax", "tensorflow_probability", "numpy", "jaxtyping"}
 HEAVY = [

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
+from optscale_jax.backends.asked import Asked, Reply, calls_as_text
 from optscale_jax.backends.base import sample_seed
 from optscale_jax.backends.concurrency import as_they_end, cancelled
 from optscale_jax.backends.config import SamplerConfig
@@ -42,6 +43,8 @@ class _Draft(Answer):
         tokens: As the server counts them, or else the pieces that have come; -1 = unknown.
         finish: Why it ended, in the server's word; None = that is not said yet.
         decided: Whether what is wrong with it, if anything is, is this completion's alone.
+        calls: Tool calls by their index, where a client asks (`Asked`).
+        logprobs: What the server says of tokens, as it says it, where a client asks.
         likely: Log-probabilities, as `Weighed` has them; none where the server gives none, and
             unless it is to be weighed: they are many.
         logprob: Sum of the log-probabilities of the tokens drawn, and of how many.
@@ -50,7 +53,8 @@ class _Draft(Answer):
 
     tokens = redrawn = 0
 
-    def __init__(self, weighed: bool = False) -> None:
+    def __init__(self, weighed: bool = False, *, asked: bool = False) -> None:
+        self._asked = asked
         self.weighed = weighed
         self.restart()
 
@@ -65,6 +69,8 @@ class _Draft(Answer):
         self.decided = False
         self.likely: list[tuple[str, dict[str, float]]] = []
         self.logprob = (0.0, 0)
+        self.calls: dict[int, dict[str, Any]] = {}
+        self.logprobs: dict[str, list[Any]] = {}
 
     @property
     def ended(self) -> bool:
@@ -91,11 +97,15 @@ class _Draft(Answer):
                 self.likely += _likely(choice.get("logprobs"))
             drawn = _drawn(choice.get("logprobs"))
             self.logprob = (self.logprob[0] + sum(drawn), self.logprob[1] + len(drawn))
-            if pieces:
+            if self._asked and isinstance(choice.get("logprobs"), dict):
+                for name, values in choice["logprobs"].items():
+                    self.logprobs.setdefault(name, []).extend(values or ())
+            calling = self._add_calls(choice.get("delta") or whole or {})
+            if pieces or calling:
                 # All in one piece: how many tokens that is, only usage says.
                 self.tokens = -1 if first and word else max(self.tokens, 0) + 1
             # One that says so with every piece has not ended with the first.
-            if pieces or word:
+            if pieces or calling or word:
                 self.finish, news = word, True
         for usage in usages:
             if isinstance(usage, dict):
@@ -103,6 +113,28 @@ class _Draft(Answer):
                 self.tokens = _count(usage.get("completion_tokens")) or self.tokens
                 self.prompt_tokens = _count(usage.get("prompt_tokens")) or self.prompt_tokens
         return news
+
+    def _add_calls(self, said: Any) -> bool:
+        """Takes in the pieces of tool calls, and says whether there were any."""
+        known = self._asked and isinstance(said, dict)
+        pieces = _list_of_dicts(said.get("tool_calls")) if known else []
+        for place, piece in enumerate(pieces):
+            index = piece.get("index", place)
+            call = self.calls.setdefault(index, {"id": None, "type": "function"})
+            function = call.setdefault("function", {"name": "", "arguments": ""})
+            call |= {name: piece[name] for name in ("id", "type") if piece.get(name)}
+            for name, value in (piece.get("function") or {}).items():
+                if isinstance(value, str):
+                    function[name] = function.get(name, "") + value
+                    self.length += len(value)
+        return bool(pieces)
+
+    def message(self) -> dict[str, Any]:
+        """What has come, in the parts that a chat's answer has."""
+        parts = {"content": "".join(self.text), "reasoning_content": "".join(self.thought)}
+        said = {name: _sound(part) or None for name, part in parts.items()}
+        calls = [call for _, call in sorted(self.calls.items())]
+        return said | ({"tool_calls": calls} if calls else {})
 
     def end(self, done: bool) -> str | None:
         self.decided = done or self.ended
@@ -116,8 +148,12 @@ class _Draft(Answer):
         text = "".join(self.text)
         if self.thought:
             text = f"<think>\n{''.join(self.thought)}\n</think>\n{text}"
-        # The halves of a character that two events held come together, and others are replaced.
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return _sound(text) + (calls_as_text(self.calls.values()) if self.calls else "")
+
+
+def _sound(text: str) -> str:
+    """The halves of a character that two events held come together, and others are replaced."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _list_of_dicts(value: Any) -> list[dict[str, Any]]:
@@ -229,7 +265,7 @@ class OpenAISampler:
             await cancelled(watch)
 
     async def _completion(self, problem: Problem, index: int, abort: asyncio.Event) -> Completion:
-        draft = _Draft(self._weighs)
+        draft = _Draft(self._weighs, asked=isinstance(problem, Asked))
         error = None
         try:
             if not abort.is_set():
@@ -244,6 +280,13 @@ class OpenAISampler:
         reason = "error" if error else reason
         told = index, text, draft.tokens, reason, draft.prompt_tokens, error
         known = {"mean_logprob": mean_logprob(*draft.logprob), "redrawn": draft.redrawn}
+        if isinstance(problem, Asked):
+            # Those that nobody but this sampler asked for stay here.
+            wanted = problem.fields.get("logprobs") not in (None, False)
+            logprobs = draft.logprobs if wanted and draft.logprobs else None
+            finish = draft.finish or "stop"
+            rest = {"message": draft.message(), "finish": finish, "logprobs": logprobs}
+            return Reply(*told, **known, **rest)
         if draft.likely:
             return Weighed(*told, **known, likely=tuple(draft.likely))
         return Completion(*told, **known)
@@ -260,12 +303,18 @@ class OpenAISampler:
         """
         sent = time.monotonic()
         try:
-            await self._servers.ask(self._path, self._body(problem, index), draft)
+            path = self._path
+            if isinstance(problem, Asked):
+                path = "chat/completions" if "messages" in problem.fields else "completions"
+            await self._servers.ask(path, self._body(problem, index), draft)
             self._answered = max(self._answered, sent)
             return None
         except BackendError as error:
             failed = time.monotonic()
             refused = isinstance(error, BadRequestError)
+            # Whether a client's own request is odd is the client's to find out.
+            if refused and isinstance(problem, Asked):
+                raise ProblemError(f"problem {problem.id}: {error}") from error
             if not (refused and error.too_long) and not draft.decided:
                 # One odd request ends no run; whether it is odd, another one shows.
                 async with self._probing:
@@ -288,12 +337,14 @@ class OpenAISampler:
 
     def _body(self, problem: Problem, index: int) -> dict[str, Any]:
         seed = sample_seed(self._seed, problem.id, index)
+        asked = problem.fields if isinstance(problem, Asked) else None
         # Other servers' seeds are of 32 bits, some of them with a sign.
         fields = {
             **self._request,
             "seed": seed if self._config.server.vllm else seed >> 22,
-            **self._prompt(problem.text),
+            **(self._prompt(problem.text) if asked is None else {}),
             **self._config.extra,
+            **(asked or {}),
         }
         return {name: value for name, value in fields.items() if value is not None}
 

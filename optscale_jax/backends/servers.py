@@ -396,13 +396,14 @@ class Servers:
     ) -> Exception:
         """What a status means that is no success, or an error in a stream."""
         reason = _reason(text)
-        said = f"answers {status}: {self.quoted(reason)}"
+        quoted = self.quoted(reason)
+        said = f"answers {status}: {quoted}"
         refusal = f"{server.name} {said}"
         # The text too, without its keys: a code may stand beside the reason.
         with contextlib.suppress(ValueError, RecursionError):
             text = re.sub(r'"\w+": ', " ", json.dumps(json.loads(text), ensure_ascii=False))
         if (_NEVER_FITS if status == 429 else _TOO_LONG).search(text) or status == 413:
-            return BadRequestError(refusal, too_long=True)
+            return BadRequestError(refusal, too_long=True, reason=quoted)
         if status in _RETRIED and not (status == 429 and _NO_CREDIT.search(text)):
             return _TryAgainError(said, status=status, wait=_retry_after(headers))
         key = self._config.api_key_env
@@ -413,7 +414,7 @@ class Servers:
             hint = f"may the key in ${key} do this?" if key else "set server.api_key_env to a key's"
             return BadRequestError(f"{refusal}; {hint}")
         if status in _OF_THE_REQUEST:
-            return BadRequestError(refusal)
+            return BadRequestError(refusal, reason=quoted)
         to = f", to {self.quoted(headers['location'])}" if "location" in headers else ""
         return BackendError(
             f"{refusal}{to}; is server.base_urls right, and the model {self.model}?"

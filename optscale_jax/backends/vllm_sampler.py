@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
+from optscale_jax.backends.asked import Asked, Reply
 from optscale_jax.backends.base import sample_seed
 from optscale_jax.backends.concurrency import as_they_end, cancelled
 from optscale_jax.backends.config import PromptConfig, SamplerConfig
@@ -82,7 +83,7 @@ class VllmSampler:
         self, problem: Problem, n: int, first_index: int, *, abort: asyncio.Event
     ) -> AsyncGenerator[Completion, None]:
         """Draws n completions; see `Sampler.sample`."""
-        prompt = prompt_token_ids(self._tokenizer, self._config.prompt, problem.text)
+        prompt = self._prompt(problem)
         if len(prompt) >= self.max_len:
             raise ProblemError(
                 f"problem {problem.id}: its prompt has {len(prompt)} tokens, and the sampler's "
@@ -112,9 +113,13 @@ class VllmSampler:
 
         if abort.is_set():
             return Completion(index, "", 0, "abort", 0)
-        params = SamplingParams(
-            seed=sample_seed(self._seed, problem.id, index), skip_clone=True, **self._params
-        )
+        asked = problem.fields if isinstance(problem, Asked) else {}
+        own = {name: value for name, value in asked.items() if name not in ("messages", "prompt")}
+        seed = sample_seed(self._seed, problem.id, index)
+        try:
+            params = SamplingParams(seed=seed, skip_clone=True, **{**self._params, **own})
+        except (TypeError, ValueError) as error:
+            raise ProblemError(f"problem {problem.id}: {one_line(error)}") from error
         try:
             async for output in self._engine.llm.generate(tokens_input(prompt), params, name):
                 if output.finished:
@@ -125,6 +130,8 @@ class VllmSampler:
                     count = len(only.token_ids)
                     mean = mean_logprob(only.cumulative_logprob, count)
                     told = index, only.text, count, reason, len(prompt), error, mean
+                    if isinstance(problem, Asked):
+                        return Reply(*told, message={"content": only.text}, finish=word or "stop")
                     if only.logprobs is None or not self._params["logprobs"]:
                         return Completion(*told)
                     likely = [
@@ -142,6 +149,21 @@ class VllmSampler:
             cause = error.__cause__ or error
             raise ProblemError(f"problem {problem.id}: vLLM: {one_line(cause)}") from error
         raise BackendError(f"{self._config.model}: vLLM ended a request without an output")
+
+    def _prompt(self, problem: Problem) -> list[int]:
+        config = self._config.prompt
+        if not isinstance(problem, Asked):
+            return prompt_token_ids(self._tokenizer, config, problem.text)
+        try:
+            if "prompt" in problem.fields:
+                plain = PromptConfig(chat=False)
+                return prompt_token_ids(self._tokenizer, plain, problem.text)
+            given = problem.fields["messages"]
+            texts = [_text(one.get("content")) for one in given]
+            placed = [{**one, "content": place(index)} for index, one in enumerate(given)]
+            return _chat_token_ids(self._tokenizer, config, placed, texts)
+        except BackendError as error:
+            raise ProblemError(f"problem {problem.id}: {error}") from error
 
     async def _abort_when_set(
         self, abort: asyncio.Event, names: list[str], tasks: list[asyncio.Task[Completion]]
@@ -177,6 +199,17 @@ def prompt_token_ids(tokenizer: Any, config: PromptConfig, text: str) -> list[in
     if not config.chat:
         plain = config.template.replace("{problem}", place(0)) + config.prefix
         return tokens(plain, [text], begin=tokenizer.encode("")).ids
+    return _chat_token_ids(tokenizer, config, config.messages(place(0)), [text])
+
+
+def _chat_token_ids(
+    tokenizer: Any,
+    config: PromptConfig,
+    messages: Sequence[Mapping[str, Any]],
+    texts: Sequence[str],
+) -> list[int]:
+    """The prompt of a chat with a place for each text, in which nothing is a control token."""
+    tokens = tokens_of(tokenizer)
     if config.chat_template is None and not tokenizer.chat_template:
         raise BackendError(
             "the sampler's tokenizer has no chat template; give one as prompt.chat_template, or "
@@ -185,7 +218,7 @@ def prompt_token_ids(tokenizer: Any, config: PromptConfig, text: str) -> list[in
     template = None if config.chat_template is None else read_template(config.chat_template)
     try:
         chat = tokenizer.apply_chat_template(
-            config.messages(place(0)),
+            messages,
             chat_template=template,
             tokenize=False,
             add_generation_prompt=True,
@@ -195,4 +228,13 @@ def prompt_token_ids(tokenizer: Any, config: PromptConfig, text: str) -> list[in
     except Exception as error:
         raise BackendError(f"the sampler's chat template: {one_line(error)}") from error
     # The template writes a model's first token itself.
-    return tokens(chat + config.prefix, [text]).ids
+    return tokens(chat + config.prefix, texts).ids
+
+
+def _text(content: Any) -> str:
+    """A message's content, which is a text or a list of parts."""
+    if not isinstance(content, list):
+        return str(content or "")
+    if any(part.get("type") != "text" for part in content):
+        raise BackendError("the model takes no parts of messages but texts")
+    return "".join(str(part.get("text", "")) for part in content)

@@ -18,7 +18,7 @@ import contextlib
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -31,6 +31,7 @@ from optscale_jax.backends.base import Sampler, Verifier
 from optscale_jax.derived_signals import SignalColumns, signal_arrays
 from optscale_jax.equivalence import EquivalenceChecker
 from optscale_jax.errors import EngineError, InputError, ProblemError, bad_input
+from optscale_jax.live.limits import Limits
 from optscale_jax.live.runs import Run
 from optscale_jax.policies import Info, Observation, Policy, StopReason
 from optscale_jax.policies import base as driver
@@ -51,6 +52,7 @@ from optscale_jax.study.allocation import Budget, Queue, check_budget
 __all__ = [
     "FAILED",
     "Decider",
+    "Engine",
     "Solution",
     "ask_again",
     "solutions_pool",
@@ -70,13 +72,16 @@ class Solution:
         problem: The problem.
         decision: What the policy did, and what it cost.
         selected: The completion returned, with its score; None if none was eligible.
-        samples: The completions that the policy decided on, in launch order, without their texts.
+        samples: The completions that the policy decided on, in launch order; without their texts,
+            unless the problem had limits.
+        drawn: How many completions were begun by this process, those aborted included.
     """
 
     problem: Problem
     decision: Decision
     selected: Sample | None
     samples: tuple[Sample, ...]
+    drawn: int = 0
 
     @property
     def answer(self) -> str | None:
@@ -257,7 +262,7 @@ async def solve_async(
         check_budget(policy)
         if budget.most is None:
             budget = dataclasses.replace(budget, most=_most_tokens(sampler, verifier))
-    engine = _Engine(
+    engine = Engine(
         sampler=sampler,
         verifier=verifier,
         policy=policy,
@@ -462,33 +467,47 @@ class Decider:
 # One problem --------------------------------------------------------------------------------------
 
 
-class _Engine(NamedTuple):
+class Engine(NamedTuple):
+    """What solves one problem after another, as `solve_async` does, which has the fields."""
+
     sampler: Sampler
     verifier: Verifier | None
     policy: Policy
     decide: Decider
-    run: Run | None
-    priors: Mapping[str, Any]
-    predictor_tokens: Mapping[str, int]
-    extract: Extract
-    equal: Equal
-    max_ahead: int | None
+    run: Run | None = None
+    priors: Mapping[str, Any] = {}
+    predictor_tokens: Mapping[str, int] = {}
+    extract: Extract = extract_answer
+    equal: Equal = answers_equal
+    max_ahead: int | None = None
 
-    async def solve(self, problem: Problem, place: int, count: int) -> Solution:
-        """Solves one problem, or gives what an earlier process made of it."""
-        work = _Work(self, problem)
+    async def solve(
+        self, problem: Problem, place: int = 0, count: int = 1, *, limits: Limits | None = None
+    ) -> Solution:
+        """Solves one problem, or gives what an earlier process made of it.
+
+        Args:
+            problem: The problem.
+            place: Its place among the run's, for a policy with a prior for each.
+            count: How many problems the run has.
+            limits: With them, the best answer so far is the solution as soon as one is reached, its
+                name then being the stop reason; nothing that a sampler or a verifier does is an
+                error; and where the policy finds no completion eligible, the best of all is
+                selected.
+        """
+        work = _Work(self, problem, limits=limits)
         decision = self.run.decision(problem.id) if self.run is not None else None
         if decision is None:
             state, more = self.decide.start(self.priors.get(problem.id), place, count)
             try:
-                with _first_error():
+                with _first_error(), work.limited():
                     async with asyncio.TaskGroup() as tasks:
                         state = await work.decide(tasks, state, more)
             except ProblemError as error:
                 # The other problems can be solved.
                 decision = work.failure(str(error))
             else:
-                decision = work.decision(*self.decide.end(state))
+                decision = work.decision(*self.decide.end(work.with_the_rest(state)))
             await self._keep(decision)
         return work.solution(decision)
 
@@ -566,11 +585,21 @@ class _Work:
         launched: How many have been launched, from the first on.
         seen: How many the policy has been shown, from the first on.
         failed: With a budget, why a completion could not be drawn or scored, by launch order.
+        beyond: Indices that it has been shown behind one that is missing, once a limit was reached.
     """
 
-    def __init__(self, engine: _Engine, problem: Problem, most: float | int = 0):
+    def __init__(
+        self,
+        engine: Engine,
+        problem: Problem,
+        most: float | int = 0,
+        limits: Limits | None = None,
+    ):
         self._engine = engine
         self._problem = problem
+        self._limits = limits
+        self._scoring: dict[int, asyncio.Task[None]] = {}
+        self.beyond: list[int] = []
         self._ids = AnswerIds(problem.answer, equal=engine.equal)
         self._ids_lock = asyncio.Lock()
         self._enough = asyncio.Event()
@@ -605,15 +634,26 @@ class _Work:
             Its state at the stop.
         """
         for completion in list(self._ended.values()):
-            tasks.create_task(self._score(completion))
-        while more > 0:
+            self._begin_to_score(tasks, completion)
+        limits = self._limits
+        exactly = None if limits is None else limits.exactly
+        more = more if exactly is None else exactly
+        while more > 0 and not self._cut:
             self._launch(tasks, more)
-            while self.seen not in self.samples:
+            while self.seen not in self.samples and not self._cut:
                 self._arrived.clear()
                 await self._arrived.wait()
-            state, more = self._engine.decide.step(state, self.samples[self.seen])
-            self.seen += 1
+            if self.seen in self.samples:
+                state, more = self._engine.decide.step(state, self.samples[self.seen])
+                self.seen += 1
+                more = more if exactly is None else exactly - self.seen
+                if more > 0:
+                    self._count_up()
         self._enough.set()
+        if limits is not None:
+            # A run keeps these; here somebody is waiting.
+            for task in self._scoring.values():
+                task.cancel()
         return state
 
     def earlier(self) -> dict[int, tuple[float | int, bool]]:
@@ -679,9 +719,78 @@ class _Work:
         self.seen += 1
         return sample
 
+    @property
+    def _decided(self) -> list[int]:
+        """Indices of all that the policy has been shown."""
+        return [*range(self.seen), *self.beyond]
+
+    @property
+    def _cut(self) -> bool:
+        return self._limits is not None and self._limits.reason is not None
+
+    def limited(self) -> contextlib.AbstractContextManager[None]:
+        """As long as it lasts, limits end the work."""
+        if self._limits is None:
+            return contextlib.nullcontext()
+        return self._limits.watching(self._arrived.set)
+
+    def _count_up(self) -> None:
+        if self._limits is not None:
+            ended = [sample.completion for sample in self.samples.values()]
+            self._limits.spend(
+                calls=self.seen,
+                tokens=sum(max(one.tokens, 0) for one in ended),
+                prompt=sum(one.prompt_tokens for one in ended),
+                verifier=sum(one.verifier_tokens for one in self.samples.values()),
+            )
+
+    def with_the_rest(self, state: Any) -> Any:
+        """The state with what has come behind one that is missing, once a limit was reached."""
+        if self._cut:
+            self.beyond = sorted(index for index in self.samples if index > self.seen)
+            for index in self.beyond:
+                state, _ = self._engine.decide.step(state, self.samples[index])
+        return state
+
+    def _best_of_all(self) -> int:
+        """Index of the best completion, whether or not a policy may return it; -1 for none."""
+        good = [one for one in self.samples.values() if one.completion.finish_reason != "error"]
+        scored = [one for one in good if one.score is not None and one.completion.text]
+        if scored:
+            return max(scored, key=lambda one: (one.score, -one.completion.index)).completion.index
+        # Those that no verifier has read vote.
+        for completion in (one for i, one in self._ended.items() if i not in self.samples):
+            answer = self._engine.extract(completion.text)
+            unscored = Sample(self._problem.id, completion, None, answer, -1, self._ids.gold_id)
+            good += [unscored] if completion.finish_reason != "error" else []
+        votes = Counter(one.answer for one in good if one.answer is not None)
+        rank = [(votes[one.answer or ""], len(one.completion.text) > 0, one) for one in good]
+        best = max(rank, key=lambda r: (*r[:2], -r[2].completion.index), default=None)
+        if best is None or not any(best[:2]):
+            return -1
+        self.samples[best[2].completion.index] = best[2]
+        return best[2].completion.index
+
+    def _begin_to_score(self, tasks: asyncio.TaskGroup, completion: Completion) -> None:
+        scoring = self._within_limits("verifier_failed", self._score, completion)
+        self._scoring[completion.index] = tasks.create_task(scoring)
+
+    async def _within_limits(
+        self, reason: str, work: Callable[..., Awaitable[None]], *given: Any
+    ) -> None:
+        """Does what may fail, which with limits is a reason to make do with what there is."""
+        try:
+            await work(*given)
+        except Exception as error:
+            if self._limits is None:
+                raise
+            self._limits.cut(reason, error)
+
     def _launch(self, tasks: asyncio.TaskGroup, more: int) -> None:
         """Starts drawing what the policy asks for, and is neither there nor under way."""
         ahead = more if self._engine.max_ahead is None else min(more, self._engine.max_ahead)
+        if self._limits is not None and self._limits.calls is not None:
+            ahead = min(ahead, self._limits.calls - self.seen)
         there = {*self.samples, *self._ended}
         wanted = range(self.launched, self.seen + ahead)
         self.launched = max(self.launched, self.seen + ahead)
@@ -691,7 +800,8 @@ class _Work:
             if missing and first is None:
                 first = index
             elif not missing and first is not None:
-                tasks.create_task(self._draw(tasks, first, index - first))
+                drawn = "sampler_failed", self._draw, tasks, first, index - first
+                tasks.create_task(self._within_limits(*drawn))
                 first = None
 
     async def _draw(self, tasks: asyncio.TaskGroup, first: int, n: int) -> None:
@@ -715,7 +825,7 @@ class _Work:
                 self._ended[completion.index] = completion
                 if self._engine.run is not None and self._engine.verifier is not None:
                     self._engine.run.add_drawn(self._problem.id, completion)
-                tasks.create_task(self._score(completion))
+                self._begin_to_score(tasks, completion)
         if due:
             raise EngineError(
                 f"problem {self._problem.id!r}: the sampler ended without completion {min(due)}"
@@ -762,6 +872,7 @@ class _Work:
             if engine.run is not None:
                 engine.run.add_sample(sample)
         self.samples[completion.index] = sample
+        self._scoring.pop(completion.index, None)
         self._arrived.set()
 
     async def _new_id(self, answer: str | None) -> int:
@@ -772,19 +883,26 @@ class _Work:
     def solution(self, decision: Decision) -> Solution:
         """What came of the problem."""
         chosen = decision.selected_index
-        samples = [self.samples[index] for index in range(decision.num_samples)]
+        whole = range(decision.num_samples - len(self.beyond))
+        samples = [self.samples[index] for index in (*whole, *self.beyond)]
         return Solution(
             problem=self._problem,
             decision=decision,
             selected=None if chosen < 0 else self.samples[chosen],
-            samples=tuple(map(_without_text, samples)),
+            samples=tuple(samples if self._limits else map(_without_text, samples)),
+            drawn=self.launched,
         )
 
     def decision(self, selected: int, info: Info, gain: float = math.nan) -> Decision:
         """What the policy did, and what it cost."""
+        reason = StopReason(int(info.stop_reason)).name.lower()
+        if self._limits is not None:
+            fixed = self._limits.exactly is not None
+            reason = self._limits.reason or ("fixed_count" if fixed else reason)
+            selected = self._best_of_all() if selected < 0 else selected
         return self._decision(
             selected,
-            StopReason(int(info.stop_reason)).name.lower(),
+            reason,
             required=int(info.required),
             params={name: float(value) for name, value in info.params.items()},
             confidence=None if math.isnan(info.confidence) else float(info.confidence),
@@ -798,10 +916,10 @@ class _Work:
     def _decision(self, selected: int, stop_reason: str, **fields: Any) -> Decision:
         indices = {*self.samples, *self._ended, *self._launches}
         ledger = sum(map(self._ledger, indices), start=self._surplus)
-        spent = sum(measured(self.samples[index].completion.tokens) for index in range(self.seen))
+        spent = sum(measured(self.samples[index].completion.tokens) for index in self._decided)
         return Decision(
             problem_id=self._problem.id,
-            num_samples=self.seen,
+            num_samples=len(self._decided),
             tokens=-1 if math.isnan(spent) else int(spent),
             selected_index=selected,
             stop_reason=stop_reason,

@@ -14,6 +14,7 @@ COMMANDS = {
     "report": "eval.report",
     "solve": "eval.solve",
     "sample": "eval.sample",
+    "serve": "eval.serve",
     "labels": "train.labels",
     "train": "train.predictor",
     "train-calibration": "train.calibration",
@@ -26,6 +27,7 @@ COMMANDS = {
     "bench": "eval.bench.core",
     "bench-live": "eval.bench.live",
     "bench-predictor": "eval.bench.predictor",
+    "bench-serve": "eval.bench.serve",
     "train-tiny": "train.tiny",
 }
 """Module of each command of `optscale`, below this package."""

@@ -1,0 +1,648 @@
+"""The gateway as OpenAI's own client sees it, over loopback servers."""
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx
+import jax
+import openai
+import pytest
+
+from eval.serve import main
+from optscale_jax import policies, replay, synthetic_pool
+from optscale_jax.backends.recorded import RecordedVerifier
+from optscale_jax.errors import InputError
+from optscale_jax.gateway.config import KeyConfig, LimitsConfig, PricesConfig, ServeConfig
+from optscale_jax.gateway.load import Share
+from optscale_jax.gateway.metrics import Metrics
+from optscale_jax.gateway.service import Model, Service
+from optscale_jax.live.config import RecordedConfig
+from optscale_jax.study.registry import PolicyConfig
+from tests.gateway import VOTE, Upstream, box, gateway, served
+from tests.loopback import answer, chunk, events
+
+ROOT = Path(__file__).resolve().parents[1]
+MESSAGES = [{"role": "user", "content": "What is 2 + 2?"}]
+FIRST_HIT = PolicyConfig("first_hit", s_min=0.9, max_samples=8)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """A gateway over a server of the answers 5, 4, 4 and 3, in turn."""
+    upstream = Upstream(lambda body, i: box([5, 4, 4, 3][i % 4], tokens=10))
+    adaptive = PolicyConfig("adaptive_self_consistency", threshold=0.95, max_samples=8)
+
+    def make(url):
+        return ServeConfig(
+            models=[served(url, policies=(VOTE, adaptive), limits=LimitsConfig(seconds=20.0))],
+            max_body_bytes=20_000,
+        )
+
+    with gateway(upstream, make_config=make) as running:
+        running.upstream = upstream
+        upstream.requests.clear()
+        yield running
+
+
+def client(running, **options):
+    given = {"base_url": f"{running.url}/v1", "api_key": "x", "max_retries": 0, **options}
+    return openai.OpenAI(**given)
+
+
+def ask(running, **fields):
+    with client(running) as asked:
+        given = {"model": "m", "messages": MESSAGES, **fields}
+        found = asked.chat.completions.create(**given)
+        return list(found) if fields.get("stream") else found
+
+
+def post(running, body, path="chat/completions", **options):
+    return httpx.post(f"{running.url}/v1/{path}", json=body, timeout=30, **options)
+
+
+def sleeping(seconds, *, then=None):
+    async def say(writer):
+        await asyncio.sleep(seconds)
+        writer.write(events(*(then or box(1))))
+
+    return say
+
+
+# What comes back ----------------------------------------------------------------------------------
+
+
+def test_a_chat_is_answered_by_the_vote_and_counts_all_that_was_drawn(plain):
+    before = len(plain.upstream.requests)
+    found = ask(plain, temperature=0.9, max_tokens=50, user="someone", stop=["END"])
+    (choice,) = found.choices
+    assert choice.message.content == "\\boxed{4}"
+    assert (choice.finish_reason, found.model) == ("stop", "m@self_consistency")
+    assert choice.optscale["samples"] == 4
+    assert choice.optscale["stop_reason"] == "fixed_count"
+    assert choice.optscale["selected_index"] in (0, 1, 2, 3)
+    usage = found.usage
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (7, 40, 47)
+    ledger = {"candidates": 4, "completed": 40, "aborted": 0, "verifier": 0, "money": None}
+    assert usage.optscale == ledger
+    bodies = [body for _, body in plain.upstream.requests[before:]]
+    assert len({body["seed"] for body in bodies}) == 4
+    for body in bodies:
+        assert body["messages"] == MESSAGES
+        assert (body["temperature"], body["max_tokens"], body["stop"]) == (0.9, 50, ["END"])
+        assert not {"user", "optscale"} & set(body)
+
+
+def test_a_stream_holds_the_same_answer_in_pieces_with_its_usage(plain):
+    with client(plain) as asked:
+        stream = asked.chat.completions.create(
+            model="m@self_consistency",
+            messages=MESSAGES,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+        events = list(stream)
+    assert "".join(e.choices[0].delta.content or "" for e in events[:-1]) == "\\boxed{4}"
+    assert [e.choices[0].finish_reason for e in events[-3:-1]] == [None, "stop"]
+    assert events[-2].choices[0].optscale["samples"] == 4
+    assert events[-1].choices == []
+    assert events[-1].usage.completion_tokens == 40
+
+
+def test_the_asynchronous_client_and_plain_completions_work(plain):
+    async def main():
+        async with openai.AsyncOpenAI(base_url=f"{plain.url}/v1", api_key="x") as asked:
+            one = await asked.completions.create(model="m", prompt="2 + 2 =")
+            stream = await asked.completions.create(model="m", prompt="2 + 2 =", stream=True)
+            return one, "".join([e.choices[0].text async for e in stream])
+
+    one, streamed = asyncio.run(main())
+    assert one.choices[0].text == streamed == "\\boxed{4}"
+    head, body = plain.upstream.requests[-1]
+    assert head.startswith("POST /v1/completions ")
+    assert body["prompt"] == "2 + 2 ="
+
+
+def test_n_answers_are_the_best_different_ones_in_order(plain):
+    found = ask(plain, n=4)
+    texts = [choice.message.content for choice in found.choices]
+    assert texts[0] == "\\boxed{4}"
+    assert sorted(texts[1:]) == ["\\boxed{3}", "\\boxed{5}"]
+    assert [choice.index for choice in found.choices] == [0, 1, 2]
+
+
+def test_a_request_chooses_within_the_servers_limits(plain):
+    found = ask(plain, extra_body={"optscale": {"max_samples": 2}})
+    assert found.choices[0].optscale["samples"] == 2
+    given = {"policy": "adaptive_self_consistency", "n_candidates": 6}
+    found = ask(plain, extra_body={"optscale": given})
+    assert found.model == "m@adaptive_self_consistency"
+    assert found.choices[0].optscale["samples"] == 6
+    # All the same, so one is enough.
+    assert ask(plain, temperature=0).choices[0].optscale["samples"] == 1
+
+
+def test_the_same_seed_gives_the_same_completions(plain):
+    def seeds(**fields):
+        before = len(plain.upstream.requests)
+        ask(plain, **fields)
+        return sorted(body["seed"] for _, body in plain.upstream.requests[before:])
+
+    assert seeds(seed=3) == seeds(seed=3) != seeds(seed=4)
+    assert seeds() != seeds()
+
+
+def test_tool_calls_are_voted_on_by_their_meaning_and_passed_on():
+    def say(body, i):
+        arguments = ['{"a": 1, "b": 2}', '{"b":2,"a":1}', '{"a": 9}'][i % 3]
+        first = {"index": 0, "id": f"call_{i}", "type": "function"}
+        first |= {"function": {"name": "add", "arguments": ""}}
+        parts = [first, *({"index": 0, "function": {"arguments": c}} for c in arguments)]
+        deltas = [{"delta": {"tool_calls": [one]}, "finish_reason": None} for one in parts]
+        last = {"delta": {}, "finish_reason": "tool_calls"}
+        return [{"choices": [one]} for one in (*deltas, last)]
+
+    upstream = Upstream(say)
+    tools = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
+
+    def make(url):
+        return ServeConfig(models=[served(url, policies=(PolicyConfig("self_consistency", n=3),))])
+
+    with gateway(upstream, make_config=make) as running:
+        found = ask(running, tools=tools, tool_choice="auto")
+        streamed = ask(running, tools=tools, stream=True)
+    (choice,) = found.choices
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+    (call,) = choice.message.tool_calls
+    assert call.function.name == "add"
+    assert json.loads(call.function.arguments) == {"a": 1, "b": 2}
+    assert upstream.requests[0][1]["tools"] == tools
+    (call,) = [c for e in streamed for c in e.choices[0].delta.tool_calls or ()]
+    assert json.loads(call.function.arguments) == {"a": 1, "b": 2}
+
+
+def test_json_answers_and_logprobs_are_passed_on_and_free_texts_are_answers_too():
+    def say(body, i):
+        token = {"token": "x", "logprob": -0.5, "bytes": None, "top_logprobs": []}
+        text = ['{"a": 1}', '{ "a":1 }', "[2]", "no"][i % 4]
+        text = text if "response_format" in body else "Good morning!"
+        one = chunk(text)
+        one["choices"][0]["logprobs"] = {"content": [token]}
+        return [one, chunk("", finish="length", tokens=3)]
+
+    with gateway(Upstream(say)) as running:
+        found = ask(running, response_format={"type": "json_object"}, logprobs=True)
+        free = ask(running, messages=[{"role": "user", "content": "Say something."}])
+    assert json.loads(found.choices[0].message.content) == {"a": 1}
+    assert found.choices[0].finish_reason == "length"
+    assert [one.logprob for one in found.choices[0].logprobs.content] == [-0.5]
+    assert free.choices[0].message.content == "Good morning!"
+
+
+def test_decisions_are_those_of_replay_on_the_same_pool(tmp_path):
+    pool = synthetic_pool(jax.random.key(0), num_problems=12, num_samples=16)
+    pool.save(tmp_path / "pool.npz")
+    configs = [
+        PolicyConfig("optscale", s_min=0.9, alpha=0.9, max_samples=16, min_samples=4),
+        PolicyConfig("adaptive_self_consistency", threshold=0.9, max_samples=16),
+    ]
+
+    def make():
+        recorded = RecordedConfig(pool=str(tmp_path / "pool.npz"))
+        model = served("http://unused", policies=configs, recorded=recorded, verify=True)
+        return ServeConfig(models=[model])
+
+    with gateway(make_config=make) as running:
+        found = {
+            config.name: [
+                ask(
+                    running,
+                    model=f"m@{config.name}",
+                    messages=[{"role": "user", "content": str(n)}],
+                )
+                for n in pool.problem_ids
+            ]
+            for config in configs
+        }
+        with pytest.raises(openai.BadRequestError, match="no problem 'x'"):
+            ask(running, messages=[{"role": "user", "content": "x"}])
+    for name, rule in (
+        ("optscale", policies.optscale(0.9, 0.9, 16, 4)),
+        ("adaptive_self_consistency", policies.adaptive_self_consistency(0.9, 16)),
+    ):
+        expected = replay(pool, rule)
+        known = [one.choices[0].optscale for one in found[name]]
+        assert [k["selected_index"] for k in known] == expected.selected_index[0].tolist()
+        assert [k["samples"] for k in known] == expected.num_samples[0].tolist()
+
+
+# Errors -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "says"),
+    [
+        ({"model": "mm"}, 404, "did you mean m"),
+        ({"model": "m@vote"}, 404, "does not exist"),
+        ({"optscale": {"policy": "vote"}}, 400, "has no policy 'vote'"),
+        ({"optscale": {"max_samples": 5}}, 400, "above the server's limit of 4"),
+        ({"optscale": {"seconds": 21}}, 400, "above the server's limit of 20"),
+        ({"optscale": {"n_candidates": 0}}, 400, "must be above 0"),
+        ({"optscale": {"foo": 1}}, 400, "no such option"),
+        ({"n": 17}, 400, "at most 16"),
+        ({"n": True}, 400, "n must be an integer"),
+        ({"max_tokens": 10**6}, 400, "above the server's limit of 4096"),
+        ({"temperature": "hot"}, 400, "temperature must be a number"),
+        ({"temperature": 3}, 400, "from 0 to 2"),
+        ({"temprature": 1}, 400, "did you mean temperature"),
+        ({"messages": []}, 400, "at least one"),
+        ({"messages": ["hi"]}, 400, "objects with role"),
+        ({"messages": [{"content": "hi"}]}, 400, "has no role"),
+        ({"messages": [{"role": "user", "content": 5}]}, 400, "a text or a list"),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [
+                            {"type": "image_url", "image_url": {"url": "http://10.0.0.1/"}}
+                        ],
+                    }
+                ]
+            },
+            400,
+            "are not fetched",
+        ),
+        ({"metadata": {"x": "y" * 30_000}}, 413, "longer than 20000 bytes"),
+    ],
+)
+def test_a_bad_request_is_refused_in_openais_form_with_what_to_do(plain, fields, status, says):
+    before = len(plain.upstream.requests)
+    found = post(plain, {"model": "m", "messages": MESSAGES, **fields})
+    error = found.json()["error"]
+    assert found.status_code == status
+    assert says in error["message"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert len(plain.upstream.requests) == before
+
+
+def test_bodies_that_are_no_requests_are_refused(plain):
+    for raw in (b"", b"{", b"[]", b'"x"', b"\xff", b"[" * 5000, b"{}", b'{"messages": null}'):
+        found = httpx.post(f"{plain.url}/v1/chat/completions", content=raw)
+        assert (found.status_code, set(found.json())) == (400, {"error"}), raw
+    for path, status in (("/v1/none", 404), ("/v1/chat/completions", 405)):
+        found = httpx.get(plain.url + path)
+        assert (found.status_code, set(found.json())) == (status, {"error"})
+    found = post(plain, {"model": "m", "prompt": ["a", "b"]}, "completions")
+    assert "one text" in found.json()["error"]["message"]
+
+
+def test_what_the_models_server_refuses_is_the_clients_to_mend():
+    refusal = answer(400, {"error": {"message": "maximum context length is 100 tokens"}})
+    upstream = Upstream(lambda body, i: refusal)
+    with gateway(upstream) as running, pytest.raises(openai.BadRequestError) as caught:
+        ask(running)
+    assert caught.value.code == "context_length_exceeded"
+    assert "127.0.0.1" not in str(caught.value)
+    assert len(upstream.requests) <= 4
+
+
+def test_a_dead_server_is_503_and_a_slow_one_504(plain):
+    with gateway(Upstream(lambda body, i: answer(500, b"no"))) as running:
+        with pytest.raises(openai.InternalServerError) as caught:
+            ask(running)
+        assert caught.value.status_code == 503
+    with gateway(Upstream(lambda body, i: sleeping(30))) as running:
+        with pytest.raises(openai.InternalServerError) as caught:
+            ask(running, extra_body={"optscale": {"seconds": 0.2}})
+        assert caught.value.status_code == 504
+        # In a stream that has begun the error is an event.
+        running.service.config = dataclasses.replace(running.service.config, heartbeat_seconds=0.05)
+        with pytest.raises(openai.APIError, match="at the request's limit"):
+            ask(running, stream=True, extra_body={"optscale": {"seconds": 0.2}})
+
+
+# Limits -------------------------------------------------------------------------------------------
+
+
+def test_at_a_deadline_the_best_answer_so_far_is_given_with_the_reason():
+    # The first never comes; in launch order the policy would wait for it.
+    def say(body, i):
+        return sleeping(30) if i == 0 else box([0, 7, 7, 8][i])
+
+    with gateway(Upstream(say)) as running:
+        began = time.monotonic()
+        found = ask(running, extra_body={"optscale": {"seconds": 0.5}})
+        assert time.monotonic() - began < 5
+    choice = found.choices[0]
+    assert choice.message.content == "\\boxed{7}"
+    assert choice.optscale["stop_reason"] == "seconds"
+    assert (choice.optscale["samples"], found.usage.optscale["candidates"]) == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason", "samples"),
+    [
+        (LimitsConfig(tokens=25), "tokens", 3),
+        (LimitsConfig(calls=2), "calls", 2),
+        (LimitsConfig(money=0.034), "money", 2),
+    ],
+)
+def test_caps_on_tokens_calls_and_money_end_a_request(limits, reason, samples):
+    upstream = Upstream(lambda body, i: box(1, tokens=10))
+
+    def make(url):
+        prices = PricesConfig(prompt=1000.0, completion=1000.0)
+        model = served(url, limits=limits, prices=prices, max_ahead=1)
+        return ServeConfig(models=[model])
+
+    with gateway(upstream, make_config=make) as running:
+        found = ask(running)
+    known = found.choices[0].optscale
+    assert (known["stop_reason"], known["samples"]) == (reason, samples)
+    assert found.usage.optscale["money"] == pytest.approx(0.017 * samples)
+
+
+def test_without_its_verifier_an_answer_is_the_vote_of_what_there_is(tmp_path):
+    pool = synthetic_pool(jax.random.key(0), num_problems=2, num_samples=8)
+    pool.save(tmp_path / "pool.npz")
+
+    class Failing(RecordedVerifier):
+        async def score(self, problem, completions):
+            if completions[0].index >= 3:
+                raise KeyError("malformed")
+            return await super().score(problem, completions)
+
+    def make_model(config):
+        model = Model(config)
+        model.verifier = Failing(pool)
+        return model
+
+    model = served(
+        "http://unused",
+        policies=(PolicyConfig("best_of_n", n=8),),
+        recorded=RecordedConfig(pool=str(tmp_path / "pool.npz")),
+        verify=True,
+    )
+    service = Service(ServeConfig(models=[model]), make_model)
+
+    async def main():
+        body = {"messages": [{"role": "user", "content": str(pool.problem_ids[0])}]}
+        return await service.answer(*service.read(body, "chat"))
+
+    known = asyncio.run(main()).choices[0].known
+    assert known["stop_reason"] == "verifier_failed"
+    assert set(known["scores"]) <= set(map(float, pool.scores[0, :3]))
+    asyncio.run(service.close())
+
+
+def test_a_client_that_hangs_up_aborts_what_is_in_flight():
+    upstream = Upstream(lambda body, i: sleeping(30))
+    with gateway(upstream) as running:
+        for stream in (False, True):
+            with pytest.raises(openai.APITimeoutError), client(running, timeout=0.5) as asked:
+                list(asked.chat.completions.create(model="m", messages=MESSAGES, stream=stream))
+            until(lambda: running.service.room.in_flight == 0)
+
+        async def connections():
+            return sum(not t.done() for t in asyncio.all_tasks() if "_drawn" in repr(t.get_coro()))
+
+        assert running.call(connections()) == 0
+
+
+def until(condition, seconds=2.0):
+    last = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < last
+        time.sleep(0.01)
+
+
+# Load ---------------------------------------------------------------------------------------------
+
+
+def test_beyond_its_room_and_its_queue_the_gateway_says_when_to_come_back():
+    upstream = Upstream(lambda body, i: sleeping(0.3))
+
+    def make(url):
+        models = [served(url, policies=(PolicyConfig("self_consistency", n=1),))]
+        return ServeConfig(models=models, max_concurrent=2, max_queued=2)
+
+    with gateway(upstream, make_config=make) as running:
+        body = {"model": "m", "messages": MESSAGES}
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda _: post(running, body), range(8)))
+        refused = [one for one in found if one.status_code == 429]
+        assert [one.status_code for one in found].count(200) == 4 == len(refused)
+        assert all(int(one.headers["retry-after"]) >= 1 for one in refused)
+        assert running.service.room.in_flight == 0
+        assert post(running, body).status_code == 200
+
+
+def test_keys_are_needed_and_have_limits_of_their_own(monkeypatch, tmp_path):
+    monkeypatch.setenv("GATEWAY_KEY", "sk-one")
+    (tmp_path / "key").write_text("sk-two\n")
+    keys = [
+        KeyConfig("one", env="GATEWAY_KEY", requests_per_minute=2),
+        KeyConfig("two", file=str(tmp_path / "key"), max_concurrent=1),
+    ]
+    upstream = Upstream(lambda body, i: sleeping(0.2))
+    body = {"model": "m", "messages": MESSAGES}
+
+    def make(url):
+        return ServeConfig(models=[served(url)], keys=keys)
+
+    def with_key(running, key):
+        return post(running, body, headers={"Authorization": f"Bearer {key}"}).status_code
+
+    with gateway(upstream, make_config=make) as running:
+        assert post(running, body).status_code == 401
+        assert with_key(running, "sk-three") == 401
+        assert httpx.get(f"{running.url}/v1/models").status_code == 401
+        assert [with_key(running, "sk-one") for _ in range(3)] == [200, 200, 429]
+        with ThreadPoolExecutor(2) as pool:
+            found = list(pool.map(lambda _: with_key(running, "sk-two"), range(2)))
+        assert sorted(found) == [200, 429]
+
+
+def test_the_share_of_budgets_falls_with_load_and_comes_back():
+    share = Share(Metrics())
+    share.tokens_per_second = 100.0
+
+    def run(requests_per_second, count, now):
+        for _ in range(count):
+            now += 1 / requests_per_second
+            share.arrival(now)
+            share.answered(now, 50.0 * share.value)
+        return now
+
+    now = run(1.0, 50, 0.0)
+    assert share.value == 1
+    now = run(10.0, 400, now)
+    # 10 requests a second share 100 tokens, and each would take 50.
+    assert share.value == pytest.approx(0.2, rel=0.1)
+    run(1.0, 50, now)
+    assert share.value == 1
+
+
+def test_a_drained_gateway_answers_with_what_there_is_and_takes_no_more():
+    def say(body, i):
+        return sleeping(30) if i == 0 else box(7)
+
+    with gateway(Upstream(say), drain_seconds=0.3) as running, ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask, running)
+        until(lambda: running.service.room.in_flight == 1)
+        time.sleep(0.2)
+        running.call(running.service.drain())
+        assert asked.result().choices[0].optscale["stop_reason"] == "shutdown"
+        with pytest.raises(openai.InternalServerError) as caught:
+            ask(running)
+        assert caught.value.status_code == 503
+        assert httpx.get(f"{running.url}/readyz").status_code == 503
+
+
+# Models, metrics, configuration -------------------------------------------------------------------
+
+
+def test_models_are_listed_and_metrics_add_up(plain):
+    with client(plain) as asked:
+        names = [one.id for one in asked.models.list()]
+    assert names == ["m", "m@self_consistency", "m@adaptive_self_consistency"]
+    assert httpx.get(f"{plain.url}/healthz").json() == {"status": "ok"}
+    assert httpx.get(f"{plain.url}/readyz").json() == {"ready": True}
+
+    def counted():
+        lines = httpx.get(f"{plain.url}/metrics").text.splitlines()
+        return {
+            line.rpartition(" ")[0]: float(line.split()[-1]) for line in lines if line[0] != "#"
+        }
+
+    before = counted()
+    ask(plain, extra_body={"optscale": {"max_samples": 3}})
+    after = counted()
+    by = 'model="m",policy="self_consistency"'
+    for name, more in (
+        (f"optscale_samples_total{{{by}}}", 3),
+        (f"optscale_saved_samples_total{{{by}}}", 1),
+        ('optscale_tokens_total{kind="completed",model="m"}', 30),
+        ('optscale_requests_total{model="m",status="200"}', 1),
+    ):
+        assert after[name] - before.get(name, 0.0) == more, name
+
+
+def test_a_reload_changes_models_and_drops_no_request():
+    upstream = Upstream(lambda body, i: sleeping(0.5))
+    with gateway(upstream) as running, ThreadPoolExecutor(1) as pool:
+        service = running.service
+        asked = pool.submit(ask, running)
+        until(lambda: service.room.in_flight == 1)
+        (old,) = service.config.models
+        new = dataclasses.replace(old, policies=[PolicyConfig("self_consistency", n=2)])
+        reloading = pool.submit(ask, running)  # after the first
+        running.call(service.reload(dataclasses.replace(service.config, models=[new])))
+        assert asked.result().choices[0].optscale["samples"] == 4
+        reloading.result()
+        assert ask(running).choices[0].optscale["samples"] == 2
+        broken = dataclasses.replace(new, policies=[])
+        with pytest.raises(InputError, match="policies is empty"):
+            running.call(service.reload(dataclasses.replace(service.config, models=[broken])))
+        assert ask(running).choices[0].optscale["samples"] == 2
+
+
+# The command --------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def started(*arguments, seconds=60):
+    """A process of the command, once it serves, and its URL."""
+    command = [sys.executable, "-m", "eval.serve", *arguments, "--port", "0"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as process:
+        try:
+            said, timer = [], threading.Timer(seconds, process.kill)
+            timer.start()
+            for line in process.stdout:
+                said.append(line)
+                if line.startswith("serving "):
+                    timer.cancel()
+                    yield process, line.split()[-1].removesuffix("/v1")
+                    break
+            else:
+                raise AssertionError("".join(said))
+        finally:
+            process.kill()
+
+
+def test_the_command_serves_the_documented_example_reloads_and_drains(tmp_path, capsys):
+    config = tmp_path / "serve.yaml"
+    config.write_text((ROOT / "configs/serve/recorded.yaml").read_text())
+    text = (ROOT / "docs/gateway.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    with started("--config", str(config)) as (process, url):
+        running = SimpleNamespace(url=url)
+        exec(example.replace("http://127.0.0.1:8100", url), {})
+        assert re.match(r"\\boxed\{-?\d+\}\n\d+ \w+ \{'candidates'", capsys.readouterr().out)
+        config.write_text(config.read_text().replace("name: recorded", "name: again"))
+        until(lambda: httpx.get(f"{url}/v1/models").json()["data"][0]["id"] == "again", 10)
+        slow = {"messages": [{"role": "user", "content": "arithmetic-5/7"}], "model": "again"}
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(ask, running, **slow)
+            time.sleep(0.2)
+            process.send_signal(signal.SIGTERM)
+            assert asked.result().choices[0].message.content.startswith("\\boxed")
+        assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize(
+    ("models", "says"),
+    [
+        ([], "models is empty"),
+        ([{"name": "m"}], "policies is empty"),
+        ([{"name": "a@b"}], "is no name"),
+        ([{"name": "m", "policies": [{"name": "mr_thinking", "rounds": 3}]}], "by itself"),
+        ([{"name": "m", "policies": [{"name": "self_consistency", "n": 4}]}], "sampler.model"),
+        ([{"name": "m", "polices": []}], "did you mean policies"),
+    ],
+)
+def test_a_configuration_that_cannot_work_stops_in_one_line(tmp_path, capsys, models, says):
+    file = tmp_path / "serve.yaml"
+    file.write_text(json.dumps({"models": models}))
+    assert main(["--config", str(file)]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_two_engines_in_the_process_serve_the_small_models():
+    with started("--config", "tiny", seconds=400) as (process, url):
+        running = SimpleNamespace(url=url)
+        question = {"role": "user", "content": "Compute 17 + 25 * 3 modulo 100."}
+        found = ask(running, model="tiny", messages=[question])
+        (choice,) = found.choices
+        assert choice.message.content
+        assert 4 <= choice.optscale["samples"] <= 32
+        assert all(0 <= score <= 1 for score in choice.optscale["scores"])
+        assert found.usage.optscale["verifier"] > 0
+        given = {"model": "tiny@self_consistency", "messages": [question], "seed": 5}
+        again = [ask(running, **given).choices[0].message.content for _ in range(2)]
+        assert again[0] == again[1]
+        with pytest.raises(openai.BadRequestError, match="inside the gateway"):
+            ask(running, model="tiny", logprobs=True)
+        with pytest.raises(openai.BadRequestError, match="leaves none for a completion"):
+            ask(running, model="tiny", messages=[question | {"content": "1 + 1 " * 3000}])
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
