@@ -91,7 +91,7 @@ class Running:
                 failed.append(error)
                 self.ready.set()
 
-        thread = threading.Thread(target=run)
+        thread = threading.Thread(target=run, daemon=True)
         thread.start()
         self.ready.wait(60)
         if failed:
@@ -100,7 +100,8 @@ class Running:
             yield self
         finally:
             self.loop.call_soon_threadsafe(self._stop.set)
-            thread.join()
+            thread.join(60)
+            assert not thread.is_alive(), "the gateway does not end"
 
 
 def gateway(*upstreams, make_config=None, **options):
