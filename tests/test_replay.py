@@ -93,6 +93,25 @@ def ordered_scores(pool):
     return pool.scores[np.arange(PROBLEMS)[:, None], permutations(pool, KEY, ORDERS)]
 
 
+def test_the_exits_that_optscale_lacks_work_together(pool):
+    """The bound from the third score on, a score of s_min, the cap: whichever is first."""
+    orders = {"key": KEY, "num_permutations": 9}
+    s_min = (0.9, 0.98)
+    bound, exits = (
+        replay(
+            pool, stack([optscale(s, 0.95, SAMPLES, 3, stop_at_s_min=e) for s in s_min]), **orders
+        )
+        for e in (False, True)
+    )
+    hit = replay(pool, stack([first_hit(s, SAMPLES) for s in s_min]), **orders)
+    first = np.minimum(bound.num_samples, hit.num_samples)
+    np.testing.assert_array_equal(exits.num_samples, first)
+    reached = hit.stop_reason == StopReason.SCORE_REACHED
+    wanted = np.where(reached & (hit.num_samples == first), hit.stop_reason, bound.stop_reason)
+    np.testing.assert_array_equal(exits.stop_reason, wanted)
+    assert len(np.unique(exits.stop_reason)) == 3
+
+
 @pytest.mark.parametrize(
     ("name", "num_permutations"), [*((name, ORDERS) for name in POLICIES), ("first hit", 0)]
 )

@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import dataclasses
 import math
+import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -183,22 +184,28 @@ def solve(
 def _run_in_a_thread(work: Coroutine[Any, Any, list[Solution]]) -> list[Solution]:
     """`asyncio.run` where this thread's loop runs already."""
     begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = Future()
+    interrupted = threading.Event()
 
     async def watched() -> list[Solution]:
         task = asyncio.current_task()
         assert task is not None
         begun.set_result((asyncio.get_running_loop(), task))
+        if interrupted.is_set():
+            work.close()
+            raise asyncio.CancelledError
         return await work
 
     with ThreadPoolExecutor(1) as thread:
-        solutions = thread.submit(asyncio.run, watched())
         try:
-            return solutions.result()
+            # An interrupt may come as soon as the thread runs, before `submit` returns.
+            return thread.submit(asyncio.run, watched()).result()
         except KeyboardInterrupt:
             # Only this thread hears of it; what is in flight must end too.
-            loop, task = begun.result()
-            with contextlib.suppress(RuntimeError):  # it has just ended
-                loop.call_soon_threadsafe(task.cancel)
+            interrupted.set()
+            if begun.done():
+                loop, task = begun.result()
+                with contextlib.suppress(RuntimeError):  # it has just ended
+                    loop.call_soon_threadsafe(task.cancel)
             raise
 
 
