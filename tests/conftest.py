@@ -19,12 +19,6 @@ for library in ("OMP", "OPENBLAS"):
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
 
-# Compilation takes most of the suite's time, a third less of it where LLVM does not optimise what
-# runs once on a few problems. What is promised to so many digits, the laws' accuracy, is tested as
-# users run it (`tests.optimised`). XLA_FLAGS=--xla_backend_optimization_level=3 runs all tests so.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-
-
 def pytest_collection_modifyitems(items):
     for item in items:
         for marker, reason in MISSING.items():

