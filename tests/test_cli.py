@@ -305,6 +305,8 @@ def modules_with_a_main() -> set[str]:
         ".".join(file.relative_to(ROOT).with_suffix("").parts)
         for file in files
         if "\nmain = command(" in file.read_text()
+        or file.name == "serve.py"
+        and "def main(" in file.read_text()
     }
 
 
@@ -390,7 +392,7 @@ print(json.dumps(found))
         elif code:
             assert code == 2, name
             extra = "bench" if name.startswith("bench") else "predictor"
-            extras = ("predictor", "serve" if "serve" in name else extra)
+            extras = ("predictor", "live", "serve" if "serve" in name else extra)
             assert error.endswith(tuple(map(remedy.format, (*extras, extra)))), name
             assert error.count("\n") == 1
 
