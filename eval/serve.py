@@ -22,9 +22,8 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     given = list(sys.argv[1:] if argv is None else argv)
-    # `--config FILE` and `--config=FILE`.
-    words = " ".join(given).replace("--config=", "--config ").split()
-    names = [value for option, value in itertools.pairwise(words) if option == "--config"]
+    names = [value for option, value in itertools.pairwise(given) if option == "--config"]
+    names += [each.removeprefix("--config=") for each in given if each.startswith("--config=")]
 
     def run(config: ServeConfig) -> None:
         files = [Path(n) if Path(n).is_file() else shipped_config(n, "serve") for n in names]

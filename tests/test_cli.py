@@ -304,9 +304,7 @@ def modules_with_a_main() -> set[str]:
     return {
         ".".join(file.relative_to(ROOT).with_suffix("").parts)
         for file in files
-        if "\nmain = command(" in file.read_text()
-        or file.name == "serve.py"
-        and "def main(" in file.read_text()
+        if re.search(r"^(main = command|def main)\(", file.read_text(), re.MULTILINE)
     }
 
 
