@@ -31,6 +31,7 @@ __all__ = [
     "check_origin",
     "log_odds",
     "reliability",
+    "signal_names",
 ]
 
 Labels = Literal["pool", "none"]
@@ -307,6 +308,11 @@ class Calibration:
             labels,
             found,
         )
+
+
+def signal_names(text: str) -> tuple[str, ...]:
+    """Names of signals from one text with commas between them."""
+    return tuple(name for part in text.split(",") if (name := part.strip()))
 
 
 def log_odds(probability: Any) -> np.ndarray:

@@ -9,7 +9,7 @@ on problems left out, and writes a small file of JSON that `policy.calibration` 
 import dataclasses
 import sys
 
-from optscale_jax.calibration import Calibration, Labels
+from optscale_jax.calibration import Calibration, Labels, signal_names
 from optscale_jax.checks import at_least
 from optscale_jax.cli import command
 from optscale_jax.errors import InputError
@@ -56,7 +56,7 @@ def run(config: CalibrationConfig) -> None:
     if config.pool is None:
         raise InputError("pool is not given; use --pool PATH")
     pool = PoolSource(config.pool, config.read).load()
-    names = None if config.signals is None else [n.strip() for n in config.signals.split(",") if n]
+    names = None if config.signals is None else signal_names(config.signals)
     found = learn_calibration(
         pool,
         labels=config.labels,

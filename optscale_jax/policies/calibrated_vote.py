@@ -6,7 +6,13 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optscale_jax.calibration import Calibration, Evidence, Origin, check_origin
+from optscale_jax.calibration import (
+    Calibration,
+    Evidence,
+    Origin,
+    check_origin,
+    signal_names,
+)
 from optscale_jax.distributions.base import known
 from optscale_jax.errors import InputError
 from optscale_jax.policies.base import Policy, Request, StopReason, until
@@ -89,7 +95,7 @@ class CalibratedVote(Policy):
         )
 
     def _weigh(self, state: State) -> tuple[Array, Array]:
-        """U of each slot, -inf in a free one, and that of no answer seen."""
+        """The weight u of each slot, -inf in a free one, and that of no answer seen."""
         own, counts = state.own, state.votes.counts
         best, repeats, repeats_by_mean, none = own.evidence.weights
         votes = jnp.maximum(counts, 1)
@@ -136,9 +142,9 @@ class CalibratedVote(Policy):
 def _log_odds(evidence: Evidence, observation: Observation) -> Array:
     """Log-odds that a completion is right, from its score and its signals."""
     dtype = evidence.knots.dtype
-    signals = getattr(observation, "signals", None)
-    score = jnp.asarray(observation.score, dtype)[None]
-    x = score if signals is None else jnp.concatenate([score, jnp.asarray(signals, dtype)])
+    x = jnp.asarray(observation.score, dtype)[None]
+    if observation.signals is not None:
+        x = jnp.concatenate([x, jnp.asarray(observation.signals, dtype)])
     found = jax.vmap(jnp.interp)(x, evidence.knots, evidence.log_odds)
     return jnp.sum(jnp.where(jnp.isnan(x), 0, found))
 
@@ -196,7 +202,7 @@ def calibrated_vote(
         found = Calibration.load(located(calibration)) if is_path else calibration
         origin = None if found is None else found.origin
     if isinstance(signals, str):
-        signals = [name.strip() for name in signals.split(",")]
+        signals = signal_names(signals)
     return CalibratedVote(
         prior=None if found is None else found.evidence,
         budget=budget,

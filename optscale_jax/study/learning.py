@@ -58,7 +58,7 @@ def learn_calibration(
 
     g(s) is the mean, in log-odds, of an isotonic table over bins of as many completions each, which
     bends as the data do, and of beta calibration, a log s - b log(1 - s) + c with a, b >= 0, which
-    holds where there are few. More signals enter as isotonic tables of their own, weighed by a
+    holds where there are few. More signals enter by such tables of their ranks, weighed by a
     penalised logistic regression, if that predicts completions of problems left out better by more
     than a standard error. The weights are a conditional logit over the answers seen so far and
     "none of them", at 1, 2, 3, 4, 6, 8, ... completions, penalised towards `DEFAULT_WEIGHTS`.
@@ -171,7 +171,8 @@ def cross_fitted(
       where: likewise.
 
     Returns:
-      Evidence with an axis [P] in front.
+      Evidence with an axis [P] in front; a completion's mean length, which no label enters, is that
+      of all problems.
     """
     data = _Data.of_pool(pool, labels, signals, where)
     found = []
