@@ -21,7 +21,8 @@ from optscale_jax.study.tuning import folds
 from optscale_jax.tiny import pool_path
 
 KNOTS = np.array([0.0, 0.2, 0.5, 0.9, 1.0])
-LOG_ODDS = np.array([-3.0, -2.0, -0.5, 1.0, 2.5])
+# Flat from .5 to .9, where scores differ and what they are worth does not.
+LOG_ODDS = np.array([-3.0, -2.0, 0.5, 0.5, 2.5])
 CALIBRATION = Calibration(
     {SCORE: Table(KNOTS, LOG_ODDS)}, weights=(0.8, 0.6, 0.25, 0.1), tokens=20.0
 )
