@@ -5,7 +5,6 @@ import json
 import math
 import re
 import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -279,12 +278,13 @@ class Result:
     Attributes:
         choices: The answers, the best first.
         usage: Tokens of all that was generated, with the ledger.
+        id: The request's.
     """
 
     model: str
     choices: Sequence[Choice]
     usage: Mapping[str, Any]
-    id: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
+    id: str
     created: int = dataclasses.field(default_factory=lambda: int(time.time()))
 
 

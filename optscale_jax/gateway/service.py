@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -29,7 +30,7 @@ from optscale_jax.errors import (
 )
 from optscale_jax.gateway.config import ModelConfig, ServeConfig
 from optscale_jax.gateway.load import Room, Share
-from optscale_jax.gateway.metrics import Metrics
+from optscale_jax.gateway.metrics import Metrics, counted
 from optscale_jax.gateway.protocol import (
     VLLM_FIELDS,
     ApiError,
@@ -240,8 +241,8 @@ class Service:
 
     def _terms(
         self, asking: Asking, model: Model, name: str, waited: float
-    ) -> tuple[Decider, Limits, int]:
-        """Who decides on a request, its limits, and its most samples."""
+    ) -> tuple[Decider, Limits]:
+        """Who decides on a request, and its limits."""
         policy, options = model.policies[name].policy, asking.options
         most = int(policy.max_samples)
         cap = _within("max_samples", options.get("max_samples"), most)
@@ -269,7 +270,7 @@ class Service:
             prices=model.config.prices.per_token(),
             exactly=exactly,
         )
-        return model.decider(name, cap, budget), limits, most
+        return model.decider(name, cap, budget), limits
 
     async def answer(self, asking: Asking, model: Model, name: str, who: str = "") -> Result:
         """Answers a request; when this is cancelled, so is all that is in flight for it.
@@ -306,10 +307,10 @@ class Service:
         asking: Asking,
         model: Model,
         name: str,
-        terms: tuple[Decider, Limits, int],
+        terms: tuple[Decider, Limits],
         began: float,
     ) -> Result:
-        decide, limits, most = terms
+        (decide, limits), request_id = terms, uuid.uuid4().hex
         textual = asking.answers_are_json or "tools" in asking.fields
         engine = Engine(
             sampler=model.sampler,
@@ -326,7 +327,10 @@ class Service:
             solution = await engine.solve(_problem(asking, model), limits=limits)
         finally:
             self._limits.discard(limits)
-        self._count(solution, model, name, most, time.monotonic() - began)
+        ledger, now = solution.decision.ledger, time.monotonic()
+        told = (request_id, model.config.name, name, model.policies[name].policy, solution)
+        self.metrics.answered(*told, now - began)
+        self.share.answered(now, float(ledger.completed + ledger.aborted))
         if solution.selected is None:
             raise _no_answer(solution, limits)
         choices = [
@@ -335,23 +339,7 @@ class Service:
         ]
         if self.config.log_texts:
             log.info("%r -> %r", asking.text, choices[0].completion.text)
-        return Result(f"{model.config.name}@{name}", choices, _usage(solution, limits))
-
-    def _count(
-        self, solution: Solution, model: Model, name: str, most: int, seconds: float
-    ) -> None:
-        metrics, decision = self.metrics, solution.decision
-        ledger, by = decision.ledger, (model.config.name, name)
-        for kind in ("completed", "aborted", "verifier"):
-            if (tokens := _number(getattr(ledger, kind))) is not None:
-                metrics.tokens.labels(model.config.name, kind).inc(tokens)
-        metrics.stops.labels(*by, decision.stop_reason).inc()
-        metrics.samples.labels(*by).inc(decision.num_samples)
-        metrics.saved.labels(*by).inc(max(most - decision.num_samples, 0))
-        metrics.seconds.labels(*by).observe(seconds)
-        if decision.confidence is not None:
-            metrics.confidence.labels(*by).observe(decision.confidence)
-        self.share.answered(time.monotonic(), float(ledger.completed + ledger.aborted))
+        return Result(f"{model.config.name}@{name}", choices, _usage(solution, limits), request_id)
 
 
 def _within(name: str, asked: Any, most: Any) -> Any:
@@ -407,10 +395,6 @@ def _ranked(solution: Solution, decide: Decider, n: int) -> Iterator[Sample]:
         yield chosen
 
 
-def _number(tokens: Any) -> int | None:
-    return None if math.isnan(tokens) else int(tokens)
-
-
 def _known(solution: Solution, one: Sample, limits: Limits, share: float) -> dict[str, Any]:
     decision = solution.decision
     best = one is solution.selected
@@ -432,8 +416,8 @@ def _usage(solution: Solution, limits: Limits) -> dict[str, Any]:
     ledger = solution.decision.ledger
     ended = [one.completion for one in solution.samples]
     prompt = max((one.prompt_tokens for one in ended), default=0)
-    drawn = _number(ledger.completed + ledger.aborted)
-    known = {name: _number(getattr(ledger, name)) for name in ("completed", "aborted", "verifier")}
+    drawn = counted(ledger.completed + ledger.aborted)
+    known = {name: counted(getattr(ledger, name)) for name in ("completed", "aborted", "verifier")}
     money = limits.cost(
         prompt=prompt * solution.drawn, tokens=drawn or 0, verifier=known["verifier"] or 0
     )
