@@ -15,10 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import (
+    HTMLResponse,
+    JSONResponse,
+    PlainTextResponse,
+    Response,
+    StreamingResponse,
+)
 
 from optscale_jax.errors import InputError
 from optscale_jax.gateway.config import KeyConfig
+from optscale_jax.gateway.page import details, page
 from optscale_jax.gateway.protocol import ApiError, Asking, Kind, Result, chunks, error_body, whole
 from optscale_jax.gateway.service import Service
 
@@ -147,6 +154,25 @@ def make_app(service: Service, keys: Keys | None = None) -> FastAPI:
     async def _metrics() -> Response:
         kind = "text/plain; version=0.0.4; charset=utf-8"
         return PlainTextResponse(service.metrics.text(), media_type=kind)
+
+    html, headers = page()
+
+    @app.get("/", include_in_schema=False)
+    async def _page() -> Response:
+        return HTMLResponse(html, headers=headers)
+
+    @app.get("/live")
+    async def _live(request: Request) -> Response:
+        app.state.keys.check(request)
+        return JSONResponse(service.metrics.numbers(), headers={"Cache-Control": "no-store"})
+
+    @app.get("/live/{request_id}")
+    async def _details(request: Request, request_id: str) -> Response:
+        app.state.keys.check(request)
+        for one in service.metrics.recent:
+            if one.id == request_id:
+                return JSONResponse(await asyncio.to_thread(details, one))
+        raise ApiError(404, "That request is not among the last ones any more.")
 
     @app.get("/v1/models")
     async def _models(request: Request) -> dict[str, Any]:

@@ -64,6 +64,7 @@ class Answered(NamedTuple):
             "stop_reason": decision.stop_reason,
             "confidence": decision.confidence,
             "selected": decision.selected_index,
+            "indices": [one.index for one in self.completions],
             "scores": [one.score for one in self.completions],
         }
 
