@@ -5,12 +5,16 @@ import os
 
 import pytest
 
-NEEDED = {"vllm": "vLLM", "inspect_ai": "inspect_ai"}
+from tests.browser import missing
+
+NEEDED = {"vllm": "vLLM", "inspect_ai": "inspect_ai", "browser": "a browser"}
 MISSING = {
-    marker: f"{name} is not installed"
-    for marker, name in NEEDED.items()
+    marker: f"{NEEDED[marker]} is not installed"
+    for marker in ("vllm", "inspect_ai")
     if importlib.util.find_spec(marker) is None
 }
+if (reason := missing()) is not None:
+    MISSING["browser"] = reason
 
 
 # The suite runs as many processes as there are cores. Threads of linear algebra that wait for each
