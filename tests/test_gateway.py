@@ -17,12 +17,14 @@ from types import SimpleNamespace
 
 import httpx
 import jax
+import numpy as np
 import openai
 import pytest
 
 from eval.serve import main
-from optscale_jax import policies, replay, synthetic_pool
-from optscale_jax.backends.recorded import RecordedVerifier
+from optscale_jax import Pool, policies, solve, synthetic_pool
+from optscale_jax.backends.recorded import RecordedSampler, RecordedVerifier, recorded_problems
+from optscale_jax.cli import parse
 from optscale_jax.errors import InputError
 from optscale_jax.gateway.config import KeyConfig, LimitsConfig, PricesConfig, ServeConfig
 from optscale_jax.gateway.load import Share
@@ -30,6 +32,7 @@ from optscale_jax.gateway.metrics import Metrics
 from optscale_jax.gateway.service import Model, Service
 from optscale_jax.live.config import RecordedConfig
 from optscale_jax.study.registry import PolicyConfig
+from optscale_jax.tiny import pool_path
 from tests.gateway import VOTE, Upstream, box, gateway, served
 from tests.loopback import answer, chunk, events
 
@@ -233,41 +236,91 @@ def test_json_answers_and_logprobs_are_passed_on_and_free_texts_are_answers_too(
     assert free.choices[0].message.content == "Good morning!"
 
 
-def test_decisions_are_those_of_replay_on_the_same_pool(tmp_path):
-    pool = synthetic_pool(jax.random.key(0), num_problems=12, num_samples=16)
-    pool.save(tmp_path / "pool.npz")
-    configs = [
-        PolicyConfig("optscale", s_min=0.9, alpha=0.9, max_samples=16, min_samples=4),
-        PolicyConfig("adaptive_self_consistency", threshold=0.9, max_samples=16),
+PRIOR = {"loc": 0.6, "scale": 0.2}
+RULES = {
+    "optscale": {"s_min": 0.7, "alpha": 0.9, "max_samples": 16, "min_samples": 4},
+    "best_of_n": {"n": 8},
+    "first_hit": {"s_min": 0.9, "max_samples": 16},
+    "hit_or_gain": {"s_hi": 0.9, "gain": 0.01, "max_samples": 16},
+    "calibrated_vote": {
+        "calibration": "package:optscale_jax/tiny/calibration.json",
+        "budget": 8,
+        "max_samples": 16,
+    },
+    "self_consistency": {"n": 8},
+    "weighted_self_consistency": {"n": 8},
+    "adaptive_self_consistency": {"threshold": 0.9, "max_samples": 16},
+    "early_stopping_self_consistency": {"window": 4, "max_samples": 16},
+    "known_law": {
+        "s_min": 0.7,
+        "alpha": 0.9,
+        "max_samples": 16,
+        "prior": {"loc": 0.6, "scale": 0.2},
+    },
+}
+OWN = """
+from optscale_jax import policies
+
+class Patience(policies.Policy):
+    patience: int
+
+    def rule(self, state):
+        waited = state.count - 1 - state.best.index
+        return policies.until((state.count > 0) & (waited >= self.patience))
+"""
+
+
+def test_every_policy_and_a_rule_of_ones_own_decides_as_solve_does(tmp_path, monkeypatch):
+    # Those that do not decide on one request by itself.
+    assert set(RULES) == set(policies.RULES) - {
+        "mr_thinking",
+        "difficulty_adaptive_self_consistency",
+    }
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_rules.py").write_text(OWN)
+    own = "./my_rules.py:Patience"
+    rules = {own: {"label": "patience", "patience": 3, "max_samples": 16}, **RULES}
+    listed = [{"name": name, **given} for name, given in rules.items()]
+    shipped = Pool.load(pool_path())
+    for seed in range(2):
+        order = np.random.default_rng(seed).permuted(np.tile(np.arange(64), (8, 1)), axis=1)
+        pool = Pool.from_arrays(
+            scores=np.take_along_axis(shipped.scores[:8], order, 1),
+            answers=np.take_along_axis(shipped.answers[:8], order, 1),
+            tokens=np.take_along_axis(shipped.tokens[:8], order, 1),
+            gold=shipped.gold[:8],
+            problem_ids=shipped.problem_ids[:8],
+            origin=shipped.origin,
+        )
+        pool.save(tmp_path / f"{seed}.npz")
+    # A colon in a model's name makes no rule of it.
+    models = [
+        {"name": f"m:{seed}", "recorded": {"pool": f"{seed}.npz"}, "policies": listed}
+        for seed in range(2)
     ]
+    (tmp_path / "serve.yaml").write_text(json.dumps({"models": models}))
+    config = parse(ServeConfig, ["--config", "serve.yaml"])
+    with gateway(make_config=lambda: config) as running, client(running) as asked:
 
-    def make():
-        recorded = RecordedConfig(pool=str(tmp_path / "pool.npz"))
-        model = served("http://unused", policies=configs, recorded=recorded, verify=True)
-        return ServeConfig(models=[model])
+        def decided(name, problem):
+            message = {"role": "user", "content": problem.text}
+            (choice,) = asked.chat.completions.create(model=name, messages=[message]).choices
+            return choice.optscale["selected_index"], choice.optscale["samples"]
 
-    with gateway(make_config=make) as running:
-        found = {
-            config.name: [
-                ask(
-                    running,
-                    model=f"m@{config.name}",
-                    messages=[{"role": "user", "content": str(n)}],
-                )
-                for n in pool.problem_ids
-            ]
-            for config in configs
-        }
+        for model in config.models:
+            pool = Pool.load(model.recorded.pool)
+            problems = recorded_problems(pool)
+            given = problems, RecordedSampler(pool), RecordedVerifier(pool)
+            for label, one in model.configured_policies().items():
+                expected = [solution.decision for solution in solve(*given, one.policy)]
+                expected = [(one.selected_index, one.num_samples) for one in expected]
+                assert [decided(f"{model.name}@{label}", one) for one in problems] == expected
+        # What has not changed goes on, though the class of its configuration is made anew.
+        before = running.service.models["m:0"]
+        running.call(running.service.reload(parse(ServeConfig, ["--config", "serve.yaml"])))
+        assert running.service.models["m:0"] is before
         with pytest.raises(openai.BadRequestError, match="no problem 'x'"):
-            ask(running, messages=[{"role": "user", "content": "x"}])
-    for name, rule in (
-        ("optscale", policies.optscale(0.9, 0.9, 16, 4)),
-        ("adaptive_self_consistency", policies.adaptive_self_consistency(0.9, 16)),
-    ):
-        expected = replay(pool, rule)
-        known = [one.choices[0].optscale for one in found[name]]
-        assert [k["selected_index"] for k in known] == expected.selected_index[0].tolist()
-        assert [k["samples"] for k in known] == expected.num_samples[0].tolist()
+            ask(running, model="m:0", messages=[{"role": "user", "content": "x"}])
 
 
 # Errors -------------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ def parse(
         Path(name) if Path(name).is_file() else shipped_config(name, configs) for (name,) in given
     ]
     roots = [_composed(file) for file in files]
-    if own := _own_rules(options, roots):
+    if own := _own_rules(options, roots, config_class):
         # Not before it is needed, since it imports JAX.
         from optscale_jax.study.registry import with_own_rules
 
@@ -117,25 +117,39 @@ def _options(argv: Sequence[str]) -> Options:
     return found
 
 
-def _own_rules(options: Options, roots: Sequence[yaml.Node]) -> list[str]:
+def _own_rules(options: Options, roots: Sequence[yaml.Node], config_class: type) -> list[str]:
     """Rules of one's own, `module:function`, that the configuration names; they bring arguments."""
-    found, nodes = [], list(roots)
+    found = [name for root in roots for name in _policies_in(root, config_class)]
     for option, values in options:
-        if option.endswith(".name"):
-            found += values[:1]
-        for value in values:
-            if value.startswith(("{", "[")):
-                with contextlib.suppress(yaml.YAMLError, RecursionError):  # refused as a value
-                    nodes.append(yaml.compose(value, Loader=yaml.SafeLoader))
-    while nodes:
-        node = nodes.pop(0)
-        if isinstance(node, yaml.SequenceNode):
-            nodes += node.value
-        elif isinstance(node, yaml.MappingNode):
-            nodes += [value for _, value in node.value]
-            names = [value for key, value in node.value if key.value == "name"]
-            found += [value.value for value in names if isinstance(value, yaml.ScalarNode)]
+        # What cannot be read is refused where it is.
+        with contextlib.suppress(InputError, yaml.YAMLError, RecursionError):
+            held, _, last = option.rpartition(".")
+            if last == "name" and _is_policy(_option_type(held, config_class)):
+                found += values[:1]
+            elif values and values[0].startswith(("{", "[")):
+                kind = _option_type(option, config_class)
+                for value in values:
+                    found += _policies_in(yaml.compose(value, yaml.SafeLoader), kind)
     return [name for name in dict.fromkeys(found) if ":" in name]
+
+
+def _policies_in(node: Any, kind: Any) -> Iterator[str]:
+    """The names of the policies in a node of so typed a field."""
+    if isinstance(node, yaml.SequenceNode):
+        for child in node.value:
+            yield from _policies_in(child, next(iter(typing.get_args(kind)), None))
+    elif isinstance(node, yaml.MappingNode) and dataclasses.is_dataclass(kind):
+        fields = typing.get_type_hints(kind)
+        for key, value in node.value:
+            if key.value == "name" and _is_policy(kind) and isinstance(value, yaml.ScalarNode):
+                yield value.value
+            elif isinstance(key, yaml.ScalarNode):
+                yield from _policies_in(value, fields.get(key.value))
+
+
+def _is_policy(kind: Any) -> bool:
+    # By its name, since the module that makes it imports JAX.
+    return getattr(kind, "__name__", None) == "PolicyConfig"
 
 
 def _dropped(options: Options, roots: Sequence[yaml.Node], config_class: type) -> Iterator[str]:

@@ -5,7 +5,7 @@ import dataclasses
 from optscale_jax.backends.config import SamplerConfig, VerifierConfig
 from optscale_jax.checks import at_least, positive
 from optscale_jax.errors import InputError, bad_input
-from optscale_jax.live.config import ConfiguredPolicy, RecordedConfig, SolveConfig
+from optscale_jax.live.config import ConfiguredPolicy, RecordedConfig, configured_policy
 from optscale_jax.live.limits import Prices
 from optscale_jax.study.registry import PolicyConfig
 
@@ -138,7 +138,7 @@ class ModelConfig:
         for index, config in enumerate(self.policies):
             where = f"model {self.name}: policies[{index}]"
             with bad_input(where, (InputError,)):
-                one = SolveConfig(policy=config).configured_policy()
+                one = configured_policy(config)
             if one.policy.couples_problems or one.policy.kind != "parallel":
                 raise InputError(f"{where}: {one.name} does not decide on one request by itself")
             if one.policy.uses_scores and not self.verify:

@@ -154,7 +154,8 @@ class Service:
         models = {}
         for one in config.models:
             running = self.models.get(one.name)
-            if running is None or running.config != one:
+            # By their fields: a rule of one's own gives a configuration a class of its own.
+            if running is None or dataclasses.asdict(running.config) != dataclasses.asdict(one):
                 running = self._make(one)
                 running.warm_up()
             models[one.name] = running

@@ -4,7 +4,7 @@ Their `Attributes:` are what the commands' --help prints. `session.run_live` kno
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from optscale_jax.backends.config import SamplerConfig, VerifierConfig
@@ -14,7 +14,7 @@ from optscale_jax.errors import InputError
 from optscale_jax.policies import Policy
 from optscale_jax.study.allocation import Budget
 from optscale_jax.study.pools import ReadConfig
-from optscale_jax.study.registry import Entry, PolicyConfig, expand
+from optscale_jax.study.registry import PolicyConfig, expand
 
 __all__ = [
     "VOLATILE",
@@ -23,6 +23,7 @@ __all__ = [
     "RecordedConfig",
     "SampleConfig",
     "SolveConfig",
+    "configured_policy",
 ]
 
 # Nothing that is drawn, and nothing that is decided, depends on these.
@@ -202,7 +203,7 @@ class SolveConfig(LiveConfig):
 
     def configured_policy(self) -> ConfiguredPolicy:
         """The policy of `policy`."""
-        return _only(expand(self.policy, "policy"))
+        return configured_policy(self.policy)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,10 +222,17 @@ class SampleConfig(LiveConfig):
         """Best-of-N, whose completions are the pool."""
         # Without scores nothing says which is best, so the most frequent answer is returned.
         selection = "best_score" if self.verify else "majority"
-        return _only(expand(PolicyConfig("best_of_n", n=self.n, selection=selection), "n"))
+        best = PolicyConfig("best_of_n", n=self.n, selection=selection)
+        return configured_policy(best, "n")
 
 
-def _only(entries: Sequence[Entry]) -> ConfiguredPolicy:
+def configured_policy(config: Any, where: str = "policy") -> ConfiguredPolicy:
+    """The policy of a `PolicyConfig`, or of one with the arguments of rules of one's own.
+
+    Raises:
+        InputError: If it cannot be made, or has several settings.
+    """
+    entries = expand(config, where)
     if len(entries) > 1 or len(entries[0].settings) > 1:
         raise InputError("policy: a list stands for several settings; a live run has one")
     (entry,) = entries

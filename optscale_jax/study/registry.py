@@ -219,8 +219,13 @@ def policy_config(own: Iterable[str] = ()) -> type:
             *(f"    {name}: {helps.get(name, 'See the policy.')}" for name, *_ in fields),
         ]
     )
+    return _importable(made)
+
+
+def _importable(made: type) -> type:
+    """The class where the parser of configurations looks for it."""
     made.__module__ = __name__
-    globals()[title] = made  # where the parser of configurations looks for a class
+    globals()[made.__name__] = made
     return made
 
 
@@ -242,36 +247,45 @@ else:
 def with_own_rules(config_class: type, names: Iterable[str]) -> type:
     """A command's configuration that takes the arguments of rules of one's own, too.
 
-    Some fields of the frozen dataclass may be policies or lists of them: their types are widened.
-    `names` are the rules, as `find_rule` takes them.
+    Some fields of the frozen dataclass, or of dataclasses in it, may be policies or lists of them:
+    their types are widened. `names` are the rules, as `find_rule` takes them.
 
     Raises:
         InputError: A rule cannot be found.
     """
-    hints = typing.get_type_hints(config_class)
-    held = [f for f in dataclasses.fields(config_class) if _holds_policies(hints[f.name])]
-    if not held:
-        return config_class
     with bad_input("policy.name", (ValueError,)):
-        made = policy_config(names)
+        return _widened(config_class, policy_config(names))
+
+
+def _widened(config_class: type, made: type) -> type:
+    """The class with `made` in the place of `PolicyConfig`; itself if it holds none."""
+    if config_class is PolicyConfig:
+        return made
+    hints = typing.get_type_hints(config_class)
     fields = []
-    for field in held:
-        if hints[field.name] is not PolicyConfig:
-            fields.append((field.name, list[made], dataclasses.field(default_factory=list)))
+    for field in dataclasses.fields(config_class):
+        hint = hints[field.name]
+        listed = typing.get_origin(hint) is list
+        held = typing.get_args(hint)[0] if listed else hint
+        nested = isinstance(held, type) and dataclasses.is_dataclass(held)
+        wide = _widened(held, made) if nested else held
+        if wide is held:
+            continue
+        if listed:
+            fields.append((field.name, list[wide], dataclasses.field(default_factory=list)))
             continue
         default = field.default if field.default_factory is MISSING else field.default_factory()
         if default is not MISSING:
-            default = made(**vars(default))
-        fields.append((field.name, made, dataclasses.field(default=default)))
+            default = wide(**vars(default))
+        fields.append((field.name, wide, dataclasses.field(default=default)))
+    if not fields:
+        return config_class
+    title = made.__name__.replace("PolicyConfig", config_class.__name__, 1)
     widened = dataclasses.make_dataclass(
-        config_class.__name__, fields, bases=(config_class,), frozen=True, kw_only=True
+        title, fields, bases=(config_class,), frozen=True, kw_only=True
     )
     widened.__doc__ = config_class.__doc__
-    return widened
-
-
-def _holds_policies(hint: Any) -> bool:
-    return hint is PolicyConfig or hint == list[PolicyConfig]
+    return _importable(widened)
 
 
 # The grid -----------------------------------------------------------------------------------------
