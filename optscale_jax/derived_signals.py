@@ -5,6 +5,7 @@
 | `mean_step`, `min_step`, `last_step` | of its step scores |
 | `mean_logprob` | mean log-probability of its tokens, at most 0 |
 | `finished` | 1 if it ended by itself, 0 if it was cut off or something went wrong |
+| `verifier_tokens` | what the verifier read and wrote for it: a cost, and no sign of quality |
 
 Live runs and readers of files take them from here, so that a rule sees the same numbers in both.
 """
@@ -15,10 +16,20 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-__all__ = ["LARGEST", "SignalColumns", "derived_signals", "mean_logprob", "signal_arrays"]
+__all__ = [
+    "LARGEST",
+    "VERIFIER_TOKENS",
+    "SignalColumns",
+    "derived_signals",
+    "mean_logprob",
+    "signal_arrays",
+]
 
 LARGEST = float(np.finfo(np.float32).max)
 """The largest signal that a pool holds."""
+
+VERIFIER_TOKENS = "verifier_tokens"
+"""The signal that is a cost; whoever looks for signs of quality leaves it out."""
 
 
 def derived_signals(
@@ -26,6 +37,7 @@ def derived_signals(
     steps: Sequence[float | int] = (),
     mean_logprob: float | None = None,
     finished: bool | None = None,
+    verifier_tokens: int | None = None,
 ) -> dict[str, float]:
     """The signals of one completion; what is not known, or larger than any, is left out."""
     signals = {}
@@ -36,6 +48,8 @@ def derived_signals(
         signals["mean_logprob"] = mean_logprob
     if finished is not None:
         signals["finished"] = float(finished)
+    if verifier_tokens is not None:
+        signals[VERIFIER_TOKENS] = float(verifier_tokens)
     return signals
 
 
@@ -72,9 +86,14 @@ class SignalColumns:
 def signal_arrays(
     rows: Sequence[Mapping[str, np.ndarray]], shape: tuple[int, int]
 ) -> dict[str, np.ndarray]:
-    """Puts the columns of P problems together: [P, N] each, NaN where not known."""
+    """Puts the columns of P problems together: [P, N] each, NaN where not known.
+
+    A verifier that has read nothing at all is one that does not count.
+    """
     arrays: dict[str, np.ndarray] = {}
     for row, columns in enumerate(rows):
         for name, column in columns.items():
             arrays.setdefault(name, np.full(shape, np.nan))[row, : len(column)] = column
+    if not np.nansum(arrays.get(VERIFIER_TOKENS, 0)):
+        arrays.pop(VERIFIER_TOKENS, None)
     return arrays

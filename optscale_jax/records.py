@@ -108,7 +108,7 @@ class Score:
 
     value: float  # the score, in [0, 1]
     steps: tuple[float, ...] = ()  # step scores in [0, 1], in order; empty if it has none
-    tokens: int = 0  # tokens that the verifier read and wrote for it
+    tokens: int = 0  # tokens that the verifier read and wrote for it; 0 if it counts none
     note: str | None = None  # what was unusual, such as "truncated" or "no step"; None for nothing
 
 
@@ -141,6 +141,7 @@ class Sample:
             steps=self.steps,
             mean_logprob=completion.mean_logprob,
             finished=completion.finish_reason == "stop",
+            verifier_tokens=None if self.score is None else self.verifier_tokens,
         )
 
 

@@ -273,7 +273,9 @@ def test_a_second_signal_is_kept_where_it_pays_and_read_alike_everywhere(pool):
         assert found.reliability.error < 0.1
         slope = np.diff(found.tables[names[0]].log_odds)
         assert (slope >= 0).all() if names == ["telling"] else (slope <= 0).all()
-    noise = Pool.from_arrays(**arrays, signals={"noise": rng.normal(size=pool.mask.shape)})
+    # What the verifier cost says nothing of quality, however telling it is.
+    signals = {"noise": rng.normal(size=pool.mask.shape), "verifier_tokens": pool.correct}
+    noise = Pool.from_arrays(**arrays, signals=signals)
     assert learn_calibration(noise).signals == ()
 
     found = learn_calibration(both, signals=["telling"])

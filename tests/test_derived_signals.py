@@ -143,7 +143,7 @@ class Models:
 
     async def score(self, problem, completions):
         steps = [() if c.index == 3 else (0.1 * (c.index + 1), 1 / 3, 0.7) for c in completions]
-        return [Score(min(each, default=0.0), each) for each in steps]
+        return [Score(min(each, default=0.0), each, 9 * len(each)) for each in steps]
 
     async def close(self):
         pass
@@ -174,10 +174,12 @@ def test_live_and_its_record_read_what_the_models_say(tmp_path):
         "last_step": steps[-1],
         "mean_logprob": [-0.1 * (i + 1) / 3 for i in index],
         "finished": index != 4,
+        "verifier_tokens": 27.0 * (index != 3),
     }
     assert set(read.signals) == set(wanted) == set(solutions_pool(solutions).signals)
+    unknown = set(wanted) - {"finished", "verifier_tokens"}
     for name, values in wanted.items():
-        signal = np.where((index == 3) & (name != "finished"), np.nan, values).astype(np.float32)
+        signal = np.where((index == 3) & (name in unknown), np.nan, values).astype(np.float32)
         for got in (read, solutions_pool(solutions)):
             np.testing.assert_array_equal(got.signals[name], [signal, signal])
     assert_live_is_replay(solutions, replay(read, rule))
@@ -227,12 +229,14 @@ def test_readers_derive_the_signals_that_a_file_has(tmp_path):
         {"problem_id": 0, "score": 0.5, "step_scores": [1], "finish_reason": "max_tokens"},
         # Texts of steps are no scores, and what nobody could say is not known.
         {"problem_id": 0, "score": 0.5, "steps": ["so"], "mean_logprob": None},
-        {"problem_id": 1, "score": 0.5, "finish_reason": "eos", "steps": [1e300]},
+        {"problem_id": 1, "score": 0.5, "finish_reason": "eos", "steps": [1e300]}
+        | {"verifier_tokens": 7},
         {"problem_id": 1, "score": 0.5, "steps": [0.5], "signals": {"judge": 3, "min_step": None}},
     )
     steps = tmp_path / "steps.jsonl"
     lines(steps, {"problem_id": 0, "score": [0.5, 0.0]}, {"problem_id": 0, "score": [1, 0.25]})
     sal = {"answer": "1", "completions": ["1", "2"], "scores": [[0.5, 1], []]}
+    official = {"completions": [["1", "2"]], "completion_tokens": [[3, 4]], "scores": [[0.5, 0.75]]}
     batch = {"message": {"content": "4"}, "finish_reason": "length"}
     batch["logprobs"] = {"content": [{"logprob": -1}, {"logprob": -2}]}
     body = {"choices": [batch, {"message": {"content": "5"}, "finish_reason": "stop"}]}
@@ -244,11 +248,21 @@ def test_readers_derive_the_signals_that_a_file_has(tmp_path):
             "mean_logprob": [[-2, unknown, unknown], [unknown] * 3],
             "finished": [[unknown, 0, unknown], [1, unknown, unknown]],
             "judge": [[unknown] * 3, [unknown, 3, unknown]],
+            "verifier_tokens": [[unknown] * 3, [7, unknown, unknown]],
         },
         steps: {
             "mean_step": [[0.25, 0.625]],
             "min_step": [[0, 0.25]],
             "last_step": [[0, 0.25]],
+        },
+        lines(
+            tmp_path / "optscale.json",
+            {"score": official | {"last_scores": [[1.0, 0.25]]}},
+            # Of a list that is not taken for the score, what is none says nothing.
+            {"score": official | {"last_scores": [["?", 0.25]]}},
+        ): {
+            "mean_step": [[0.5, 0.75], [0.5, 0.75]],
+            "last_step": [[1, 0.25], [unknown, unknown]],
         },
         lines(tmp_path / "sal.jsonl", sal | {"completion_tokens": [3, 4]}): {
             "mean_step": [[0.75, unknown]],

@@ -13,7 +13,7 @@ from optscale_jax.calibration import Calibration, Labels, signal_names
 from optscale_jax.checks import at_least
 from optscale_jax.cli import command
 from optscale_jax.errors import InputError
-from optscale_jax.study.learning import FEW_PROBLEMS, learn_calibration
+from optscale_jax.study.learning import FEW_PROBLEMS, learn_calibration, signs_of_quality
 from optscale_jax.study.pools import PoolSource, ReadConfig
 
 __all__ = ["CalibrationConfig", "main"]
@@ -29,7 +29,8 @@ class CalibrationConfig(ReadConfig):
             when all completions are drawn, which needs no labels; P is then the probability that
             the leader stays.
         signals: Names of the signals to try beside the score, with commas between them; "" for
-            none. null: all that the pool has. They are kept only if they pay.
+            none. null: all that the pool has but the verifier's tokens. They are kept only if
+            they pay.
         folds: Folds over problems to check with, at least 2.
         seed: Of folds and orders, at least 0.
         out: The file to write.
@@ -73,7 +74,7 @@ def run(config: CalibrationConfig) -> None:
     for claimed, right, count in zip(*found.reliability[1:], strict=True):
         print(f"  {claimed:6.1%} {right:6.1%}   of {count:.0f}")
     print(f"mean difference (expected calibration error): {found.reliability.error:.3f}")
-    tried = pool.signals if names is None else names
+    tried = signs_of_quality(pool) if names is None else names
     if left_out := [name for name in tried if name not in found.signals]:
         print(f"note: no better with {', '.join(left_out)}: left out", file=sys.stderr)
     if found.num_problems < FEW_PROBLEMS:

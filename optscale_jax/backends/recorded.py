@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import numpy as np
 
+from optscale_jax.derived_signals import VERIFIER_TOKENS
 from optscale_jax.errors import PoolError
 from optscale_jax.pool import Pool
 from optscale_jax.records import Completion, Problem, Score
@@ -125,18 +126,23 @@ class RecordedVerifier:
         PoolError: If the pool has no scores.
     """
 
-    most_tokens = 0
-
     def __init__(self, pool: Pool):
         if pool.scores is None:
             raise PoolError("pool: it has no verifier scores")
         self._scores = pool.scores
+        # What is not known of one is counted as nothing.
+        none = np.zeros(pool.mask.shape)
+        self._tokens = np.nan_to_num(pool.signals.get(VERIFIER_TOKENS, none)).astype(int)
+        self.most_tokens = int(self._tokens.max())
         self._rows = {str(name): row for row, name in enumerate(pool.problem_ids)}
 
     async def score(self, problem: Problem, completions: Sequence[Completion]) -> list[Score]:
         """Gives the recorded score of each completion; see `Verifier.score`."""
-        row = self._scores[self._rows[problem.id]]
-        return [Score(float(row[completion.index])) for completion in completions]
+        row = self._rows[problem.id]
+        return [
+            Score(float(self._scores[row, one.index]), tokens=int(self._tokens[row, one.index]))
+            for one in completions
+        ]
 
     async def close(self) -> None:
         """Does nothing."""

@@ -497,7 +497,7 @@ def _sample_fields(sample: Sample, kind: str) -> dict[str, Any]:
     fields |= {"answer_id": sample.answer_id, "gold_id": sample.gold_id, "answer": sample.answer}
     if sample.steps:
         fields["steps"] = list(sample.steps)
-    if sample.verifier_tokens:
+    if sample.score is not None:
         fields["verifier_tokens"] = sample.verifier_tokens
     if sample.note is not None:
         fields["note"] = sample.note

@@ -15,7 +15,12 @@ from typing import Any
 import numpy as np
 
 from optscale_jax.answers import Equal, Extract, answers_equal, cluster_answers, extract_answer
-from optscale_jax.derived_signals import SignalColumns, derived_signals, signal_arrays
+from optscale_jax.derived_signals import (
+    VERIFIER_TOKENS,
+    SignalColumns,
+    derived_signals,
+    signal_arrays,
+)
 from optscale_jax.errors import PoolError, RecordError
 from optscale_jax.files import atomic_write
 from optscale_jax.pool import Pool, Rescale
@@ -299,7 +304,14 @@ def _signals(record: Record, score_field: str | None) -> dict[str, float]:
         steps=next((held for held in lists if are_numbers(held)), ()),
         mean_logprob=None if mean is None or mean != mean else _logprob(record),
         finished=finish_reason(end) == "stop" if isinstance(end, str) else None,
+        verifier_tokens=_verifier_tokens(record),
     )
+
+
+def _verifier_tokens(record: Record) -> int | None:
+    if record.value.get(VERIFIER_TOKENS) is None:
+        return None
+    return record.whole(VERIFIER_TOKENS, least=0, says="give a number of tokens, or leave it out")
 
 
 def _logprob(record: Record) -> float:

@@ -4,10 +4,11 @@ import os
 from pathlib import Path
 
 from optscale_jax.answers import Equal, Extract, answers_equal, extract_answer, extract_gold
+from optscale_jax.derived_signals import LARGEST
 from optscale_jax.errors import PoolError
 from optscale_jax.pool import Pool, Rescale
 from optscale_jax.readers.builder import PoolBuilder
-from optscale_jax.readers.records import Record, read_records
+from optscale_jax.readers.records import Record, are_numbers, read_records
 
 __all__ = ["read_optscale"]
 
@@ -15,6 +16,7 @@ _QUESTIONS = ("problem", "question")
 _NAMES = ("unique_id", "id")
 _COMPLETIONS = ("score", "completions", 0)
 _TOKENS = ("score", "completion_tokens", 0)
+_STEPS = {"scores": "mean_step", "last_scores": "last_step"}
 
 
 def read_optscale(
@@ -50,7 +52,8 @@ def read_optscale(
         equal: Whether two answers are the same.
 
     Returns:
-        The pool; `tokens`, `answers` and, with prompts, `gold` and `correct` are known.
+        The pool; `tokens`, `answers` and, with prompts, `gold` and `correct` are known, and both
+        lists as the signals `mean_step` and `last_step`.
 
     Raises:
         InputError: If a file cannot be read, is not JSON or is cut short; if a field is missing,
@@ -81,6 +84,7 @@ def read_optscale(
             gold=gold,
             scores=record.scores(*lists, clip=None if rescale else clip) if scored else None,
             tokens=record.lengths(*_TOKENS),
+            signals=_signals(record),
         )
     if problems is not None and len(builder) not in (0, len(problems.golds)):
         raise PoolError(
@@ -88,6 +92,20 @@ def read_optscale(
             "prompts that the completions answer, all of them"
         )
     return builder.pool()
+
+
+def _signals(record: Record) -> list[dict[str, float]]:
+    """What the two lists of scores say of the steps, whichever is taken for the score."""
+    count = len(record.items(*_COMPLETIONS))
+    found: list[dict[str, float]] = [{} for _ in range(count)]
+    for name, signal in _STEPS.items():
+        held = record.get("score").get(name)
+        numbers = held[0] if isinstance(held, list) and held else None
+        # The list that is not taken for the score may be anything.
+        if are_numbers(numbers) and len(numbers) == count:
+            for one, number in zip(found, numbers, strict=True):
+                one |= {signal: float(number)} if abs(number) <= LARGEST else {}
+    return found
 
 
 class _Problems:

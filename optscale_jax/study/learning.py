@@ -24,6 +24,7 @@ from optscale_jax.calibration import (
     log_odds,
     reliability,
 )
+from optscale_jax.derived_signals import VERIFIER_TOKENS
 from optscale_jax.errors import InputError, bad_input
 from optscale_jax.normal_inverse_gamma import NormalInverseGamma
 from optscale_jax.policies import Policy
@@ -32,7 +33,13 @@ from optscale_jax.policies.hit_or_gain import HitOrGain
 from optscale_jax.pool import Pool
 from optscale_jax.study.tuning import folds
 
-__all__ = ["FEW_PROBLEMS", "cross_fitted", "learn_calibration", "learnt_on_the_others"]
+__all__ = [
+    "FEW_PROBLEMS",
+    "cross_fitted",
+    "learn_calibration",
+    "learnt_on_the_others",
+    "signs_of_quality",
+]
 
 FEW_PROBLEMS = 20
 """Fewer than these teach little; whoever learns from them is told so."""
@@ -43,6 +50,11 @@ _ORDERS = 4  # in which each problem's completions are looked at
 # What the defaults weigh against the problems: as much as three of them would.
 _RIDGE = 3.0
 _RIDGE_SLOPES = 0.1
+
+
+def signs_of_quality(pool: Pool) -> tuple[str, ...]:
+    """Names of the signals that a calibration may learn from: all that are no cost."""
+    return tuple(name for name in pool.signals if name != VERIFIER_TOKENS)
 
 
 def learn_calibration(
@@ -67,7 +79,8 @@ def learn_calibration(
       pool: P >= num_folds problems with scores, answers, and correctness or golds.
       labels: what is taken for the truth. "none": the answer that leads a vote over all completions
         with the default weights, scores taken for probabilities.
-      signals: which of the pool's signals to try; default all of them.
+      signals: which of the pool's signals to try; default all of them but
+        the verifier's tokens.
       num_folds: for the reliability and for what pays.
       seed: of folds and orders.
       where: what messages call the pool.
@@ -229,7 +242,7 @@ class _Data(NamedTuple):
                 "without (--labels none)"
             )
         answers = _dense(np.where(eligible, pool.answers, -1))
-        names = tuple(pool.signals) if signals is None else tuple(signals)
+        names = signs_of_quality(pool) if signals is None else tuple(signals)
         for name in names:
             if name not in pool.signals:
                 has = ", ".join(pool.signals) or "none"

@@ -7,16 +7,14 @@ import jax
 import numpy as np
 from scipy.stats import rankdata
 
+from optscale_jax.derived_signals import VERIFIER_TOKENS
 from optscale_jax.pool import Pool
 from optscale_jax.replay import permutations
 from optscale_jax.study.comparison import Options, Row
 from optscale_jax.study.metrics import Interval
 from optscale_jax.study.outcomes import Outcomes
 
-__all__ = ["VERIFIER_TOKENS", "Roc", "roc_of", "tokens_with_verifier"]
-
-VERIFIER_TOKENS = "verifier_tokens"
-"""The signal of a pool that holds what the verifier read and wrote for each completion."""
+__all__ = ["Roc", "roc_of", "tokens_with_verifier"]
 
 
 class Roc(NamedTuple):
