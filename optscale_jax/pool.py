@@ -86,6 +86,37 @@ class Pool:
         default_factory=dict
     )
 
+    def __repr__(self) -> str:
+        """The pool in five lines: its size, its scores, what is right, its lengths, who made it."""
+        there, right = self.mask, self.correct
+        fewest = int(self.samples_per_problem.min())
+        depth = f"{fewest} to " * (fewest < self.num_samples) + str(self.num_samples)
+        lines = [f"Pool: {self.num_problems} problems x {depth} completions, {self.kind}"]
+        if self.scores is None:
+            lines.append("scores: none")
+        else:
+            found = self.scores[there]
+            lines.append(f"scores: {found.min():.3f} to {found.max():.3f}, mean {found.mean():.3f}")
+        if right is None:
+            lines.append("right: not known")
+        else:
+            once = (right & there).any(1).mean()
+            lines.append(
+                f"right: {right[there].mean():.1%} of the completions, at least one in "
+                f"{once:.1%} of the problems"
+            )
+        known = self.tokens[there & (self.tokens >= 0)]
+        parts = ["tokens: not known"]
+        if known.size:
+            parts = [f"tokens: {known.min():,} to {known.max():,}, mean {known.mean():,.0f}"]
+        if self.num_unanswered is not None:
+            parts.append("without an answer: {} of {}".format(*self.num_unanswered))
+        parts += [f"signals: {', '.join(self.signals)}"] if self.signals else []
+        lines.append("; ".join(parts))
+        made = ", ".join(f"{k} {v}" for k, v in self.origin._asdict().items() if v is not None)
+        lines.append(f"made by: {made or 'not known'}")
+        return "\n  ".join(lines)
+
     @property
     def num_problems(self) -> int:
         """P, the number of problems."""

@@ -40,6 +40,7 @@ def test_scores_of_the_model_are_trusted(fitted):
     assert found.trusted
     assert found.reasons == ()
     assert found.sentence.startswith("The truncated normal fits")
+    assert "1 is a perfect fit, up to 1.5 a good one" in found.sentence
 
 
 def test_two_clusters_are_not_trusted(pool):

@@ -139,6 +139,20 @@ def test_properties():
     np.testing.assert_array_equal(pool.samples_per_problem, [4, 4, 4])
 
 
+def test_a_pool_prints_in_five_lines_whatever_it_lacks():
+    mask = np.arange(4) < np.array([[4], [3], [2]])
+    pool = Pool.from_arrays(**arrays(), mask=mask, signals={"length": np.ones((3, 4))})
+    lines = repr(pool).splitlines()
+    share = pool.correct[mask].mean()
+    assert len(lines) == 5
+    assert "3 problems x 2 to 4 completions" in lines[0]
+    assert f"mean {pool.scores[mask].mean():.3f}" in lines[1]
+    assert f"{share:.1%} of the completions" in lines[2]
+    assert f"{pool.num_unanswered[0]} of 9; signals: length" in lines[3]
+    bare = repr(Pool.from_arrays(answers=[[-1]]))
+    assert [line.split(":")[1].strip() for line in bare.splitlines()[1:3]] == ["none", "not known"]
+
+
 def test_least_pool_and_what_it_lacks():
     pool = Pool.from_arrays(scores=[[0.5, 1.0]])
     assert pool.correct is None

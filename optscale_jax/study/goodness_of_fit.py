@@ -194,13 +194,15 @@ def verdict(calibration: Calibration) -> Verdict:
     ratio, share = calibration.ks_ratio, calibration.boundary_share
     edge = float(np.mean(calibration.fit_boundary == Boundary.EXPONENTIAL_LIMIT))
     floor = float(np.mean(calibration.fit_boundary == Boundary.SCALE_FLOOR))
+    far = (
+        "as far from the law fitted to them as scores drawn from that law would be (1 is a perfect "
+        f"fit, up to {KS_RATIO_TRUSTED:g} a good one)"
+    )
     reasons = []
     if share > BOUNDARY_SHARE_TRUSTED:
         reasons.append(f"{share:.0%} of the scores are at 0 or 1, where the model has no mass")
     if ratio > KS_RATIO_TRUSTED:
-        reasons.append(
-            f"the scores are {ratio:.1f} times as far from their fits as scores of the model are"
-        )
+        reasons.append(f"the scores are {ratio:.1f} times {far}")
     if edge + floor > 0.5:
         reasons.append(
             f"{edge + floor:.0%} of the fits end at an edge of the domain: spread too wide for a "
@@ -209,7 +211,7 @@ def verdict(calibration: Calibration) -> Verdict:
     sentence = f"Do not trust the bound here: {'; '.join(reasons)}."
     if not reasons:
         sentence = (
-            f"The truncated normal fits: the scores are {ratio:.2f} times as far from their fits "
-            f"as scores of the model are, and {share:.0%} of them are at 0 or 1."
+            f"The truncated normal fits: the scores are {ratio:.2f} times {far}, and {share:.0%} "
+            "of them are at 0 or 1."
         )
     return Verdict(not reasons, sentence, tuple(reasons))
