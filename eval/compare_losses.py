@@ -25,7 +25,7 @@ import numpy as np
 
 from optscale_jax.checks import at_least, within
 from optscale_jax.cli import command, output_folder, progress, show
-from optscale_jax.cli.predictors import configured, quality_table, read_features
+from optscale_jax.cli.predictors import configured, read_features
 from optscale_jax.errors import InputError
 from optscale_jax.predictor.calibration import Quality, rank_correlation
 from optscale_jax.predictor.data import Splits, split
@@ -33,6 +33,7 @@ from optscale_jax.predictor.features import Features
 from optscale_jax.predictor.labels import Labels
 from optscale_jax.predictor.losses import LossConfig
 from optscale_jax.predictor.training import TrainingConfig, train
+from optscale_jax.report.priors import quality_table
 from optscale_jax.report.tables import Table, write_csv
 
 __all__ = ["LOSSES", "CompareLossesConfig", "main", "ridge"]

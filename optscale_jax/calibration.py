@@ -16,6 +16,7 @@ import numpy as np
 
 from optscale_jax.errors import InputError, PoolWarning
 from optscale_jax.files import atomic_write
+from optscale_jax.hub import local
 
 __all__ = [
     "DEFAULT_WEIGHTS",
@@ -252,13 +253,17 @@ class Calibration:
     def load(cls, path: str | Path) -> "Calibration":
         """Reads what `save` wrote.
 
+        Args:
+          path: the file; `package:NAME/PATH`, or `hf://OWNER/NAME` for one on a hub.
+
         Raises:
-          InputError: the file cannot be read, is of another version, or a field is wrong: one line
-            that names it.
+          InputError: the file cannot be had or read, is of another version, or a field is wrong:
+            one line that names it.
         """
         remedy = "learn it again (optscale train calibration)"
+        file = local(path, kind="model", files=["calibration.json"])
         try:
-            value = json.loads(Path(path).read_text("utf-8"))
+            value = json.loads(file.read_text("utf-8"))
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror})") from error
         except (ValueError, RecursionError) as error:

@@ -17,6 +17,7 @@ __all__ = [
     "BadRequestError",
     "CheckpointError",
     "EngineError",
+    "HubError",
     "InputError",
     "PoolError",
     "PoolWarning",
@@ -52,6 +53,10 @@ class PoolError(InputError):
 
 class PoolWarning(UserWarning):
     """What whoever reads a pool should know of it, in one line that commands print as a note."""
+
+
+class HubError(InputError):
+    """What a model hub does not give or take: one line that says why and what to do."""
 
 
 class ProblemsError(InputError):

@@ -11,7 +11,6 @@ import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast, get_args
 
 import numpy as np
@@ -20,6 +19,7 @@ from jaxtyping import Bool, Float32, Int, Int32, Shaped
 from optscale_jax.calibration import NOT_KNOWN, Origin
 from optscale_jax.errors import PoolError
 from optscale_jax.files import atomic_write, refuse_bomb
+from optscale_jax.hub import POOL_FILE, local
 
 __all__ = ["Pool", "PoolKind", "Rescale"]
 
@@ -286,7 +286,7 @@ class Pool:
         names are left alone. Nothing in the file is ever unpickled.
 
         Args:
-            path: The file.
+            path: The file; `package:NAME/PATH`, or `hf://OWNER/NAME` for one on a hub.
             scores: The array to take the scores from, where a file holds several verifiers'
                 signals: `Pool.load(path, scores="agree")`.
             clip: Move scores outside [0, 1] to the nearer end instead of refusing them.
@@ -299,8 +299,8 @@ class Pool:
             PoolError: If the file is missing, is not a readable `.npz`, lacks the scores, or holds
                 arrays that `from_arrays` refuses.
         """
-        path = Path(path)
-        source = str(path)
+        source = os.fspath(path)
+        path = local(path, kind="dataset", files=[POOL_FILE])
         if not path.exists():
             raise PoolError(f"{source}: no such file; give the path of a pool's .npz")
         if path.is_dir():

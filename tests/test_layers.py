@@ -27,6 +27,7 @@ CORE = [
     "checks",
     "files",
     "shipped",
+    "hub",
     "plugins",
     "special",
     "special_beta",
@@ -107,6 +108,8 @@ INSIDE = {
     "live": ["__init__", "runs", "limits", "engine", "inspect_ai", "config", "session"],
 }
 CORE_DEPENDENCIES = {"jax", "tensorflow_probability", "numpy", "jaxtyping"}
+# Imported inside its functions, where a path names a hub.
+ALONE = {f"{PACKAGE}.hub": "huggingface_hub"}
 HEAVY = [
     "torch",
     "transformers",
@@ -217,6 +220,7 @@ def dependency_violations(path: Path, text: str) -> list[str]:
         top = module.split(".")[0]
         full = f"{module}.{name}" if name else module
         allowed = any(full == one or full.startswith(f"{one}.") for one in CORE_DEPENDENCIES)
+        allowed |= ALONE.get(module_of(path)) == top
         if top != PACKAGE and top not in sys.stdlib_module_names and not allowed:
             found.append(f"{module_of(path)} imports {full}")
     return found

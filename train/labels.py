@@ -19,7 +19,6 @@ from optscale_jax.errors import InputError
 from optscale_jax.predictor.labels import Labels, labels_of_pool, lines, read_labels
 from optscale_jax.problems import load_problems
 from optscale_jax.readers.records import read_records
-from optscale_jax.shipped import located
 from optscale_jax.study.pools import PoolSource, ReadConfig
 
 __all__ = ["LabelsConfig", "main"]
@@ -82,7 +81,7 @@ def run(config: LabelsConfig) -> None:
 
 
 def _labels(config: LabelsConfig, pool: str) -> Labels:
-    path = Path(located(pool))
+    path = Path(pool)
     if path.suffix in (".jsonl", ".json") and _has_statistics(path):
         return read_labels(path, num_samples=config.num_samples)
     return labels_of_pool(PoolSource(pool, config.read).load(), pool)

@@ -32,12 +32,12 @@ from optscale_jax.cli.predictors import (
     DistributedConfig,
     PredictorConfig,
     load_labels,
-    quality_table,
     read_features,
 )
 from optscale_jax.errors import InputError, bad_input
 from optscale_jax.files import atomic_write
 from optscale_jax.predictor.labels import Labels
+from optscale_jax.report.priors import quality_table
 
 __all__ = ["main"]
 

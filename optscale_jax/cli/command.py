@@ -24,6 +24,7 @@ ConfigT = TypeVar("ConfigT")
 EXTRAS = {
     "readers": ("orjson", "zipfile_zstd"),
     "predictor": ("flax", "optax", "orbax", "safetensors", "tensorboardX", "torch"),
+    "hub": ("huggingface_hub",),
     "live": ("anyio", "datasets", "httpx", "transformers"),
     "serve": ("fastapi", "prometheus_client", "uvicorn"),
     "vllm": ("vllm",),

@@ -1,28 +1,22 @@
 """What a predictor is trained on and how good it is, for the commands that train one."""
 
 import dataclasses
-import math
-from collections.abc import Sequence
 
 from rich.progress import Progress
 
 from optscale_jax.checks import at_least
 from optscale_jax.cli.config import parse
 from optscale_jax.errors import InputError
-from optscale_jax.predictor.calibration import COVERAGE, Quality
 from optscale_jax.predictor.features import FeatureConfig, Features, Recipe, extract
 from optscale_jax.predictor.labels import Labels, read_labels
 from optscale_jax.predictor.training import TrainingConfig
 from optscale_jax.problems import load_problems
-from optscale_jax.report.tables import Table
-from optscale_jax.shipped import located
 
 __all__ = [
     "DistributedConfig",
     "PredictorConfig",
     "configured",
     "load_labels",
-    "quality_table",
     "read_features",
 ]
 
@@ -113,7 +107,7 @@ def load_labels(config: PredictorConfig) -> Labels:
     """
     if config.labels is None:
         raise InputError("labels is not given; use --labels FILE")
-    labels = read_labels(located(config.labels), num_samples=config.num_samples)
+    labels = read_labels(config.labels, num_samples=config.num_samples)
     labels = labels.with_spread(leave_out=config.leave_out_constant, min_sd=config.min_sd)
     texts: dict[str, str] = {}
     if config.problems is not None:
@@ -139,38 +133,3 @@ def read_features(
     )
     bar.remove_task(task)
     return found
-
-
-def quality_table(
-    title: str,
-    labels: Sequence[str],
-    rows: Sequence[tuple[Sequence[str], Quality]],
-    notes: Sequence[str] = (),
-) -> Table:
-    """How good priors are, a row for each.
-
-    Args:
-        title: The table's.
-        labels: Headings of the rows' labels.
-        rows: Labels and quality of each; what is not known is left empty.
-        notes: What stands below, before what the columns are.
-    """
-    forms = {"mean_error": ".5f", "mean_rank": ".3f", "sd_error": ".6f", "sd_rank": ".3f"}
-    forms |= {"coverage": ".1%", "nll": ".3f"}
-
-    def cells(quality: Quality) -> list[str]:
-        found = ((getattr(quality, name), form) for name, form in forms.items())
-        return ["" if math.isnan(value) else format(value, form) for value, form in found]
-
-    head = ["mean: error", "rank", "sd: error", "rank", f"{COVERAGE:.0%} interval", "nats"]
-    return Table(
-        title=title,
-        columns=[*labels, *head],
-        rows=[[*names, *cells(quality)] for names, quality in rows],
-        notes=[
-            *notes,
-            "error: squared, of the mean (sd) of a problem's scores; rank: Spearman's correlation",
-            "interval: share of the problems whose mean is inside their central interval",
-            "nats: negative log marginal likelihood of a problem's scores",
-        ],
-    )

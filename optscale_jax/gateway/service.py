@@ -47,7 +47,6 @@ from optscale_jax.live.limits import Limits
 from optscale_jax.plugins import load_object
 from optscale_jax.readers import read_pool
 from optscale_jax.records import Completion, Problem, Sample
-from optscale_jax.shipped import located
 
 __all__ = ["Model", "Service"]
 
@@ -88,7 +87,7 @@ class Model:
         self.verifier: Verifier | None = None
         try:
             if config.recorded.pool is not None:
-                pool = read_pool(located(config.recorded.pool))
+                pool = read_pool(config.recorded.pool)
                 pace = config.recorded.seconds_per_token
                 self.sampler: Sampler = RecordedSampler(pool, seconds_per_token=pace)
                 if config.verify:

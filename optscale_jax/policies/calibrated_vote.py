@@ -17,7 +17,6 @@ from optscale_jax.distributions.base import known
 from optscale_jax.errors import InputError
 from optscale_jax.policies.base import Policy, Request, StopReason, until
 from optscale_jax.policies.seen import Observation, State, is_eligible
-from optscale_jax.shipped import located
 from optscale_jax.typing import Array, Count, Number
 from optscale_jax.values import static
 
@@ -199,7 +198,7 @@ def calibrated_vote(
         found, origin = Calibration.default(verifier_is_calibrated=True), None
     else:
         is_path = isinstance(calibration, str)
-        found = Calibration.load(located(calibration)) if is_path else calibration
+        found = Calibration.load(calibration) if is_path else calibration
         origin = None if found is None else found.origin
     if isinstance(signals, str):
         signals = signal_names(signals)

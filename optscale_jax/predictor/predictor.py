@@ -26,6 +26,7 @@ from safetensors.numpy import load_file, save
 from optscale_jax.errors import InputError, PredictorError
 from optscale_jax.estimation import Prior
 from optscale_jax.files import atomic_write
+from optscale_jax.hub import local
 from optscale_jax.plugins import PluginError, load_object
 from optscale_jax.predictor import ensemble
 from optscale_jax.predictor.calibration import Offsets, Points, central_interval
@@ -150,11 +151,15 @@ class Predictor:
     def load(cls, folder: str | os.PathLike[str]) -> "Predictor":
         """Reads a predictor.
 
+        Args:
+            folder: Its folder, or `hf://OWNER/NAME` for one on a hub.
+
         Raises:
-            PredictorError: If a file is missing or damaged, they are not of one predictor, or the
+            InputError: If a file is missing or damaged, they are not of one predictor, or the
                 head is one's own and is no longer found.
         """
-        weights, description = (Path(folder) / name for name in FILES)
+        place = local(folder, kind="model", files=FILES)
+        weights, description = (place / name for name in FILES)
         try:
             described = json.loads(description.read_text(encoding="utf-8"))
             tensors = load_file(weights)

@@ -28,6 +28,7 @@ from jaxtyping import Float64, Int64
 from optscale_jax.derived_signals import LARGEST
 from optscale_jax.errors import RecordError
 from optscale_jax.files import refuse_bomb
+from optscale_jax.hub import POOL_FILE, is_name, local
 
 try:
     from orjson import loads as _fast_loads
@@ -342,39 +343,18 @@ def data_path(path: str | os.PathLike[str]) -> Path:
     """Finds the file or folder that a path names, downloading a data set of the Hugging Face hub.
 
     Args:
-        path: A path, or `hf://OWNER/NAME`, `hf://OWNER/NAME@REVISION/FILES`.
+        path: A path; `package:NAME/PATH`; or `hf://OWNER/NAME`, `hf://OWNER/NAME@REVISION/FILES`.
 
     Returns:
-        The path; of a data set, the folder where the hub's library keeps it.
+        The path; of a data set, the folder where the hub's library keeps it, or the pool in it that
+        `optscale push` put there.
 
     Raises:
-        RecordError: If the data set cannot be had.
+        InputError: If the data set cannot be had.
     """
-    text = os.fspath(path)
-    # A Path has made one slash of two.
-    named = re.fullmatch(r"hf:/{1,2}(?:datasets/)?([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+))?", text)
-    if named is None:
-        return Path(text)
-    name, revision, inside = named.groups()
-    try:
-        from huggingface_hub import snapshot_download
-
-        wanted = [f"{inside}*", f"{inside}/*"] if inside else [f"*{end}" for end in _DATA]
-        folder = snapshot_download(
-            name, repo_type="dataset", revision=revision, allow_patterns=wanted
-        )
-    except ImportError as error:
-        raise RecordError(
-            f"{text}: pip install 'optscale-jax[live]' to read from the hub"
-        ) from error
-    # What it raises offline differs from one version and one way of being offline to another.
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise RecordError(
-            f"{text}: cannot be had from the hub ({type(error).__name__}: {reason}); connect, or "
-            "give the path of a copy"
-        ) from error
-    return Path(folder, inside or "")
+    found = local(path, kind="dataset", files=[POOL_FILE, *(f"*{end}" for end in _DATA)])
+    pushed = is_name(path) and (found / POOL_FILE).is_file()
+    return found / POOL_FILE if pushed else found
 
 
 def data_files(path: Path) -> list[Path]:

@@ -1,16 +1,18 @@
 """What a prior is worth, as a table, as columns of a CSV file, and in two figures."""
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from optscale_jax.predictor.calibration import COVERAGE, Quality
 from optscale_jax.report.tables import UNITS, Table, answered, cells, interval_columns
 from optscale_jax.study.comparison import Frontier, Options, Row
 from optscale_jax.study.outcomes import Outcomes
 from optscale_jax.study.prior_value import Against, Worth
 
-__all__ = ["prior_columns", "prior_curves", "prior_table", "worth_in_words"]
+__all__ = ["prior_columns", "prior_curves", "prior_table", "quality_table", "worth_in_words"]
 
 
 def prior_table(
@@ -122,3 +124,38 @@ def prior_curves(
     yield "saving", differences_against_n(shown, baseline=plain, cost=cost, level=level)
     against = [Curve(f.label, f.cost, f.value) for f in curves]
     yield "accuracy_vs_tokens", accuracy_against_tokens(against, x=cost, y=value, level=level)
+
+
+def quality_table(
+    title: str,
+    labels: Sequence[str],
+    rows: Sequence[tuple[Sequence[str], Quality]],
+    notes: Sequence[str] = (),
+) -> Table:
+    """How good priors are, a row for each.
+
+    Args:
+        title: The table's.
+        labels: Headings of the rows' labels.
+        rows: Labels and quality of each; what is not known is left empty.
+        notes: What stands below, before what the columns are.
+    """
+    forms = {"mean_error": ".5f", "mean_rank": ".3f", "sd_error": ".6f", "sd_rank": ".3f"}
+    forms |= {"coverage": ".1%", "nll": ".3f"}
+
+    def cells(quality: Quality) -> list[str]:
+        found = ((getattr(quality, name), form) for name, form in forms.items())
+        return ["" if math.isnan(value) else format(value, form) for value, form in found]
+
+    head = ["mean: error", "rank", "sd: error", "rank", f"{COVERAGE:.0%} interval", "nats"]
+    return Table(
+        title=title,
+        columns=[*labels, *head],
+        rows=[[*names, *cells(quality)] for names, quality in rows],
+        notes=[
+            *notes,
+            "error: squared, of the mean (sd) of a problem's scores; rank: Spearman's correlation",
+            "interval: share of the problems whose mean is inside their central interval",
+            "nats: negative log marginal likelihood of a problem's scores",
+        ],
+    )

@@ -20,7 +20,6 @@ from optscale_jax.plugins import load_object
 from optscale_jax.pool import Pool, Rescale
 from optscale_jax.readers import read_pool
 from optscale_jax.readers.records import data_path
-from optscale_jax.shipped import located
 from optscale_jax.synthetic import SyntheticConfig, synthetic_pool
 
 __all__ = ["SYNTHETIC", "PoolSource", "ReadConfig", "SyntheticPoolConfig", "checksum"]
@@ -110,7 +109,7 @@ class PoolSource:
 
     Attributes:
         path: The file, or a folder with a `samples.jsonl` in it; `package:NAME/PATH` for one in a
-            package; or `SYNTHETIC`.
+            package, `hf://OWNER/NAME` for one on a hub; or `SYNTHETIC`.
         read: The options of its format.
         synthetic: What it was made with; None for a file.
         sha256: Checksum of the file when it was read; None if it was not taken, or was made.
@@ -140,7 +139,7 @@ class PoolSource:
             if equal := options.get("equal"):
                 options["equal"] = stack.enter_context(comparison(equal))
             origin = Origin(*(options.pop(field, None) for field in Origin._fields))
-            pool = read_pool(located(self.path), **options).with_origin(origin)
+            pool = read_pool(self.path, **options).with_origin(origin)
         if rescaled := self.read.rescale:
             words = f"{self.path}: scores are rescaled ({rescaled})"
             warnings.warn(words, PoolWarning, stacklevel=2)
@@ -156,7 +155,7 @@ class PoolSource:
         """Why the pool is not what it was, in words; None if it is."""
         if self.synthetic is not None:
             return None
-        if not data_path(located(self.path)).exists():
+        if not data_path(self.path).exists():
             return f"its pool, {self.path}, is no longer there"
         if self.sha256 not in (None, checksum(self.path)):
             return f"its pool, {self.path}, is another one now"
@@ -171,7 +170,7 @@ class PoolSource:
 
 def checksum(path: str) -> str:
     """SHA-256 of a pool's files, read in pieces, because they may be larger than the memory."""
-    place = data_path(located(path))
+    place = data_path(path)
     files = [place]
     if place.is_dir():
         samples = place / "samples.jsonl"

@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "train.predictor",
     "train-calibration": "train.calibration",
     "predict": "eval.predict",
+    "push": "eval.push",
     "compare-priors": "eval.compare_priors",
     "compare-losses": "eval.compare_losses",
     "check-decisions": "eval.check_decisions",
