@@ -33,6 +33,7 @@ from optscale_jax.study.pools import PoolSource
 from optscale_jax.study.recommendation import recommend
 from optscale_jax.study.tuning import cross_fit
 from optscale_jax.study.verifier import roc_of, tokens_with_verifier
+from tests.browser import chromium, fits, opened
 
 CAPS, PROBLEMS, ORDERS = (8, 16), 40, 3
 S_MIN, ALPHA = (0.85, 0.9, 0.95), (0.9, 0.95)
@@ -429,12 +430,58 @@ def test_files_are_there_and_the_page_needs_no_other(written):
         *(f"{run}/{name}.{suffix}" for run in "ab" for name in DRAWN for suffix in ("png", "pdf")),
     }
     text = (written / "index.html").read_text()
-    assert text.count("data:image/png;base64,") == 8
-    assert not re.search(r'(?:src|href)="(?!data:|#)', text)
+    assert text.count("<svg ") == 8
+    assert not re.search(r'(?:src|href)="(?!#)|url\((?!#)|@import', text)
+    # Names are of one figure each, and every link leads to one.
+    names = re.findall(r' id="([^"]+)"', text)
+    assert len(set(names)) == len(names)
+    assert set(re.findall(r'(?:href="|url\()#([^")]+)', text)) <= {*names}
     assert "MR-Thinking is left out" in text
     table = (written / "table.md").read_text()
     assert text.count("<b>") == table.count("**") // 2 - 1  # the title is bold too
     assert "Tuned on the test set it would claim" in text
+
+
+@pytest.mark.browser
+def test_the_page_answers_first_and_sorts_folds_and_tells_in_a_browser(written):
+    url = (written / "index.html").as_uri()
+    with chromium() as browser:
+        for width, dark in ((1400, False), (390, True)):
+            with opened(browser, url, width=width, dark=dark) as page:
+                asked = []
+                page.on("request", lambda request, asked=asked: asked.append(request.url))
+                assert fits(page)
+                # The answer and its figure stand before anything that is folded or a table.
+                first = page.locator("section").first
+                assert first.locator(".lead").inner_text().startswith("Use ")
+                figure = first.locator("figure").first
+                assert figure.bounding_box()["y"] < first.locator("table").first.evaluate(
+                    "each => each.closest('details').getBoundingClientRect().top"
+                )
+                # A point tells its setting; a curve can be hidden.
+                point = figure.locator("use:has(title)").first
+                words = point.locator("title").text_content()
+                point.dispatch_event("click")
+                assert page.locator("#tip").inner_text() == words
+                assert words.startswith("OptScale⁰ (s_min=")
+                figure.get_by_label("best-of-N").uncheck()
+                assert figure.locator("g.curve-1").first.is_hidden()
+                assert figure.locator("g.curve-0").first.is_visible()
+                # A folded table unfolds, and a heading sorts it, up and then down.
+                details = first.locator("details", has_text="What each method reaches")
+                assert not details.locator("table").is_visible()
+                details.locator("summary").click()
+                head = details.locator("th", has_text="knobs")
+                shown = []
+                for _ in range(2):
+                    head.get_by_role("button").click()
+                    index = head.evaluate("each => each.cellIndex") + 1
+                    cells = details.locator(f"tbody td:nth-child({index})")
+                    shown.append([int(text) for text in cells.all_inner_texts()])
+                assert shown == [sorted(shown[0]), sorted(shown[0], reverse=True)]
+                assert len({*shown[0]}) > 1
+                assert fits(page)
+                assert asked == []
 
 
 def test_table_has_the_papers_layout(written):
@@ -477,7 +524,7 @@ def test_runs_of_one_name_share_their_columns_and_names_are_text(tmp_path):
     assert len(folders) == 2
     assert {folder.removesuffix(".2") for folder in folders} == {"_script_alert_______script_"}
     text = (out / "index.html").read_text()
-    assert "<script" not in text
+    assert text.count("<script") == 1  # the page's own
     assert "&lt;script&gt;alert(&#39;&amp;&#39;)" in text
 
 
@@ -503,7 +550,7 @@ def test_a_pool_that_is_gone_or_another_costs_its_figures_only(tmp_path):
     assert {each.name for each in shown.drawings} == set(DRAWN)
     text = page("title", table_of([found], OPTIONS), [shown._replace(drawings=())])
     assert gone.notes[0] in text
-    assert "warning" not in text.partition("</style>")[2]
+    assert "warning" not in text.partition("</style>")[2].partition("<script>")[0]
 
 
 def refuse(tmp_path, capsys, arguments, *words):

@@ -16,6 +16,7 @@ from optscale_jax.report.figures import (
     sensitivity_panels,
     tokens_against_n,
 )
+from optscale_jax.report.headline import headline, recommendation
 from optscale_jax.report.model_figures import (
     calibration_panels,
     reliability_diagram,
@@ -33,12 +34,12 @@ from optscale_jax.report.tables import (
     interval_columns,
     or_dash,
 )
-from optscale_jax.study.comparison import SHARES, Options, Point, Row
+from optscale_jax.study.comparison import SHARES, Frontier, Options, Point, Row
 from optscale_jax.study.findings import Findings
 from optscale_jax.study.hindsight import HINDSIGHT
 from optscale_jax.study.law_comparison import LawComparison
 from optscale_jax.study.metrics import Interval
-from optscale_jax.study.outcomes import CostKind, ValueKind
+from optscale_jax.study.outcomes import CostKind, Outcomes, ValueKind
 
 __all__ = [
     "comparison_columns",
@@ -49,7 +50,6 @@ __all__ = [
     "law_table",
     "paper_table",
     "reach_table",
-    "recommendation",
     "reliability_columns",
     "roc_columns",
     "section",
@@ -319,7 +319,7 @@ def section(found: Findings, *, anchor: str) -> Section:
     tables = [settings_table(found), curve_table(found), reach_table(found)]
     if found.fit is not None and found.fit.laws is not None:
         tables.append(law_table(found.fit.laws))
-    return Section(found, anchor, sentences(found), tables, drawings(found))
+    return Section(found, anchor, headline(found), sentences(found), tables, drawings(found))
 
 
 def settings_table(found: Findings) -> Table:
@@ -434,7 +434,7 @@ def sentences(found: Findings) -> list[str]:
     """On the deepest N: what is saved, what peeking would have claimed; and pass@k."""
     unit, cost = UNITS[found.outcomes.value_kind], found.outcomes.cost_kind
     deepest = max(row.cap for row in found.rows)
-    words = recommendation(found)
+    words = []
     for row in found.rows:
         if row.cap != deepest or not row.tuned:
             continue
@@ -471,33 +471,6 @@ def sentences(found: Findings) -> list[str]:
             "Tokens are those of completions: what the verifier reads is not known of this pool."
         )
     return words
-
-
-def recommendation(found: Findings) -> list[str]:
-    """The rule to use, what it saves at which risk, and what the pool is too small to tell."""
-    if (best := found.recommendation) is None:
-        return []
-    unit, cost = UNITS[found.outcomes.value_kind], found.outcomes.cost_kind
-    fixed = f"{best.baseline} ({best.fixed.setting})"
-    point, doubts = best.point, []
-    if best.label == best.baseline:
-        words = f"Use {fixed}: no rule is as good as this, the best fixed n, for fewer {cost}."
-    else:
-        low, high = (f"{100 * part:.0f}" for part in point.saved[1:])
-        words = (
-            f"Use {best.label} ({point.setting}): {unit.value(point.value.mean)} for "
-            f"{point.cost.mean:,.0f} {cost} a problem, {point.saved.mean:.0%} ({low} to {high}) "
-            f"fewer than the best fixed n, {fixed}, with a difference of "
-            f"{unit.ends(point.difference)} {unit.difference}."
-        )
-        doubts += [] if best.saves else ["that it saves at all"]
-        if not best.keeps:
-            doubts.append(f"that it loses at most {unit.difference_of(best.loss).lstrip('+')}")
-    if best.rivals:
-        doubts.append(f"that it is better than {' or '.join(best.rivals)}")
-    if doubts:
-        words += f" The pool is too small to tell {'; nor '.join(doubts)}."
-    return [words]
 
 
 # Figures ------------------------------------------------------------------------------------------
@@ -565,9 +538,20 @@ def _curves(found: Findings) -> Drawing:
         f"{value.capitalize()} against {cost}",
         "Each point: the setting that is best within a budget on the other folds of the problems. "
         f"Dots: every setting, as the search on the test set sees them. Band: {level:.0%} interval "
-        f"of {curves[0].label}, over problems and orders; the differences in the table above, "
-        "which are paired, are known far better.",
+        f"of {curves[0].label}, over problems and orders; the differences in the tables, which are "
+        "paired, are known far better.",
+        {f.label: _tips(f, outcomes) for f in found.frontiers},
     )
+
+
+def _tips(frontier: Frontier, outcomes: Outcomes) -> list[str]:
+    """What is said at each point of a curve."""
+    value, cost = UNITS[outcomes.value_kind], outcomes.cost_kind
+    points = zip(frontier.settings, frontier.value, frontier.cost, strict=True)
+    return [
+        f"{frontier.label} ({words}): {value.value(won)} for {spent:,.0f} {cost}"
+        for words, won, spent in points
+    ]
 
 
 def _by_n(found: Findings) -> Drawing:

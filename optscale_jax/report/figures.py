@@ -23,6 +23,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 __all__ = [
     "COLOURS",
     "COLUMN_WIDTH",
+    "CURVE",
     "MARKERS",
     "PAGE_WIDTH",
     "STYLE",
@@ -55,6 +56,10 @@ STYLE: Any = {
     # TrueType, since some publishers refuse Type 3.
     "pdf.fonttype": 42,
 }
+CURVE = "curve-"
+"""What a curve's number follows in the names of its parts in an SVG file; "beside" then follows
+where the part is not its line."""
+
 _X_LABELS = {"tokens": "tokens per problem", "samples": "completions per problem"}
 _Y_LABELS = {
     "accuracy": "accuracy (% of problems)",
@@ -85,6 +90,9 @@ class Drawing(NamedTuple):
     figure: Figure
     heading: str
     caption: str
+    # Label of each of the figure's curves, in their order, to what is said of each of its points:
+    # the page shows it at the point, and lets a curve be hidden.
+    tips: Mapping[str, Sequence[str]] = {}
 
 
 def accuracy_against_tokens(
@@ -350,15 +358,17 @@ def _draw(axes: Axes, curve: Curve, index: int, size: float) -> Line2D:
             color=colour,
             alpha=0.35,
             zorder=2,
+            gid=f"{CURVE}{index} beside",
         )
     order = np.argsort(curve.x, kind="stable")
     xs, ys = np.asarray(curve.x)[order], np.asarray(curve.y)[order]
     if curve.low is not None and curve.high is not None:
         low, high = np.asarray(curve.low)[order], np.asarray(curve.high)[order]
         if len(xs) > 1:
-            axes.fill_between(xs, low, high, color=colour, alpha=0.1, linewidth=0, zorder=1)
+            band = axes.fill_between(xs, low, high, color=colour, alpha=0.1, linewidth=0, zorder=1)
         else:
-            axes.vlines(xs, low, high, color=colour, alpha=0.5, linewidth=1, zorder=1)
+            band = axes.vlines(xs, low, high, color=colour, alpha=0.5, linewidth=1, zorder=1)
+        band.set_gid(f"{CURVE}{index} beside")
     (line,) = axes.plot(
         xs,
         ys,
@@ -371,6 +381,7 @@ def _draw(axes: Axes, curve: Curve, index: int, size: float) -> Line2D:
         markeredgewidth=0.4,
         linewidth=0.28 * size,
         zorder=3,
+        gid=f"{CURVE}{index}",
     )
     # In the legend the marker needs its line.
     names = ("color", "linestyle", "marker", "markersize")

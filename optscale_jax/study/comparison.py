@@ -279,7 +279,8 @@ class Point(NamedTuple):
     In each resample the settings are chosen again, and the best fixed n with them.
     """
 
-    setting: str  # what the aim chooses on all problems: the setting to use
+    setting: str  # what the aim chooses on all problems: the setting to use, in words
+    arguments: Mapping[str, Any]  # those of its arguments that are no defaults, as JSON has them
     means: np.ndarray  # [2, R] value and cost in each resample
     value: Interval
     cost: Interval
@@ -302,6 +303,7 @@ class Frontier(NamedTuple):
     oracle: bool  # whether it does not compete
     knobs: int  # how many arguments are tuned
     best: Point  # the most that it wins, whatever it spends
+    settings: Sequence[str]  # [B] what each budget chooses on all problems, in words
     # Mean cost of the settings that, on other problems, are cheapest of those as good as the
     # baseline with the largest N; the value above it that they then really have; and the cost of
     # the cheapest setting that is as good on these very problems. NaN without a baseline.
@@ -374,6 +376,7 @@ def frontiers(
             oracle=method.oracle,
             knobs=method.knobs(),
             best=points[-1],
+            settings=[points[index].setting for index in order],
             within=dict(zip(shares, points[len(aims) : -1], strict=True)),
         )
         if base is not None and fixed is not None:
@@ -421,7 +424,10 @@ def _points(
                 saved = options.interval_of(
                     1 - centre[1] / best_fixed.cost.mean, 1 - own[1] / base[1]
                 )
-        points.append(Point(method.describe(fit.oracle), own, won, spent, more, saved))
+        setting, names = method.settings[fit.oracle], method.words[fit.oracle]
+        arguments = {name: setting[name] for name in names if name in setting}
+        words = method.describe(fit.oracle)
+        points.append(Point(words, arguments, own, won, spent, more, saved))
     return [fits[aim] for aim in aims], [points[list(fits).index(aim)] for aim in aims]
 
 
