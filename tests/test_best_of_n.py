@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
-from jax.test_util import check_grads
 from tensorflow_probability.substrates import jax as tfp
 
 from optscale_jax.distributions import BestOfN, TruncatedNormal
@@ -57,18 +56,10 @@ DRAWS = (1, 2, 7, 1_000_000)
 LEVELS = (1e-4, 0.05, 0.5, 0.95, 0.999)
 
 
-def best_of(law):
-    return BestOfN(law, np.array(DRAWS, law.dtype))
-
-
-def quantiles(best):
-    return np.asarray(best.quantile(np.array(LEVELS, best.dtype)[:, None]))
-
-
 @pytest.mark.parametrize("name", CLOSED)
 def test_mean_in_closed_form(name, dtype):
     law, mean = LAWS[name]
-    value = np.asarray(best_of(law(dtype)).mean(), float)
+    value = of(law(dtype)).mean.astype(float)
     exact = mean(np.array(DRAWS, float))
     slack = 1e-4 if name == "flat" else 0.0  # uniform only in the limit of an infinite scale
     assert np.all(np.abs(value - exact) <= ROUNDING[dtype] + slack * (1 - exact))
@@ -91,60 +82,65 @@ def test_mean_of_truncated_normals(x64):
     np.testing.assert_allclose(mean[..., 0], law.mean()[..., 0], rtol=1e-10)
 
 
-class Values(NamedTuple):
-    """A law's functions at some points."""
+FUNCTIONS = ("log_cdf", "cdf", "log_survival_function", "survival_function", "log_prob", "prob")
 
-    log_cdf: np.ndarray
-    cdf: np.ndarray
-    log_survival_function: np.ndarray
-    survival_function: np.ndarray
-    log_prob: np.ndarray
-    prob: np.ndarray
+
+class Found(NamedTuple):
+    """A law, and the best of DRAWS from it, at points [5, 4].
+
+    At those given, where the best of one, of two and of seven have their mass, and 8 numbers below
+    and above the quantiles of LEVELS: [4, 5, 4] by the name of the function.
+    """
+
+    mean: np.ndarray
+    quantile: np.ndarray
+    one: dict[str, np.ndarray]
+    best: dict[str, np.ndarray]
 
 
 @compiled
-def _evaluated(law, x):
-    return Values(*(getattr(law, function)(x) for function in Values._fields))
+def _found(law, given, levels, draws):
+    best = BestOfN(law, draws)
+    x = best.quantile(levels)
+    around = [jnp.clip(x + k * jnp.spacing(x), 0, 1) for k in (-8, 8)]
+    points = jnp.stack([given, x[:, jnp.array([0, 1, 2, 2])], *around])
+    one, best_ = ({f: getattr(d, f)(points) for f in FUNCTIONS} for d in (law, best))
+    return Found(best.mean(), x, one, best_)
 
 
-def evaluated(law, x):
-    """All functions at points [5, 4] of scores, or of what is broadcast to them."""
-    x = np.broadcast_to(np.asarray(x, law.dtype), (len(LEVELS), len(DRAWS)))
-    return Values(*map(np.asarray, _evaluated(law, x)))
+def of(law, given=0.5):
+    """What is asked of a law, in one compilation for all laws of a type."""
+    shape = (len(LEVELS), len(DRAWS))
+    given = np.broadcast_to(np.asarray(given, law.dtype), shape)
+    levels, draws = np.array(LEVELS, law.dtype)[:, None], np.array(DRAWS, law.dtype)
+    return jax.tree.map(np.asarray, _found(law, given, levels, draws))
 
 
 @pytest.mark.parametrize("name", LAWS)
 def test_definition(name, dtype):
-    law = LAWS[name][0](dtype)
-    best = best_of(law)
-    # Where the best of one, of two and of seven have their mass; not that of a million.
-    x = quantiles(best)[:, [0, 1, 2, 2]]
+    found = of(LAWS[name][0](dtype))
+    # Not those of a million.
+    best, law = ({f: v[1, :, :3] for f, v in d.items()} for d in (found.best, found.one))
     n = np.array(DRAWS[:3])
-    best, law = (Values(*(v[:, :3] for v in evaluated(d, x))) for d in (best, law))
     # TFP's own laws are good to tens of units in the last place, and the power takes n times that.
     eps = np.finfo(dtype).eps
-    np.testing.assert_allclose(best.cdf, law.cdf**n, rtol=500 * eps)
-    np.testing.assert_allclose(best.log_cdf, n * law.log_cdf, rtol=500 * eps, atol=500 * eps)
-    np.testing.assert_allclose(
-        best.survival_function, 1 - law.cdf**n, rtol=500 * eps, atol=500 * eps
-    )
-    np.testing.assert_allclose(
-        np.exp(best.log_survival_function), best.survival_function, rtol=100 * eps
-    )
-    np.testing.assert_allclose(
-        best.prob, n * law.cdf ** (n - 1) * law.prob, rtol=1000 * eps, atol=1e-30
-    )
+    close = np.testing.assert_allclose
+    close(best["cdf"], law["cdf"] ** n, rtol=500 * eps)
+    close(best["log_cdf"], n * law["log_cdf"], rtol=500 * eps, atol=500 * eps)
+    close(best["survival_function"], 1 - law["cdf"] ** n, rtol=500 * eps, atol=500 * eps)
+    close(np.exp(best["log_survival_function"]), best["survival_function"], rtol=100 * eps)
+    density = n * law["cdf"] ** (n - 1) * law["prob"]
+    close(best["prob"], density, rtol=1000 * eps, atol=1e-30)
 
 
 @pytest.mark.parametrize("name", LAWS)
 def test_cdf_undoes_quantile(name, dtype):
-    best = best_of(LAWS[name][0](dtype))
-    u = np.array(LEVELS, dtype)[:, None]
-    x = quantiles(best)
+    found = of(LAWS[name][0](dtype))
+    u, x = np.array(LEVELS, dtype)[:, None], found.quantile
     assert x.dtype == dtype
     assert np.all((x >= 0) & (x <= 1))
     # x is one of the two representable numbers around the quantile, or next to them.
-    below, above = (evaluated(best, np.clip(x + k * np.spacing(x), 0, 1)).cdf for k in (-8, 8))
+    below, above = found.best["cdf"][2:]
     slack = 64 * np.array(DRAWS) * np.finfo(dtype).eps
     assert np.all(below <= u * (1 + 1e-3) + slack)
     assert np.all(above >= u * (1 - 1e-3) - slack)
@@ -152,34 +148,27 @@ def test_cdf_undoes_quantile(name, dtype):
 
 @pytest.mark.parametrize("name", LAWS)
 def test_best_of_one_is_the_law_itself(name):
-    law = LAWS[name][0](np.float32)
-    x = np.array([0, 0.2, 0.7, 0.9, 1])[:, None]
-    own, best = evaluated(law, x), evaluated(best_of(law), x)
+    found = of(LAWS[name][0](np.float32), np.array([0, 0.2, 0.7, 0.9, 1])[:, None])
+    own, best = ({f: v[0] for f, v in d.items()} for d in (found.one, found.best))
     for function in ("log_prob", "log_cdf", "cdf", "log_survival_function"):
-        np.testing.assert_allclose(
-            getattr(best, function)[:, 0],
-            getattr(own, function)[:, 0],
-            rtol=1e-5,
-            atol=1e-6,
-            err_msg=function,
-        )
+        one, same = own[function][:, 0], best[function][:, 0]
+        np.testing.assert_allclose(same, one, rtol=1e-5, atol=1e-6, err_msg=function)
     # Two draws are never both at the lower end, however much density is there.
-    assert np.isneginf(best.log_prob[0, 1]) or not np.isfinite(own.log_prob[0, 0])
+    assert np.isneginf(best["log_prob"][0, 1]) or not np.isfinite(own["log_prob"][0, 0])
 
 
 def test_large_n_keeps_the_digits_of_single_precision():
     loc, scale = np.float32(0.5), np.float32(0.1)
-    best = best_of(TruncatedNormal(loc, scale))
     with jax.enable_x64(True):
-        exact = best_of(TruncatedNormal(np.float64(loc), np.float64(scale)))
-        x = quantiles(exact)
-        wanted = evaluated(exact, x.astype(np.float32))
-        mean = np.asarray(exact.mean())
-    np.testing.assert_allclose(quantiles(best), x, rtol=1e-6)
-    found = evaluated(best, x)
-    np.testing.assert_allclose(found.log_cdf, wanted.log_cdf, rtol=1e-4)
-    np.testing.assert_allclose(found.log_prob, wanted.log_prob, rtol=1e-4)
-    np.testing.assert_allclose(best.mean(), mean, rtol=1e-6)
+        law = TruncatedNormal(np.float64(loc), np.float64(scale))
+        x = of(law).quantile
+        exact = of(law, x.astype(np.float32))
+    found = of(TruncatedNormal(loc, scale), x)
+    np.testing.assert_allclose(found.quantile, x, rtol=1e-6)
+    for function in ("log_cdf", "log_prob"):
+        one, other = found.best[function][0], exact.best[function][0]
+        np.testing.assert_allclose(one, other, rtol=1e-4, err_msg=function)
+    np.testing.assert_allclose(found.mean, exact.mean, rtol=1e-6)
 
 
 def kumaraswamy_cdf(x, a, b):
@@ -250,7 +239,12 @@ def test_gradients(x64):
         d = BestOfN(TruncatedNormal(loc, scale), n)
         return d.mean(), d.quantile(0.3), d.log_prob(0.6), d.log_survival_function(0.9)
 
-    check_grads(jax.jit(evaluate), (0.7, 0.2, 6.0), order=1, modes=["rev"], rtol=1e-6)
+    both = jax.jit(lambda *p: (evaluate(*p), jax.jacrev(evaluate, (0, 1, 2))(*p)))
+    point, step = np.array([0.7, 0.2, 6.0]), 1e-5
+    slopes = np.array(both(*point)[1])
+    for i, move in enumerate(step * np.eye(3)):
+        numeric = np.subtract(both(*(point + move))[0], both(*(point - move))[0]) / (2 * step)
+        np.testing.assert_allclose(slopes[:, i], numeric, rtol=1e-6)
 
     def by_bisection(a, b, n):
         return BestOfN(tfd.Kumaraswamy(a, b), n).quantile(0.3)
@@ -259,9 +253,9 @@ def test_gradients(x64):
         return (1 - (1 - 0.3 ** (1 / n)) ** (1 / b)) ** (1 / a)
 
     point = tuple(map(jnp.float64, (2.0, 3.0, 6.0)))
-    np.testing.assert_allclose(by_bisection(*point), closed(*point), rtol=1e-14)
-    slopes = jax.jit(jax.grad(by_bisection, (0, 1, 2)))(*point)
-    np.testing.assert_allclose(slopes, jax.grad(closed, (0, 1, 2))(*point), rtol=1e-10)
+    own, other = (jax.jit(jax.value_and_grad(f, (0, 1, 2)))(*point) for f in (by_bisection, closed))
+    np.testing.assert_allclose(own[0], other[0], rtol=1e-14)
+    np.testing.assert_allclose(own[1], other[1], rtol=1e-10)
 
 
 def test_law_with_nothing_but_a_cdf():
@@ -290,10 +284,11 @@ def test_law_with_nothing_but_a_cdf():
             return 2 * jnp.log(jnp.asarray(x, self.dtype))
 
     best = BestOfN(Square(), 3)
-    np.testing.assert_allclose(best.quantile(0.5), 0.5 ** (1 / 6), rtol=1e-6)
-    np.testing.assert_allclose(best.mean(), 6 / 7, rtol=1e-5)
+    found = jax.jit(lambda: (best.quantile(0.5), best.mean(), best.sample(4, seed=KEY)))()
+    np.testing.assert_allclose(found[0], 0.5 ** (1 / 6), rtol=1e-6)
+    np.testing.assert_allclose(found[1], 6 / 7, rtol=1e-5)
     np.testing.assert_allclose(best.cdf(0.5), 0.5**6, rtol=1e-5)
-    assert best.sample(4, seed=KEY).shape == (4,)
+    assert found[2].shape == (4,)
 
 
 def test_law_on_the_whole_line(x64):

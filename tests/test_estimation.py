@@ -240,12 +240,13 @@ def fit(stats, prior=None, **interval):
     size = int(np.prod(shape))
     dtype = stats.mean.dtype
 
+    # In NumPy, whose operations are not compiled anew for every shape.
     def pad(v):
-        v = jnp.broadcast_to(jnp.asarray(v, dtype), shape).reshape(-1)
-        return jnp.pad(v, (0, _BATCH - size), constant_values=0.5)
+        v = np.broadcast_to(np.asarray(v, dtype), shape).reshape(-1)
+        return np.pad(v, (0, _BATCH - size), constant_values=0.5)
 
     def cut(v):
-        return v[:size].reshape(shape)
+        return np.asarray(v)[:size].reshape(shape)
 
     stats = jax.tree.map(pad, stats)
     if prior is None:
@@ -303,12 +304,16 @@ def test_fit_map_is_never_above_scipy(cases, scipy_map, dtype):
     assert above[worst] < OBJECTIVE_RTOL, (cases.names[worst], cases.prior[worst], above[worst])
 
 
+def objective_of(stats, params, prior=None):
+    value = negative_log_likelihood(stats, params)
+    return value if prior is None else value + negative_log_prior(params, prior)
+
+
 def profile(stats, prior, scale):
     """The least posterior objective of a problem at a scale: convex in loc, by ternary search."""
 
     def at(loc):
-        params = Params(loc, scale)
-        return negative_log_likelihood(stats, params) + negative_log_prior(params, prior)
+        return objective_of(stats, Params(loc, scale), prior)
 
     def shrink(_, ends):
         low, high = ends
@@ -339,7 +344,7 @@ def test_the_lower_of_two_modes_is_found(x64):
         np.exp(rng.uniform(np.log(0.01), 0, count)),
     )
     params, _ = fit_map(stats, prior)
-    ours = negative_log_likelihood(stats, params) + negative_log_prior(params, prior)
+    ours = jax.jit(objective_of)(stats, params, prior)
     scales = jnp.geomspace(1e-3, 30, 60)
     find = jax.jit(lambda scale: profile(stats, prior, scale))
     # Any scale's optimum is above the posterior's but for rounding.
@@ -358,11 +363,8 @@ def test_reported_objective_is_the_objective(cases, dtype):
             Params(*(jnp.asarray(np.asarray(v), jnp.float64) for v in p)) for p in (mle, posterior)
         ]
         belief = Prior(*jnp.asarray(cases.prior.T))
-        values = [
-            negative_log_likelihood(exact, wide[0]),
-            negative_log_likelihood(exact, wide[1]) + negative_log_prior(wide[1], belief),
-        ]
-        values = [np.asarray(v) for v in values]
+        of = jax.jit(objective_of)
+        values = [np.asarray(of(exact, *p)) for p in ((wide[0],), (wide[1], belief))]
     own = [
         objective(*map(float, p), *row)
         for p, row in zip(
@@ -515,7 +517,7 @@ def test_batch_shapes_jit_vmap_scan():
         return stats, fit_mle(stats)[0]
 
     _, scanned = jax.lax.scan(step, ScoreStats.empty(), jnp.asarray(x[0, 0]))
-    prefixes, _ = fit(ScoreStats.prefixes(x[0, 0]))
+    prefixes, _ = fit(jax.jit(ScoreStats.prefixes)(x[0, 0]))
     # From three scores on: two can have the exponential limit, whose loc is any large number.
     close(scanned.loc[2:], prefixes.loc[2:])
     close(scanned.scale[2:], prefixes.scale[2:])

@@ -374,45 +374,14 @@ def fit(
 ) -> list[dict[str, Any]]:
     """Trains a model in place, on the batch drawn at each step; one record a measurement."""
     reasons = config.task == "reasoner"
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, min(config.warmup, config.steps - 1), config.steps
-    )
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.adamw(schedule, b2=0.98, weight_decay=config.weight_decay),
-    )
     graph, params = nnx.split(_Learner(model, nnx.Rngs(config.seed)))
-    state = optimizer.init(params)
-
-    def loss(params: Any, batch: Batch) -> jax.Array:
-        learner = nnx.merge(graph, params)
-        states = list(learner.model.states(jnp.asarray(batch.tokens)))
-        value = _cross_entropy(learner.model.logits(states[-1]), batch.targets)
-        if config.task == "verifier" and config.early:
-            early = _cross_entropy(learner.digit(states[DIGITS_LAYER]), batch.digits)
-            early += _cross_entropy(learner.step(states[STEP_LAYER]), batch.alone)
-            value += config.early * early
-        return value
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def update(params: Any, state: Any, batch: Batch) -> tuple[Any, Any, jax.Array]:
-        value, gradient = jax.value_and_grad(loss)(params, batch)
-        changes, state = optimizer.update(gradient, state, params)
-        return optax.apply_updates(params, changes), state, value
-
-    @jax.jit
-    def predict(params: Any, tokens: jax.Array) -> jax.Array:
-        logits = nnx.merge(graph, params).model(tokens)
-        # The accuracy of a sample is at the temperature; a verifier has none.
-        scale = config.temperature if reasons else 1.0
-        return jax.nn.log_softmax(logits / scale)
-
+    state = _optimizer(config).init(params)
     measure = reasoner_accuracy if reasons else verifier_quality
     record, losses, start = [], [], time.perf_counter()
     with progress() as bar:
         task = bar.add_task(f"training the {config.task}", total=config.steps)
         for step in range(config.steps):
-            params, state, value = update(params, state, draw(step))
+            params, state, value = _update(params, state, draw(step), graph, config)
             losses.append(value)
             bar.advance(task)
             if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
@@ -420,7 +389,7 @@ def fit(
                     "step": step + 1,
                     "loss": float(jnp.stack(losses).mean()),
                     "seconds": round(time.perf_counter() - start, 1),
-                    **measure(lambda t: np.asarray(predict(params, t)), validation),  # noqa: B023
+                    **measure(lambda t: np.asarray(_predict(params, t, graph, config)), validation),  # noqa: B023
                 }
                 record.append(entry)
                 losses = []
@@ -430,6 +399,43 @@ def fit(
                     break
     nnx.update(model, params.model)
     return record
+
+
+def _optimizer(config: TinyConfig) -> optax.GradientTransformation:
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, config.learning_rate, min(config.warmup, config.steps - 1), config.steps
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(schedule, b2=0.98, weight_decay=config.weight_decay),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "config"), donate_argnums=(0, 1))
+def _update(
+    params: Any, state: Any, batch: Batch, graph: nnx.GraphDef, config: TinyConfig
+) -> tuple[Any, Any, jax.Array]:
+    def loss(params: Any) -> jax.Array:
+        learner = nnx.merge(graph, params)
+        states = list(learner.model.states(jnp.asarray(batch.tokens)))
+        value = _cross_entropy(learner.model.logits(states[-1]), batch.targets)
+        if config.task == "verifier" and config.early:
+            early = _cross_entropy(learner.digit(states[DIGITS_LAYER]), batch.digits)
+            early += _cross_entropy(learner.step(states[STEP_LAYER]), batch.alone)
+            value += config.early * early
+        return value
+
+    value, gradient = jax.value_and_grad(loss)(params)
+    changes, state = _optimizer(config).update(gradient, state, params)
+    return optax.apply_updates(params, changes), state, value
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "config"))
+def _predict(params: Any, tokens: jax.Array, graph: nnx.GraphDef, config: TinyConfig) -> jax.Array:
+    logits = nnx.merge(graph, params).model(tokens)
+    # The accuracy of a sample is at the temperature; a verifier has none.
+    scale = config.temperature if config.task == "reasoner" else 1.0
+    return jax.nn.log_softmax(logits / scale)
 
 
 class _Learner(nnx.Module):
