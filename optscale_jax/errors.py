@@ -33,6 +33,7 @@ __all__ = [
 
 
 _SHOWN = 20  # names that a message lists at most
+_LOOKED_AT = 100  # characters of a name
 
 
 class InputError(ValueError):
@@ -143,7 +144,8 @@ def did_you_mean(
     Returns:
         "; did you mean NAME?", or else "; there are NAME, NAME, ...".
     """
-    close = difflib.get_close_matches(name, known, 1)
+    # A client's name may have megabytes, and this takes long for them.
+    close = difflib.get_close_matches(name[:_LOOKED_AT], known, 1)
     if close:
         return f"; did you mean {prefix}{close[0]}?"
     more = ", ..." if len(known) > _SHOWN else ""

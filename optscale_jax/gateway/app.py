@@ -3,6 +3,7 @@
 import asyncio
 import collections
 import contextlib
+import functools
 import hashlib
 import hmac
 import json
@@ -10,7 +11,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from fastapi.responses import (
 
 from optscale_jax.errors import InputError
 from optscale_jax.gateway.config import KeyConfig
+from optscale_jax.gateway.description import answers, body, described
 from optscale_jax.gateway.page import details, page
 from optscale_jax.gateway.protocol import ApiError, Asking, Kind, Result, chunks, error_body, whole
 from optscale_jax.gateway.service import Service
@@ -135,22 +137,23 @@ def make_app(service: Service, keys: Keys | None = None) -> FastAPI:
 
     @app.exception_handler(405)
     async def _method(request: Request, error: Any) -> Response:
-        return _refusal(ApiError(405, f"{request.url.path} does not take {request.method}."))
+        message = f"{request.url.path} does not take {request.method}."
+        return _refusal(ApiError(405, message), error.headers)
 
     @app.exception_handler(Exception)
     async def _failed(request: Request, error: Exception) -> Response:
         # Its traceback is the server's to log; the client gets none.
         return _refusal(ApiError(500, "The server has failed; it is logged there."))
 
-    @app.get("/healthz")
+    @app.get("/healthz", responses=answers("Health"))
     async def _health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/readyz")
+    @app.get("/readyz", responses=answers("Readiness") | {503: answers("Readiness")[200]})
     async def _ready() -> JSONResponse:
         return JSONResponse({"ready": service.ready}, 200 if service.ready else 503)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def _metrics() -> Response:
         kind = "text/plain; version=0.0.4; charset=utf-8"
         return PlainTextResponse(service.metrics.text(), media_type=kind)
@@ -161,32 +164,39 @@ def make_app(service: Service, keys: Keys | None = None) -> FastAPI:
     async def _page() -> Response:
         return HTMLResponse(html, headers=headers)
 
-    @app.get("/live")
+    @app.get("/live", responses=answers("Numbers", 401))
     async def _live(request: Request) -> Response:
         app.state.keys.check(request)
-        return JSONResponse(service.metrics.numbers(), headers={"Cache-Control": "no-store"})
+        return _Json(service.metrics.numbers(), headers={"Cache-Control": "no-store"})
 
-    @app.get("/live/{request_id}")
+    @app.get("/live/{request_id}", responses=answers("Details", 401, 404))
     async def _details(request: Request, request_id: str) -> Response:
         app.state.keys.check(request)
         for one in service.metrics.recent:
             if one.id == request_id:
-                return JSONResponse(await asyncio.to_thread(details, one))
+                return _Json(await asyncio.to_thread(details, one))
         raise ApiError(404, "That request is not among the last ones any more.")
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", responses=answers("Models", 401))
     async def _models(request: Request) -> dict[str, Any]:
         app.state.keys.check(request)
-        said = {"object": "model", "created": 0, "owned_by": "optscale"}
-        return {"object": "list", "data": [{"id": one} | said for one in service.names()]}
+        return {"object": "list", "data": [_model(one) for one in service.names()]}
 
-    @app.post("/v1/chat/completions", openapi_extra=_body("messages", {"type": "array"}))
+    @app.get("/v1/models/{name:path}", responses=answers("Model", 401, 404))
+    async def _named(request: Request, name: str) -> dict[str, Any]:
+        app.state.keys.check(request)
+        service.model_named(name)
+        return _model(name)
+
+    @app.post("/v1/chat/completions", openapi_extra=body("chat"), responses=answers("ChatAnswer"))
     async def _chat(request: Request) -> Response:
         return await answered(request, "chat")
 
-    @app.post("/v1/completions", openapi_extra=_body("prompt", {"type": "string"}))
+    @app.post("/v1/completions", openapi_extra=body("text"), responses=answers("TextAnswer"))
     async def _text(request: Request) -> Response:
         return await answered(request, "text")
+
+    app.openapi = functools.partial(described, app, service)
 
     async def answered(request: Request, kind: Kind) -> Response:
         with contextlib.ExitStack() as held:
@@ -194,8 +204,8 @@ def make_app(service: Service, keys: Keys | None = None) -> FastAPI:
             if not service.ready:
                 message = "The server is being stopped; ask another, or again."
                 raise ApiError(503, message, code="shutdown", retry_after=1.0)
-            body = await _read(request, service.config.max_body_bytes)
-            asking, model, policy = service.read(body, kind)
+            said = await _read(request, service.config.max_body_bytes)
+            asking, model, policy = service.read(said, kind)
             task = asyncio.create_task(service.answer(asking, model, policy, who))
             gone = asyncio.create_task(_cancel_when_gone(request, task))
             task.add_done_callback(lambda _: gone.cancel())
@@ -213,7 +223,7 @@ def make_app(service: Service, keys: Keys | None = None) -> FastAPI:
                 return Response(status_code=499)  # nobody reads it
             task.result()
         if not asking.stream:
-            return JSONResponse(whole(task.result(), kind))
+            return _Json(whole(task.result(), kind))
         events = _events(task, asking, service.config.heartbeat_seconds)
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         return StreamingResponse(events, media_type="text/event-stream", headers=headers)
@@ -221,18 +231,22 @@ def make_app(service: Service, keys: Keys | None = None) -> FastAPI:
     return app
 
 
-def _refusal(error: ApiError) -> JSONResponse:
-    headers = {}
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "optscale"}
+
+
+class _Json(JSONResponse):
+    """JSON that is ASCII: halves of characters, which a client may send, have no bytes in UTF-8."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content).encode()
+
+
+def _refusal(error: ApiError, also: Mapping[str, str] | None = None) -> JSONResponse:
+    headers = dict(also or {})
     if error.retry_after is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
-    return JSONResponse(error_body(error), error.status, headers)
-
-
-def _body(name: str, kind: dict[str, Any]) -> dict[str, Any]:
-    """What the OpenAPI description says of a request's body, which is read by hand."""
-    properties = {"model": {"type": "string"}, name: kind, "stream": {"type": "boolean"}}
-    schema = {"type": "object", "required": [name], "properties": properties}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    return _Json(error_body(error), error.status, headers)
 
 
 async def _read(request: Request, most: int) -> Any:

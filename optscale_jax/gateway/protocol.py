@@ -2,8 +2,8 @@
 
 import dataclasses
 import json
-import math
 import re
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -12,9 +12,15 @@ from optscale_jax.backends.asked import Reply
 from optscale_jax.errors import did_you_mean
 
 __all__ = [
+    "FIELDS",
+    "OPTIONS",
+    "RANGES",
+    "UNUSED",
+    "VLLM_FIELDS",
     "ApiError",
     "Asking",
     "Choice",
+    "Kind",
     "Result",
     "canonical",
     "chunks",
@@ -25,13 +31,16 @@ __all__ = [
 
 Kind = Literal["chat", "text"]
 _SEED = 1 << 63
+# Deeper ones would end in Python's limit on recursion wherever they are written again.
+_DEEPEST = 100
+_LONGEST_MESSAGE = 1000
 
 # Fields of the two interfaces that concern a completion, and so are passed on.
 _BOTH = {
     "temperature": float, "top_p": float, "max_tokens": int, "stop": None, "seed": int,
     "presence_penalty": float, "frequency_penalty": float, "logit_bias": dict,
 }  # fmt: skip
-_FIELDS: Mapping[str, Mapping[str, Any]] = {
+FIELDS: Mapping[str, Mapping[str, Any]] = {
     "chat": _BOTH
     | {
         "messages": list, "max_completion_tokens": int, "tools": list, "tool_choice": None,
@@ -48,12 +57,19 @@ VLLM_FIELDS = (
     *("structured_outputs", "include_stop_str_in_output", "length_penalty", "include_reasoning"),
 )
 # What concerns the account and not the completion is taken and not looked at.
-_UNUSED = {
+UNUSED = {
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
     "prompt_cache_retention",
 }  # fmt: skip
-_OPTIONS = {"policy": str, "budget": float, "max_samples": int, "seconds": float}
-_OPTIONS |= {"n_candidates": int}
+OPTIONS = {"policy": str, "budget": float, "max_samples": int, "seconds": float}
+OPTIONS |= {"n_candidates": int}
+# What numbers may be, beside what the model bounds.
+_LONGEST = ("max_tokens", "max_completion_tokens")
+RANGES = {
+    "temperature": (0, 2),
+    "top_p": (0, 1),
+    "seed": (-_SEED, _SEED - 1),
+}
 _WORDS = {float: "a number", int: "an integer", bool: "true or false", str: "a text"}
 _WORDS |= {list: "a list", dict: "an object"}
 
@@ -81,7 +97,10 @@ def error_body(error: ApiError) -> dict[str, Any]:
     """The error in OpenAI's form."""
     usual = "server_error" if error.status >= 500 else "invalid_request_error"
     kind = _TYPES.get(error.status, usual)
-    said = {"message": str(error), "type": kind, "param": error.param, "code": error.code}
+    # It may quote what the client has sent.
+    message = str(error)[:_LONGEST_MESSAGE]
+    param = error.param and error.param[:_LONGEST_MESSAGE]
+    said = {"message": message, "type": kind, "param": param, "code": error.code}
     return {"error": said}
 
 
@@ -120,55 +139,56 @@ class Asking:
         return form in ("json_object", "json_schema")
 
 
-def parse(body: Any, kind: Kind, further: Sequence[str] = ()) -> Asking:
+def parse(body: Any, kind: Kind, further: Sequence[str], longest: int) -> Asking:
     """Reads a request's body.
 
     Args:
         body: What its JSON holds.
         kind: The interface that it came to.
         further: Fields that its model takes beside OpenAI's.
+        longest: The most tokens that a completion of it may have.
 
     Raises:
         ApiError: A field is missing, unknown, or has a value that it cannot have.
     """
     if not isinstance(body, dict):
         raise ApiError(400, "The body must be a JSON object.")
-    known = _FIELDS[kind]
+    if _deeper(body, _DEEPEST):
+        raise ApiError(400, f"The body is nested deeper than {_DEEPEST} levels.")
+    known = FIELDS[kind]
     given = {name: value for name, value in body.items() if value is not None}
     own = {"model", "n", "stream", "stream_options", "optscale"}
     for name in given:
-        if not (name in own or name in known or name in _UNUSED or name in further):
+        if not (name in own or name in known or name in UNUSED or name in further):
             near = did_you_mean(name, [*known, *own, *further], "see docs/gateway.md; it takes")
             message = f"Unrecognized request argument supplied: {name}{near}"
             raise ApiError(400, message, param=name, code="unknown_parameter")
     for name, value in given.items():
         if (kind_of := known.get(name)) is not None:
-            _typed(name, value, kind_of)
+            given[name] = _typed(name, value, kind_of)
     fields = {name: given[name] for name in given if name in known or name in further}
-    if "max_completion_tokens" in fields:
-        # Servers know the older name, and some of them no other.
-        fields["max_tokens"] = fields.pop("max_completion_tokens")
-    for name, least, most in (
-        ("max_tokens", 1, 1 << 31),
-        ("temperature", 0, 2),
-        ("top_p", 0, 1),
-        ("seed", -_SEED, _SEED - 1),
-    ):
+    limits = RANGES | dict.fromkeys(_LONGEST, (1, longest))
+    for name, (least, most) in limits.items():
         if name in fields and not least <= fields[name] <= most:
             message = f"{name} is {fields[name]}; it must be from {least} to {most}."
             raise ApiError(400, message, param=name)
+    if bounds := [fields.pop(name) for name in _LONGEST if name in fields]:
+        # Servers know the older name, and some of them no other.
+        fields["max_tokens"] = min(bounds)
     text = _conversation(fields) if kind == "chat" else _prompt(fields)
     n = _typed("n", given.get("n", 1), int)
     if n < 1:
         raise ApiError(400, f"n is {n}; it must be at least 1.", param="n")
     about = _typed("stream_options", given.get("stream_options", {}), dict)
+    include_usage = about.get("include_usage")
+    include_usage = False if include_usage is None else include_usage
     options = _typed("optscale", given.get("optscale", {}), dict)
     for name, value in options.items():
-        if name not in _OPTIONS:
-            near = did_you_mean(name, _OPTIONS, "it takes")
+        if name not in OPTIONS:
+            near = did_you_mean(name, OPTIONS, "it takes")
             raise ApiError(400, f"optscale.{name}: no such option{near}", param="optscale")
         if value is not None:
-            _typed(f"optscale.{name}", value, _OPTIONS[name])
+            options[name] = value = _typed(f"optscale.{name}", value, OPTIONS[name])
             if not isinstance(value, str) and value <= 0:
                 raise ApiError(400, f"optscale.{name} is {value}; it must be above 0.")
     return Asking(
@@ -178,16 +198,30 @@ def parse(body: Any, kind: Kind, further: Sequence[str] = ()) -> Asking:
         text=text,
         n=n,
         stream=_typed("stream", given.get("stream", False), bool),
-        include_usage=about.get("include_usage") is True,
+        include_usage=_typed("stream_options.include_usage", include_usage, bool),
         seed=fields.pop("seed", None),
         options={name: value for name, value in options.items() if value is not None},
     )
 
 
+def _deeper(value: Any, most: int) -> bool:
+    """Whether lists and objects are in each other for more than so many levels."""
+    level = [value]
+    for _ in range(most):
+        inside = (one.values() if isinstance(one, dict) else one for one in level)
+        level = [one for held in inside for one in held if isinstance(one, (dict, list))]
+        if not level:
+            return False
+    return True
+
+
 def _typed(name: str, value: Any, kind: type) -> Any:
+    if kind is int and isinstance(value, float) and value.is_integer():
+        value = int(value)  # 4.0 is an integer in JSON
     good = isinstance(value, kind) or (kind is float and isinstance(value, int))
-    if kind in (int, float) and (isinstance(value, bool) or (good and not math.isfinite(value))):
-        good = False
+    if good and kind in (int, float):
+        # No NaN, and no integer that is longer than any float.
+        good = not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if not good:
         raise ApiError(400, f"{name} must be {_WORDS[kind]}.", param=name)
     return value

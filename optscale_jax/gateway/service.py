@@ -221,7 +221,7 @@ class Service:
         """
         name = body.get("model") if isinstance(body, dict) else None
         model, policy = self.model_named(name if isinstance(name, str) else "")
-        asking = parse(body, kind, model.fields)
+        asking = parse(body, kind, model.fields, model.config.sampler.max_tokens)
         policy = asking.options.get("policy", policy)
         if policy not in model.policies:
             near = did_you_mean(policy, model.policies, "there are")
@@ -230,10 +230,6 @@ class Service:
         most = model.config.max_n
         if asking.n > most:
             raise ApiError(400, f"n is {asking.n}; at most {most} answers are given.", param="n")
-        longest = model.config.sampler.max_tokens
-        if asking.fields.get("max_tokens", 0) > longest:
-            message = f"max_tokens is above the server's limit of {longest}."
-            raise ApiError(400, message, param="max_tokens")
         if model.here and (other := [one for one in asking.fields if one not in _HERE]):
             message = f"{other[0]} needs a model behind an OpenAI-compatible server; this one runs"
             raise ApiError(400, f"{message} inside the gateway.", param=other[0])
