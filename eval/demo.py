@@ -9,7 +9,8 @@
    calibrated vote says, by what was learnt of the verifier's scores on other problems;
 3. eval.sample draws best-of-N of the same problems with the same cap, and they are compared,
    problem by problem;
-4. eval.report replays every method on the shipped pool and writes its page.
+4. eval.report replays every method on the shipped pool and writes its page;
+5. eval.serve answers a request, with the pool's completions in the models' place.
 
 Where vLLM is not installed, the pool stands in for the two models in 2 and 3. A demonstration
 that was cut off goes on where it was, as its runs do.
@@ -19,11 +20,13 @@ import csv
 import dataclasses
 import importlib.util
 import json
+import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -57,6 +60,8 @@ class DemoConfig:
         pool: Pool to replay every method on.
         pool_problems: Its problems, as for eval.predict.
         comparison: Methods and their settings for it, a configuration of eval.replay.
+        serve: Configuration of eval.serve, of which the first model is asked.
+        question: What it is asked.
         permutations: Random orders to replay it in, at least 1.
         level: Coverage of the confidence intervals, in (0, 1).
         out: Folder for the two runs and the report.
@@ -70,6 +75,8 @@ class DemoConfig:
     pool: str = str(pool_path())
     pool_problems: str = "arithmetic-5"
     comparison: str = "tiny_table"
+    serve: str = "recorded"
+    question: str = "arithmetic-5/11"
     permutations: int = 5
     level: float = 0.95
     out: str = "runs/demo"
@@ -127,6 +134,7 @@ def run(config: DemoConfig) -> None:
     methods = ["--comparison", config.comparison, "--priors", priors["pool"]]
     options = ["--permutations", str(config.permutations), "--out", str(page)]
     _part("every method", "report", ["--pools", config.pool, *methods, *options])
+    _ask_gateway(config.serve, config.question)
     # Last, where it is seen.
     show(table.to_rich())
     print(f"comparison: {out / 'comparison.md'}")
@@ -146,6 +154,38 @@ def _part(name: str, command: str, arguments: Sequence[str]) -> None:
     if code:
         raise InputError(f"{name} ended with exit code {code}")
     print(f"({time.monotonic() - started:.0f} s)\n", flush=True)
+
+
+def _ask_gateway(config: str, question: str) -> None:
+    """Asks the gateway, a process of its own, and says what its answer has cost."""
+    print("== a request through the gateway ==", flush=True)
+    command = [sys.executable, "-m", "optscale_jax.cli", "serve", "--config", config, "--port=0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as gateway:
+        try:
+            assert gateway.stdout is not None
+            url = next((line.split()[-1] for line in gateway.stdout), "")
+            if not url.startswith("http"):
+                raise InputError("the gateway does not start")
+            body = json.dumps({"messages": [{"role": "user", "content": question}]}).encode()
+            headers = {"Content-Type": "application/json"}
+            asked = urllib.request.Request(f"{url}/chat/completions", body, headers)
+            with urllib.request.urlopen(asked, timeout=60) as response:
+                answer = json.load(response)
+        finally:
+            gateway.terminate()
+    print(_in_words(answer), end="\n\n", flush=True)
+
+
+def _in_words(answer: Mapping[str, Any]) -> str:
+    """What a gateway's answer says, and what it has cost."""
+    choice, spent = answer["choices"][0], answer["usage"]["optscale"]
+    known, said = choice["optscale"], choice["message"]["content"]
+    return (
+        f"{answer['model']} answers {said} on {known['samples']} completions of "
+        f"{spent['candidates']} begun, with the stop reason {known['stop_reason']}: "
+        f"{spent['completed']:,} tokens in completed ones, {spent['aborted']:,} in aborted ones, "
+        f"{spent['verifier']:,} of the verifier"
+    )
 
 
 def comparison(

@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import re
 
 import jax
 import pytest
@@ -89,6 +90,7 @@ def test_without_vllm_the_demonstration_runs_on_recorded_completions(tmp_path, m
     said = capsys.readouterr().out
     assert "vLLM is not installed" in said
     assert "60 problems, on recorded completions" in said
+    assert re.search(r"recorded@optscale answers .+ on \d+ completions of \d+ begun", said)
     assert (out / "report" / "index.html").is_file()
     # The same completions of the same problems, so that only the number drawn differs.
     pool = Pool.load(demo.DemoConfig().pool)
