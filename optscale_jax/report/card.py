@@ -33,7 +33,7 @@ def calibration_card(found: Calibration, name: str) -> str:
         found: The calibration.
         name: Of its repository, OWNER/NAME.
     """
-    truth = "its right answers" if found.labels == "pool" else "the leading answer of each problem"
+    truth = "their right answers" if found.labels == "pool" else "the answer that leads in each"
     facts = _origin(found.origin)
     facts += [
         ("learnt on", f"{found.num_problems} problems, by {truth}"),
