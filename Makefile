@@ -91,7 +91,7 @@ dist: check-python
 	rm -rf dist build/dist
 	$(PYTHON) -m venv build/dist/tools
 	build/dist/tools/bin/python -m pip install -q $(PIP_ARGS) build twine
-	build/dist/tools/bin/python -m build --outdir dist >build/dist/log || { tail -n 30 build/dist/log >&2; exit 1; }
+	build/dist/tools/bin/python -m build --outdir dist >build/dist/log 2>&1 || { tail -n 30 build/dist/log >&2; exit 1; }
 	build/dist/tools/bin/python -m twine check --strict dist/*
 	$(PYTHON) -m venv build/dist/fresh
 	build/dist/fresh/bin/python -m pip install -q --upgrade pip
