@@ -16,7 +16,7 @@ from optscale_jax.records import Decision
 __all__ = ["Answered", "Completed", "Metrics", "counted"]
 
 _SECONDS = tuple(a * 10**b for b in range(-3, 3) for a in (1, 2, 5))
-_RECENT = 50  # requests that the page shows
+_RECENT = 30  # requests that the page shows
 _STEP, _STEPS = 10, 60  # seconds of a bar of the page, and how many bars there are
 
 

@@ -140,6 +140,7 @@ function line(one) {
     ["tokens", one.spent === null ? "–" : `${number(one.spent)} tokens`],
     ["took", seconds(one.seconds)],
     ["reason", reason(one.stop_reason)],
+    ["claim", one.confidence === null ? "" : `${percent(one.confidence)} sure`],
   ];
   for (const [name, text] of cells) head.append(make("span", name, text));
   head.append(strip(one));
@@ -184,21 +185,21 @@ function opened(one) {
     lines.push(["drawn", [...steps, [1, 1]], "share of scores up to here"]);
     if (one.law) {
       const curve = one.law.x.map((x, place) => [x, one.law.cdf[place]]);
-      lines.push(["fitted law", curve, `fitted law: ${one.law.name}, ${fit.join(", ")}`]);
+      lines.push(["fitted", curve, `fitted law: ${one.law.name}, ${fit.join(", ")}`]);
     }
     if (one.aim) lines.push(["aim", [[one.aim[1], 0], [one.aim[1], 1]], one.aim.join(" ")]);
     svg.setAttribute("viewBox", "0 0 100 100");
     svg.setAttribute("preserveAspectRatio", "none");
-    svg.setAttribute("class", "law");
+    svg.setAttribute("class", "cdf");
     svg.setAttribute("role", "img");
     svg.setAttribute("aria-label", lines.map(([, , words]) => words).join("; "));
     const caption = make("figcaption");
     for (const [name, points, words] of lines) {
       const drawn = document.createElementNS("http://www.w3.org/2000/svg", "path");
       drawn.setAttribute("d", path(points));
-      drawn.setAttribute("class", name === "fitted law" ? "fitted" : name);
+      drawn.setAttribute("class", name);
       svg.append(drawn);
-      caption.append(make("span", `key line ${name === "fitted law" ? "law" : name}`), words);
+      caption.append(make("span", `key line ${name}`), words);
     }
     const ticks = make("div", "ticks");
     for (const [place, text] of [[0, "0"], [0.5, "score"], [1, "1"]]) {

@@ -63,7 +63,7 @@ def details(one: Answered) -> dict[str, Any]:
         x = np.linspace(0, 1, _POINTS)
         cdf = np.asarray(_cdf(law, params, x), float)
         if np.isfinite(cdf).all():
-            name = type(law).__name__.removesuffix("Law")
+            name = re.sub("(?<!^)(?=[A-Z])", "_", type(law).__name__.removesuffix("Law")).lower()
             curve = {"name": name, "x": x.tolist(), "cdf": np.clip(cdf, 0, 1).tolist()}
     aims = ((name, getattr(policy, name, None)) for name in ("s_min", "s_hi"))
     return {
