@@ -8,7 +8,9 @@ import asyncio
 import contextlib
 import gzip
 import json
+import math
 import random
+import time
 import tracemalloc
 
 import pytest
@@ -696,28 +698,43 @@ def test_a_server_that_never_lets_anything_through_is_given_up():
         assert len(server.requests) == 2  # itself, and the simple question
 
 
-def test_the_rate_is_halved_once_a_rest_and_grows_by_equal_steps_between():
+def test_the_rate_is_halved_once_then_cut_by_the_share_that_is_refused_and_doubles_in_five_seconds(
+    monkeypatch,
+):
+    now, pace = 100.0, Pace()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+
+    async def main():
+        nonlocal now
+        sent = [await pace.turn() for _ in range(64)]
+        for one in sent:
+            assert not pace.refused()
+            pace.rest(one, 1.0, slower=True)
+        assert (pace.rate, pace.failures) == (32.0, 1)
+        now += 1 + 5
+        pace.rest(await pace.turn(), 1.0, slower=True)
+        assert pace.rate == 64 / 2  # nothing was accepted
+        for _ in range(1000):
+            pace.accepted()
+        before = pace.rate
+        assert pace.refused()  # a stray
+        assert 0.99 * before < pace.rate < before
+        pace.answered()
+        assert pace.failures == 0
+
+    asyncio.run(main())
+
+
+def test_a_server_that_refuses_one_in_twenty_is_asked_as_often_as_before():
     pace = Pace()
 
     async def main():
-        sent = [await pace.turn() for _ in range(64)]
-        for one in sent:
-            pace.rest(one, 0.0, slower=True)
-        assert (pace.rate, pace.failures) == (32.0, 1)
-        steps = []
-        for _ in range(20):  # seconds of answers
-            before = pace.rate
-            for _ in range(round(before)):
-                pace.answered()
-            steps.append(pace.rate - before)
-        # In ten seconds what the halving took.
-        assert steps == pytest.approx([3.2] * 20, rel=0.05)
-        assert pace.failures == 0
-        before = pace.rate
-        pace.rest(await pace.turn(), 0.0, slower=True)
-        assert pace.rate == before / 2
+        for i in range(1000):
+            await pace.turn()
+            assert pace.refused() if i % 20 == 19 else not pace.accepted()
 
     asyncio.run(main())
+    assert (pace.rate, pace.rests_until) == (math.inf, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -157,9 +157,10 @@ class Servers:
     A request goes to the least busy server that is not resting. A server that cannot be reached or
     answers 429, 503 or 529 rests for the backoff, or for as long as Retry-After says, and its
     requests start again on the others at once; only when all of them rest does a request wait. One
-    that says 429 or 529 is from then on asked more slowly (`Pace`). An answer that is none (500,
-    garbage, silence) is asked for again after the backoff. A request gives up after `attempts`
-    tries per server; 429 is not counted as one, as long as anything gets through.
+    that says 429 or 529 is from then on asked more slowly; where that is rare, only the request
+    that was refused waits (`Pace`). An answer that is none (500, garbage, silence) is asked for
+    again after the backoff. A request gives up after `attempts` tries per server; 429 is not
+    counted as one, as long as anything gets through.
     """
 
     def __init__(self, config: ServerConfig, *, model: str):
@@ -261,21 +262,25 @@ class Servers:
             finally:
                 server.in_flight -= 1
             server.trouble = str(failure)
-            failures = server.pace.failures
-            if failure.rests:
+            failures, too_fast = server.pace.failures, failure.status in _TOO_FAST
+            stray = too_fast and server.pace.refused()
+            if failure.rests and not stray:
                 rest = self._backoff(failures + 1) if failure.wait is None else failure.wait
                 # Longer by chance, so that not all who were told the same come back together.
                 rest *= random.uniform(1.0, 1.1)
-                server.pace.rest(sent, rest, slower=failure.status in _TOO_FAST)
+                server.pace.rest(sent, rest, slower=too_fast)
             refused += failure.status == 429
             if failure.status == 429 and max(failures, refused / 10) < self._config.attempts:
+                if stray:
+                    again = self._backoff(refused)
+                    await asyncio.sleep(again if failure.wait is None else failure.wait)
                 continue
             tries += 1
             if tries >= self._config.attempts * len(self._servers):
                 if failure.rests and all(one.trouble for one in self._servers):
                     raise self._all_gone(tries)
                 raise BackendError(f"{server.name} {failure}; given up after {tries} tries")
-            if not failure.rests:
+            if not failure.rests or stray:
                 again = self._backoff(1 + (tries - 1) // len(self._servers))
                 await asyncio.sleep(again if failure.wait is None else failure.wait)
 
@@ -318,6 +323,7 @@ class Servers:
                     if not response.is_success:
                         text = await _start(response)
                         raise self._failure(server, response.status_code, response.headers, text)
+                    server.pace.accepted()
                     async for piece in response.aiter_bytes():
                         if events.done:
                             continue  # to the end of the connection, which can be used again then
