@@ -193,6 +193,24 @@ def test_live_and_its_record_read_what_the_models_say(tmp_path):
         assert_live_is_replay(solutions, replay(read, rule))
 
 
+def test_a_run_is_scored_by_its_log_probabilities_without_a_verifier(tmp_path):
+    means = [-0.5, -0.25]
+    lines = [
+        {"problem_id": "a", "index": i, "answer": "1", "tokens": 3, "mean_logprob": mean}
+        for i, mean in enumerate(means)
+    ]
+    (tmp_path / "samples.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    (tmp_path / "decisions.jsonl").write_text('{"problem_id": "a", "num_samples": 2}\n')
+    asked = {"sampler": {"model": "small"}, "verify": False, "verifier": {}}
+    (tmp_path / "config.yaml").write_text(json.dumps(asked))
+    assert not read_pool(tmp_path).has_scores
+    pool = read_pool(tmp_path, scores="logprob")
+    np.testing.assert_allclose(pool.scores, [np.exp(means)], rtol=1e-6)
+    assert pool.origin == ("mean log-probability", None, "small")
+    with pytest.raises(ValueError, match="a live run has score or logprob"):
+        read_pool(tmp_path, scores="judge")
+
+
 def test_a_signal_that_models_do_not_give_is_named_at_the_first_completion():
     class Silent(Models):
         async def score(self, problem, completions):

@@ -11,6 +11,7 @@ import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import yaml
 
@@ -23,16 +24,23 @@ from optscale_jax.readers.records import Record, read_records
 __all__ = ["DECISIONS", "SAMPLES", "read_live_run"]
 
 _COUNT = "give the number of completions decided on"
+_SCORE_FIELDS = {"score": "score", "logprob": "mean_logprob"}
 SAMPLES, DECISIONS, CONFIG = "samples.jsonl", "decisions.jsonl", "config.yaml"
 
 
 def read_live_run(
-    path: str | os.PathLike[str], *, clip: bool = False, rescale: Rescale | None = None
+    path: str | os.PathLike[str],
+    *,
+    scores: Literal["score", "logprob"] = "score",
+    clip: bool = False,
+    rescale: Rescale | None = None,
 ) -> Pool:
     """Reads the directory of a live run, also one that was cut off or is still going on.
 
     Args:
         path: The directory.
+        scores: The verifier's, or exp of the mean log-probability, which a run with
+            `sampler.logprobs: true` has of every completion and needs no verifier.
         clip: Move scores outside [0, 1] to the nearer end instead of refusing them.
         rescale: How to bring scores of any range into [0, 1], one of `Rescale`.
 
@@ -41,9 +49,12 @@ def read_live_run(
         that is cut short is passed over.
 
     Raises:
+        ValueError: If `scores` is something else.
         InputError: If a file cannot be read or holds what is not a record of a run, or if no
             problem has a completion yet.
     """
+    if scores not in _SCORE_FIELDS:
+        raise ValueError(f"scores={scores!r}: a live run has {' or '.join(_SCORE_FIELDS)}")
     path = Path(path)
     decided = {
         record.label("problem_id"): record.whole("num_samples", least=0, says=_COUNT)
@@ -68,17 +79,19 @@ def read_live_run(
         clip=clip,
         rescale=rescale,
         # What a run did not score has no scores, whatever else is known of it.
-        score_fields=("score",),
-    ).with_origin(_origin(path))
+        score_fields=(_SCORE_FIELDS[scores],),
+    ).with_origin(_origin(path, scores))
 
 
-def _origin(path: Path) -> Origin:
+def _origin(path: Path, scores: str) -> Origin:
     """Who made completions and scores, as the run's configuration says."""
     # A run that was opened in Python may have any configuration.
     with contextlib.suppress(OSError, UnicodeError, yaml.YAMLError, AttributeError, LookupError):
         asked = yaml.safe_load((path / CONFIG).read_text("utf-8"))
         verifier = asked["verifier"] if asked.get("verify") else {}
         recorded = asked.get("recorded") or {}
+        if scores == "logprob" and not recorded.get("pool"):
+            return Origin("mean log-probability", None, asked["sampler"].get("model"))
         if not recorded.get("pool"):
             steps = verifier.get("aggregate") if verifier.get("kind") == "prm" else None
             return Origin(verifier.get("model"), steps, asked["sampler"].get("model"))
