@@ -14,12 +14,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import urlsplit
 
 import httpx
 import jax
 import numpy as np
 import openai
 import pytest
+import yaml
 
 from eval.serve import main
 from optscale_jax import Pool, policies, solve, synthetic_pool
@@ -338,7 +340,12 @@ def test_every_policy_and_a_rule_of_ones_own_decides_as_solve_does(tmp_path, mon
         ({"optscale": {"foo": 1}}, 400, "no such option"),
         ({"n": 17}, 400, "at most 16"),
         ({"n": True}, 400, "n must be an integer"),
-        ({"max_tokens": 10**6}, 400, "above the server's limit of 4096"),
+        ({"max_tokens": 10**6}, 400, "max_tokens is 1000000; it must be from 1 to 4096"),
+        (
+            {"max_tokens": 9, "max_completion_tokens": 10**6},
+            400,
+            "max_completion_tokens is 1000000",
+        ),
         ({"temperature": "hot"}, 400, "temperature must be a number"),
         ({"temperature": 3}, 400, "from 0 to 2"),
         ({"temprature": 1}, 400, "did you mean temperature"),
@@ -702,6 +709,19 @@ def test_a_configuration_that_cannot_work_stops_in_one_line(tmp_path, capsys, mo
     error = capsys.readouterr().err
     assert says in error
     assert error.count("\n") == 1
+
+
+def test_the_containers_are_a_gateway_and_the_server_that_it_asks():
+    services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+    gate = services["gateway"]
+    file, inside, _ = gate["volumes"][0].split(":")
+    assert gate["command"] == ["--config", inside]
+    config = parse(ServeConfig, ["--config", str(ROOT / file)])
+    (model,) = config.models
+    assert list(model.configured_policies()) == ["adaptive_self_consistency", "self_consistency"]
+    (url,) = model.sampler.server.base_urls
+    assert services[urlsplit(url).hostname]["command"][0] == model.sampler.model
+    assert int(gate["stop_grace_period"].removesuffix("s")) > config.drain_seconds
 
 
 @pytest.mark.vllm
