@@ -60,6 +60,7 @@ LAYERS = [
     "report",
     "gateway",
     "cli",
+    "serve",
     # The package's own namespace, optscale_jax/__init__.py, re-exports from all of the others.
     "__init__",
 ]

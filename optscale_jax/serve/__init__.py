@@ -1,0 +1,1 @@
+"""The gateway on engines that have servers of their own."""
