@@ -3,13 +3,21 @@
 import contextlib
 import importlib.metadata
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from optscale_jax.errors import InputError
 
-__all__ = ["atomic_write", "new_folder", "package_versions", "refuse_bomb", "sync_folder"]
+__all__ = [
+    "append_lines",
+    "atomic_write",
+    "end_of_whole_lines",
+    "new_folder",
+    "package_versions",
+    "refuse_bomb",
+    "sync_folder",
+]
 
 # Text packs to a tenth and less; what packs to a two-hundredth says almost nothing.
 _RATIO, _SMALL = 200, 1 << 28
@@ -36,6 +44,50 @@ def atomic_write(path: str | os.PathLike[str], *, binary: bool = False) -> Itera
             sync_folder(path.parent)
         finally:
             unfinished.unlink(missing_ok=True)
+
+
+def append_lines(path: str | os.PathLike[str], lines: Sequence[bytes]) -> None:
+    """Appends whole lines to a file, all or none, whoever else appends to it so at the same time.
+
+    The file and its folder are made if they do not exist; a last line that a crash cut short is
+    dropped. When it returns, the lines are on disk.
+    """
+    import fcntl  # which Windows has not
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    is_new = not path.exists()
+    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        size = os.fstat(file).st_size
+        end = end_of_whole_lines(file, size)
+        if end < size:
+            os.ftruncate(file, end)
+        try:
+            view = memoryview(b"".join(lines))
+            while view:
+                view = view[os.write(file, view) :]
+            os.fsync(file)
+        except OSError:
+            os.ftruncate(file, end)
+            raise
+    finally:
+        os.close(file)
+    if is_new:
+        sync_folder(path.parent)
+
+
+def end_of_whole_lines(file: int, size: int) -> int:
+    """Where the last line of a file of so many bytes ends that has its line end."""
+    end = size
+    while end > 0:
+        start = max(0, end - (1 << 16))
+        newline = os.pread(file, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0
 
 
 @contextlib.contextmanager

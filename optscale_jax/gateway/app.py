@@ -27,6 +27,7 @@ from fastapi.responses import (
 from optscale_jax.errors import InputError
 from optscale_jax.gateway.config import KeyConfig
 from optscale_jax.gateway.description import answers, body, described
+from optscale_jax.gateway.feedback import read_feedback
 from optscale_jax.gateway.page import details, page
 from optscale_jax.gateway.protocol import ApiError, Asking, Kind, Result, chunks, error_body, whole
 from optscale_jax.gateway.service import Service
@@ -63,9 +64,10 @@ class Keys:
             raise ApiError(401, message, code="invalid_api_key")
         return found
 
-    def check(self, request: Request) -> None:
-        """Raises an `ApiError` if the request's key is none."""
-        self._of(request)
+    def check(self, request: Request) -> str:
+        """The name of whose key it is, "" without keys; an `ApiError` if it is none."""
+        config = self._of(request)
+        return "" if config is None else config.name
 
     @contextlib.contextmanager
     def admitted(self, request: Request) -> Iterator[str]:
@@ -195,6 +197,14 @@ def make_app(service: Service, keys: Keys | None = None) -> FastAPI:
     @app.post("/v1/completions", openapi_extra=body("text"), responses=answers("TextAnswer"))
     async def _text(request: Request) -> Response:
         return await answered(request, "text")
+
+    told = answers("Feedback", 400, 401, 404, 409, 413, 503)
+
+    @app.post("/v1/feedback", openapi_extra=body("feedback"), responses=told)
+    async def _feedback(request: Request) -> Response:
+        who = app.state.keys.check(request)
+        given = read_feedback(await _read(request, service.config.max_body_bytes))
+        return _Json(await service.feedback.give(*given, who))
 
     app.openapi = functools.partial(described, app, service)
 

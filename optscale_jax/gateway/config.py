@@ -9,7 +9,14 @@ from optscale_jax.live.config import ConfiguredPolicy, RecordedConfig, configure
 from optscale_jax.live.limits import Prices
 from optscale_jax.study.registry import PolicyConfig
 
-__all__ = ["KeyConfig", "LimitsConfig", "ModelConfig", "PricesConfig", "ServeConfig"]
+__all__ = [
+    "FeedbackConfig",
+    "KeyConfig",
+    "LimitsConfig",
+    "ModelConfig",
+    "PricesConfig",
+    "ServeConfig",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +60,23 @@ class PricesConfig:
     def per_token(self) -> Prices:
         """Prices of one token."""
         return Prices(self.prompt / 1e6, self.completion / 1e6, self.verifier / 1e6)
+
+
+@dataclasses.dataclass(frozen=True)
+class FeedbackConfig:
+    """What becomes of what users say of a model's answers.
+
+    Attributes:
+        file: File that labelled completions are appended to, for train calibration; each model has
+            its own. null: no feedback is taken.
+        remembered: The last so many requests may be spoken of, at least 1.
+    """
+
+    file: str | None = None
+    remembered: int = 10_000
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "remembered")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +129,7 @@ class ModelConfig:
         equal_seconds: Time limit for reading one answer as mathematics, above 0.
         max_ahead: As for solve.
         seed: At least 0; a request with a seed of its own gets the same completions each time.
+        feedback: What users say of its answers.
     """
 
     name: str = ""
@@ -122,6 +147,7 @@ class ModelConfig:
     equal_seconds: float = 5.0
     max_ahead: int | None = None
     seed: int = 0
+    feedback: FeedbackConfig = FeedbackConfig()
 
     def __post_init__(self) -> None:
         at_least(self, 1, "max_n", "max_ahead")
@@ -193,3 +219,8 @@ class ServeConfig:
         for name in names:
             if not name or "@" in name or names.count(name) > 1:
                 raise InputError(f"models: {name!r} is no name: it is said once, without @")
+        files = [one.feedback.file for one in self.models if one.feedback.file is not None]
+        if len({*files}) < len(files):
+            raise InputError(
+                "feedback.file: two models have one; scores of two models teach nothing together"
+            )

@@ -1,7 +1,7 @@
 """The OpenAPI description: what requests may hold, what answers have, and what errors look like."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
@@ -28,6 +28,7 @@ _ERRORS = {
     400: "A field is missing, unknown or out of its range, or the model cannot take the request.",
     401: "The key is missing or unknown.",
     404: "There is no such model.",
+    409: "Other feedback was given before.",
     413: "The body is too long.",
     429: "Too many requests; Retry-After says when to come back.",
     503: "The model gave nothing, or the server is being stopped.",
@@ -56,9 +57,9 @@ def _json(schema: dict[str, Any]) -> dict[str, Any]:
     return {"application/json": {"schema": schema}}
 
 
-def body(kind: Kind) -> dict[str, Any]:
+def body(kind: Kind | Literal["feedback"]) -> dict[str, Any]:
     """What a route says of its request's body, which is read by hand."""
-    schema = _ref("ChatRequest" if kind == "chat" else "TextRequest")
+    schema = _ref(f"{kind.capitalize()}Request")
     return {"requestBody": {"required": True, "content": _json(schema)}}
 
 
@@ -67,7 +68,7 @@ def answers(name: str, *errors: int) -> dict[int | str, dict[str, Any]]:
     content = _json(_ref(name))
     if name.endswith("Answer"):
         content |= {"text/event-stream": {}}  # which OpenAPI has no words for
-        errors = tuple(_ERRORS)
+        errors = tuple(one for one in _ERRORS if one != 409)
     found: dict[int | str, dict[str, Any]] = {200: {"description": "OK", "content": content}}
     for status in errors:
         found[status] = {"description": _ERRORS[status], "content": _json(_ref("Error"))}
@@ -144,6 +145,15 @@ def _schemas(service: Service) -> dict[str, Any]:
         "TextAnswer": answer("text_completion", text=_TEXT),
         "Models": _object("object data", object={"const": "list"}, data=_list(_ref("Model"))),
         "Model": _object("id object", id=_TEXT, object={"const": "model"}),
+        "FeedbackRequest": _object("request_id correct", request_id=_TEXT, correct=_FLAG)
+        | {"additionalProperties": False},
+        "Feedback": _object(
+            "object request_id correct completions",
+            object={"const": "feedback"},
+            request_id=_TEXT,
+            correct=_FLAG,
+            completions=_COUNT,
+        ),
         "Numbers": _OBJECT,
         "Details": _OBJECT,
         "Health": _object("status", status={"const": "ok"}),

@@ -13,7 +13,7 @@ from optscale_jax.live.engine import Solution
 from optscale_jax.policies import Policy
 from optscale_jax.records import Decision
 
-__all__ = ["Answered", "Completed", "Metrics", "counted"]
+__all__ = ["Answered", "Claims", "Completed", "Metrics", "counted"]
 
 _SECONDS = tuple(a * 10**b for b in range(-3, 3) for a in (1, 2, 5))
 _RECENT = 30  # requests that the page shows
@@ -32,6 +32,16 @@ class Completed(NamedTuple):
     score: float | None
     answer: int  # equal where the answers are; -1 = none
     tokens: int  # -1 = unknown
+
+
+class Claims(NamedTuple):
+    """Claimed confidence against what came true, of the last answers with feedback."""
+
+    count: int
+    claimed: float  # mean confidence
+    realised: float  # share that was right
+    chance: float  # how likely claims that are right are as far off
+    alarm: bool  # whether that is too unlikely
 
 
 class Answered(NamedTuple):
@@ -90,6 +100,19 @@ class Metrics:
         self.seconds = made(Histogram, "request_duration_seconds", told, by, buckets=_SECONDS)
         tenths = [i / 10 for i in range(1, 11)]
         self.confidence = made(Histogram, "confidence", "P(right) claimed.", by, buckets=tenths)
+        told = "Answers by what feedback says of them."
+        self.feedback = made(Counter, "feedback", told, (*by, "correct"))
+        self.drift = [
+            made(Gauge, f"drift_{field}", f"{told}, of the last answers with feedback.", by)
+            for field, told in (
+                ("answers", "Answers that claimed a confidence"),
+                ("claimed", "Mean confidence claimed"),
+                ("realised", "Share that was right"),
+                ("chance", "How likely claims that are right are as far off"),
+                ("alarm", "1 if chance does not explain the difference, else 0"),
+            )
+        ]
+        self.claims: dict[tuple[str, str], Claims] = {}
         self.in_flight = made(Gauge, "requests_in_flight", "Requests at work.")
         self.queued = made(Gauge, "requests_queued", "Requests that wait.")
         self.share = made(Gauge, "budget_share", "Share of its budget that a request gets.")
@@ -150,6 +173,27 @@ class Metrics:
         for place, more in enumerate((1, spent or 0, saved or 0), 1):
             self._steps[-1][place] += more
 
+    def judged(self, model: str, name: str, correct: bool, claims: Claims | None) -> bool:
+        """Counts feedback on an answer of a policy.
+
+        Args:
+            model: The model's name.
+            name: The policy's name.
+            correct: Whether the answer was right.
+            claims: With this one; None if it claimed nothing.
+
+        Returns:
+            Whether the alarm has just gone off.
+        """
+        self.feedback.labels(model, name, str(correct).lower()).inc()
+        if claims is None:
+            return False
+        before = self.claims.get((model, name))
+        self.claims[model, name] = claims
+        for gauge, value in zip(self.drift, claims, strict=True):
+            gauge.labels(model, name).set(float(value))
+        return claims.alarm and not (before and before.alarm)
+
     def numbers(self) -> dict[str, Any]:
         """What the page shows: the metrics' own numbers, and the last requests."""
         held: dict[str, list[tuple[Mapping[str, str], float]]] = collections.defaultdict(list)
@@ -207,6 +251,9 @@ class Metrics:
                     "confidence": claimed[each] / claims[each] if claims[each] else None,
                 }
                 for each, count in answers.items()
+            ],
+            "claims": [
+                {"name": "@".join(by), **claims._asdict()} for by, claims in self.claims.items()
             ],
             "step": _STEP,
             "steps": [steps.get(step, [0, 0, 0]) for step in range(first, first + _STEPS)],

@@ -294,6 +294,21 @@ function show(found) {
       percent(one.confidence),
     ]),
   );
+  $("claims-shown").hidden = !found.claims.length;
+  rows(
+    "claims",
+    found.claims.map((one) => [
+      one.name,
+      number(one.count),
+      percent(one.claimed),
+      percent(one.realised),
+      one.chance < 1e-4 ? "under 0.01%" : percent(one.chance),
+      one.alarm ? "alarm" : "",
+    ]),
+  );
+  const off = found.claims.filter((one) => one.alarm).map((one) => one.name);
+  $("alarm").hidden = !off.length;
+  say("alarm", `Claims and what comes true differ by more than chance: ${off.join(", ")}. Learn the calibration again.`);
   showRecent(found.recent);
 }
 

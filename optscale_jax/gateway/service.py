@@ -26,9 +26,12 @@ from optscale_jax.errors import (
     InputError,
     PoolError,
     ProblemError,
+    bad_input,
     did_you_mean,
 )
+from optscale_jax.files import append_lines
 from optscale_jax.gateway.config import ModelConfig, ServeConfig
+from optscale_jax.gateway.feedback import Feedback
 from optscale_jax.gateway.load import Room, Share
 from optscale_jax.gateway.metrics import Metrics, counted
 from optscale_jax.gateway.protocol import (
@@ -139,6 +142,7 @@ class Service:
         self._make = make
         self.metrics = Metrics()
         self.room, self.share = Room(self.metrics), Share(self.metrics)
+        self.feedback = Feedback(self.metrics)
         self._limits: set[Limits] = set()
         self.models: dict[str, Model] = {}
         self.ready = False
@@ -152,6 +156,9 @@ class Service:
             raise InputError("models is empty; name at least one (--config tiny shows how)")
         models = {}
         for one in config.models:
+            if (file := one.feedback.file) is not None:
+                with bad_input(f"model {one.name}: feedback.file", (OSError,)):
+                    append_lines(file, [])
             running = self.models.get(one.name)
             # By their fields: a rule of one's own gives a configuration a class of its own.
             if running is None or dataclasses.asdict(running.config) != dataclasses.asdict(one):
@@ -283,7 +290,7 @@ class Service:
             wait = asking.options.get("seconds") or model.config.limits.seconds
             async with self.room.taken(wait):
                 terms = self._terms(asking, model, name, time.monotonic() - began)
-                result = await self._solved(asking, model, name, terms, began)
+                result = await self._solved(asking, model, name, terms, began, who)
             status = "200"
             return result
         except ApiError as error:
@@ -305,6 +312,7 @@ class Service:
         name: str,
         terms: tuple[Decider, Limits],
         began: float,
+        who: str,
     ) -> Result:
         (decide, limits), request_id = terms, uuid.uuid4().hex
         textual = asking.answers_are_json or "tools" in asking.fields
@@ -329,6 +337,8 @@ class Service:
         self.share.answered(now, float(ledger.completed + ledger.aborted))
         if solution.selected is None:
             raise _no_answer(solution, limits)
+        told = (request_id, model.config.feedback, model.config.name, name, who, solution)
+        self.feedback.remember(*told)
         choices = [
             Choice(one.completion, _known(solution, one, limits, share))
             for one in _ranked(solution, decide, asking.n)

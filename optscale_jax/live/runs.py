@@ -30,7 +30,7 @@ from typing import Any, get_args
 import yaml
 
 from optscale_jax.errors import RunError
-from optscale_jax.files import atomic_write, sync_folder
+from optscale_jax.files import atomic_write, end_of_whole_lines, sync_folder
 from optscale_jax.records import (
     Completion,
     Decision,
@@ -397,7 +397,7 @@ class _Log:
         if is_new:
             sync_folder(path.parent)
         size = os.fstat(self._file).st_size
-        self._end = self._end_of_whole_lines(size)
+        self._end = end_of_whole_lines(self._file, size)
         self.torn = ""
         """What is to be said of a last line that a crash cut short."""
         if torn := size - self._end:
@@ -405,16 +405,6 @@ class _Log:
             self.torn = f"{path}: dropped a last line that was cut short, of {torn} bytes"
         with open(path, "rb") as file:
             self.lines = sum(1 for _ in file)
-
-    def _end_of_whole_lines(self, size: int) -> int:
-        end = size
-        while end > 0:
-            start = max(0, end - (1 << 16))
-            newline = os.pread(self._file, end - start, start).rfind(b"\n")
-            if newline >= 0:
-                return start + newline + 1
-            end = start
-        return 0
 
     def append(self, block: bytes) -> None:
         if not block:
@@ -426,7 +416,8 @@ class _Log:
             os.fsync(self._file)
         except OSError:
             # Whoever reads the file next finds whole lines only, and as many of them as had room.
-            before, self._end = self._end, self._end_of_whole_lines(os.fstat(self._file).st_size)
+            before, size = self._end, os.fstat(self._file).st_size
+            self._end = end_of_whole_lines(self._file, size)
             os.ftruncate(self._file, self._end)
             self.lines += block[: self._end - before].count(b"\n")
             raise
