@@ -268,12 +268,14 @@ def test_masked_pools_and_their_permutations():
 def test_replay_is_the_policy_driven_one_at_a_time(name):
     policy, _ = RULES[name]
     pool = vote_pool(7)
-    result = replay(pool, policy)
-    rows = rows_of(pool, np.tile(np.arange(N), (60, 1)))
+    # As many orders as above, so that replay compiles once.
+    result = replay(pool, policy, key=KEY, num_permutations=3)
+    rows = rows_of(pool, orders := orders_of(pool, N, 3)[0])
     for p, row in enumerate(rows[:8]):
         outcome = run(policy, [observed(i, *one) for i, one in enumerate(row)])
         assert outcome.num_samples == result.num_samples[0, p]
-        assert outcome.selected_index == result.selected_index[0, p]
+        chosen = outcome.selected_index
+        assert (-1 if chosen < 0 else orders[p, chosen]) == result.selected_index[0, p]
         assert int(outcome.info.stop_reason) == result.stop_reason[0, p]
         assert int(outcome.info.required) == result.required[0, p] in (-1, outcome.num_samples)
 
@@ -363,14 +365,16 @@ def test_renaming_answers_changes_nothing(names, seed):
 def test_selection_does_not_change_when_to_stop():
     pool = vote_pool(2)
     best, voted = (
-        replay(pool, optscale(0.9, 0.9, N, 3, selection=s)) for s in ("best_score", "weighted_vote")
+        replay(pool, optscale(0.9, 0.9, N, 3, selection=s), key=KEY, num_permutations=2)
+        for s in ("best_score", "weighted_vote")
     )
     np.testing.assert_array_equal(best.num_samples, voted.num_samples)
-    rows = rows_of(pool, np.tile(np.arange(N), (60, 1)))
-    drawn = [row[:n] for row, n in zip(rows, best.num_samples[0], strict=True)]
-    assert best.selected_index[0].tolist() == [plain_best(row) for row in drawn]
-    wanted = [plain_vote(row, lambda score: score) for row in drawn]
-    assert voted.selected_index[0].tolist() == wanted
+    for k, order in enumerate(orders_of(pool, N, 2)):
+        rows = zip(rows_of(pool, order), best.num_samples[k], order, strict=True)
+        drawn = [(row[:n], [*columns, -1]) for row, n, columns in rows]
+        assert best.selected_index[k].tolist() == [of[plain_best(row)] for row, of in drawn]
+        wanted = [of[plain_vote(row, lambda score: score)] for row, of in drawn]
+        assert voted.selected_index[k].tolist() == wanted
 
 
 # Adaptive self-consistency ------------------------------------------------------------------------
