@@ -48,7 +48,7 @@ def derived_signals(
         signals["mean_logprob"] = mean_logprob
     if finished is not None:
         signals["finished"] = float(finished)
-    if verifier_tokens is not None:
+    if verifier_tokens is not None and verifier_tokens >= 0:
         signals[VERIFIER_TOKENS] = float(verifier_tokens)
     return signals
 

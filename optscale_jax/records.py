@@ -108,7 +108,9 @@ class Score:
 
     value: float  # the score, in [0, 1]
     steps: tuple[float, ...] = ()  # step scores in [0, 1], in order; empty if it has none
-    tokens: int = 0  # tokens that the verifier read and wrote for it; 0 if it counts none
+    tokens: int = (
+        0  # tokens that the verifier read and wrote for it; 0 if it counts none; -1 = unknown
+    )
     note: str | None = None  # what was unusual, such as "truncated" or "no step"; None for nothing
 
 
@@ -123,7 +125,7 @@ class Sample:
     answer_id: int  # equal within a problem where the answers are; -1 = none
     gold_id: int  # the gold answer's id; -1 = not known
     steps: tuple[float, ...] = ()  # step scores, if the verifier gives them
-    verifier_tokens: int = 0  # tokens that the verifier read and wrote for it
+    verifier_tokens: int = 0  # tokens that the verifier read and wrote for it; -1 = unknown
     note: str | None = None  # what the verifier found unusual
 
     @property

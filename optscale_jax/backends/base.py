@@ -5,9 +5,11 @@ knows of policies: what to draw, what to abort and in which order to decide is t
 """
 
 import asyncio
+import contextlib
+import contextvars
 import hashlib
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 from optscale_jax.errors import BackendError, ProblemError
@@ -22,8 +24,43 @@ __all__ = [
     "Sampler",
     "Score",
     "Verifier",
+    "lost",
+    "metered",
     "sample_seed",
+    "spent_on",
 ]
+
+_METER: contextvars.ContextVar[list[int] | None] = contextvars.ContextVar("meter", default=None)
+
+
+def lost(tokens: int) -> None:
+    """Says that tokens were drawn, or read, for something that nobody is handed.
+
+    A sampler or verifier that fails or is cancelled calls it, in the coroutine that was at work or
+    in one begun by it, so that the ledger has these tokens too.
+
+    Args:
+        tokens: How many; -1 (unknown) counts as none.
+    """
+    meter = _METER.get()
+    if meter is not None:
+        meter.append(max(tokens, 0))
+
+
+@contextlib.contextmanager
+def metered() -> Iterator[list[int]]:
+    """The numbers of tokens that are `lost` as long as it lasts, by this coroutine's work."""
+    tokens: list[int] = []
+    before = _METER.set(tokens)
+    try:
+        yield tokens
+    finally:
+        _METER.reset(before)
+
+
+def spent_on(completion: Completion) -> int:
+    """The tokens that a completion has cost, as far as they are known."""
+    return max(completion.tokens, 0) + completion.redrawn
 
 
 def sample_seed(run_seed: int, problem_id: str, index: int) -> int:
@@ -64,7 +101,7 @@ class Sampler(Protocol):
                 (run seed, problem id, index), so a second round never repeats the first.
             abort: Once it is set, requests that have not ended are aborted and come back as they
                 stand, with finish reason "abort" and the tokens that they have cost; no other
-                completion has that reason.
+                completion has that reason. What an error or a cancellation ends is `lost`.
 
         Yields:
             Exactly n completions, each as soon as it ends, in whatever order they do.

@@ -1,7 +1,7 @@
 """Coroutines whose results are wanted as they end."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 __all__ = ["as_they_end", "cancelled"]
@@ -9,13 +9,20 @@ __all__ = ["as_they_end", "cancelled"]
 T = TypeVar("T")
 
 
-async def as_they_end(tasks: Sequence["asyncio.Task[T]"]) -> AsyncGenerator[T, None]:
+async def as_they_end(
+    tasks: Sequence["asyncio.Task[T]"],
+    *,
+    unread: Callable[[T], object] = lambda result: None,
+    stop: Callable[..., Awaitable[None]] | None = None,
+) -> AsyncGenerator[T, None]:
     """Yields the results of tasks in the order in which they end.
 
     Whatever way the iteration is left, by the end, an error or the consumer, no task outlives it.
 
     Args:
         tasks: The tasks.
+        unread: Called with each result that there is in the end and was not yielded.
+        stop: Ends the tasks when the iteration is left; `cancelled` if None.
 
     Yields:
         Each task's result.
@@ -23,11 +30,17 @@ async def as_they_end(tasks: Sequence["asyncio.Task[T]"]) -> AsyncGenerator[T, N
     Raises:
         Exception: The first that a task raises.
     """
+    given: set[int] = set()
     try:
         for ended in asyncio.as_completed(tasks):
-            yield await ended
+            result = await ended
+            given.add(id(result))
+            yield result
     finally:
-        await cancelled(*tasks)
+        await (stop or cancelled)(*tasks)
+        for task in tasks:
+            if not task.cancelled() and task.exception() is None and id(task.result()) not in given:
+                unread(task.result())
 
 
 async def cancelled(*tasks: "asyncio.Task[Any]") -> None:

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from optscale_jax.backends.base import Sampler
+from optscale_jax.backends.base import Sampler, lost, spent_on
 from optscale_jax.backends.config import JudgeConfig
 from optscale_jax.errors import ProblemError
 from optscale_jax.records import Completion, Problem, Score
@@ -26,6 +26,15 @@ class Weighed(Completion):
     """
 
     likely: tuple[tuple[str, dict[str, float]], ...] = ()
+
+
+def _tokens(verdicts: Sequence[Completion]) -> int:
+    """What verdicts have cost; -1 = unknown."""
+    if any(one.tokens < 0 for one in verdicts):
+        return -1
+    # The question is read once: the verdicts share it in the judge's prefix cache.
+    question = max((one.prompt_tokens for one in verdicts), default=0)
+    return question + sum(map(spent_on, verdicts))
 
 
 def _whole(text: str) -> str:
@@ -69,22 +78,25 @@ class GenerativeVerifier:
         # In one pass, so that a completion that spells {problem} stays as it is.
         asked = _PLACES.sub(lambda place: texts[place[1]], self._config.template)
         question = Problem(f"{problem.id}#{completion.index}", asked)
+        verdicts: list[Completion] = []
         try:
             drawn = self._sampler.sample(question, self._config.samples, 0, abort=asyncio.Event())
-            verdicts = [one async for one in drawn]
+            async for one in drawn:
+                verdicts.append(one)
         except ProblemError as error:
             note = "too long" if error.too_long else f"not judged ({error})"
-            return Score(0.0, note="; ".join([note, *notes]))
+            return Score(0.0, tokens=_tokens(verdicts), note="; ".join([note, *notes]))
+        except BaseException:
+            lost(_tokens(verdicts))
+            raise
         whole = [verdict for verdict in verdicts if verdict.finish_reason != "error"]
         values = [self._value(verdict) for verdict in whole]
         if all(value is None for value in values):
             notes.insert(0, "no verdict")
         elif not any(isinstance(verdict, Weighed) for verdict in verdicts):
             notes.insert(0, "counted")
-        # The question is read once: the verdicts share it in the judge's prefix cache.
-        tokens = sum(one.tokens for one in verdicts) + max(one.prompt_tokens for one in verdicts)
         value = math.fsum(value or 0.0 for value in values) / max(len(values), 1)
-        return Score(value, tokens=tokens, note="; ".join(notes) or None)
+        return Score(value, tokens=_tokens(verdicts), note="; ".join(notes) or None)
 
     def _value(self, verdict: Completion) -> float | None:
         """What a verdict counts; None if it does not say either way."""

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 from optscale_jax.backends.asked import Asked, Reply, calls_as_text
-from optscale_jax.backends.base import sample_seed
+from optscale_jax.backends.base import lost, sample_seed, spent_on
 from optscale_jax.backends.concurrency import as_they_end, cancelled
 from optscale_jax.backends.config import SamplerConfig
 from optscale_jax.backends.generative import Weighed
@@ -48,7 +48,7 @@ class _Draft(Answer):
         likely: Log-probabilities, as `Weighed` has them; none where the server gives none, and
             unless it is to be weighed: they are many.
         logprob: Sum of the log-probabilities of the tokens drawn, and of how many.
-        redrawn: Tokens of the tries before.
+        redrawn: Tokens of the tries before, and of what was asked because of it.
     """
 
     tokens = redrawn = 0
@@ -58,8 +58,13 @@ class _Draft(Answer):
         self.weighed = weighed
         self.restart()
 
+    @property
+    def spent(self) -> int:
+        """All its tokens so far, as far as they are known."""
+        return self.redrawn + max(self.tokens, 0)
+
     def restart(self) -> None:
-        self.redrawn += max(self.tokens, 0)
+        self.redrawn = self.spent
         self.thought: list[str] = []
         self.text: list[str] = []
         self.length = 0
@@ -258,7 +263,8 @@ class OpenAISampler:
         ]
         watch = asyncio.create_task(_cancel_when_set(abort, tasks))
         try:
-            async with contextlib.aclosing(as_they_end(tasks)) as completions:
+            ended = as_they_end(tasks, unread=lambda one: lost(spent_on(one)))
+            async with contextlib.aclosing(ended) as completions:
                 async for completion in completions:
                     yield completion
         finally:
@@ -270,8 +276,9 @@ class OpenAISampler:
         try:
             if not abort.is_set():
                 error = await self._drawn(problem, index, draft)
-        except asyncio.CancelledError:
-            if not abort.is_set():
+        except (asyncio.CancelledError, BackendError) as ended:
+            if isinstance(ended, BackendError) or not abort.is_set():
+                lost(draft.spent)
                 raise
         reason = finish_reason(draft.finish) if draft.ended else "abort"
         if reason == "error" and error is None:
@@ -319,20 +326,22 @@ class OpenAISampler:
                 # One odd request ends no run; whether it is odd, another one shows.
                 async with self._probing:
                     if self._answered < failed:
-                        await self._probe(error)
+                        await self._probe(error, draft)
             if refused:
                 told = f"problem {problem.id}: {error}"
                 raise ProblemError(told, too_long=error.too_long) from error
             return str(error)
 
-    async def _probe(self, error: BackendError) -> None:
+    async def _probe(self, error: BackendError, draft: _Draft) -> None:
         """Asks for something simple, as all requests ask; raises the error if that is in vain."""
-        sent = time.monotonic()
+        sent, answer = time.monotonic(), _Draft()
         try:
             body = self._body(Problem("probe", "What is 1 + 1?"), 0)
-            await self._servers.ask(self._path, body, _Draft())
+            await self._servers.ask(self._path, body, answer)
         except BackendError:
             raise error from None
+        finally:
+            draft.redrawn += answer.spent
         self._answered = sent
 
     def _body(self, problem: Problem, index: int) -> dict[str, Any]:

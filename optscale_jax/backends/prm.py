@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from optscale_jax.backends.base import lost
 from optscale_jax.backends.config import VerifierConfig
 from optscale_jax.backends.families import FORMATS, StepFormat
 from optscale_jax.backends.prompts import place, tokens_of
@@ -178,9 +179,13 @@ class _Reading:
             return rows, tokens
         finally:
             self.waiting -= 1
-            if not self.waiting and not self.task.done():
-                self.given_up = True
-                self.task.cancel()
+            if not self.waiting and not self.failed:
+                # It is read all the same, or in part.
+                lost(self.tokens)
+                self.tokens = 0
+                if not self.task.done():
+                    self.given_up = True
+                    self.task.cancel()
 
 
 class PrmVerifier:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import numpy as np
 
+from optscale_jax.backends.base import lost
 from optscale_jax.derived_signals import VERIFIER_TOKENS
 from optscale_jax.errors import PoolError
 from optscale_jax.pool import Pool
@@ -66,16 +67,21 @@ class RecordedSampler:
         row = self._row(problem, first_index + n)
         lengths = self._pool.tokens[row, first_index : first_index + n]
         start = asyncio.get_running_loop().time()
-        for place in np.argsort(lengths, kind="stable").tolist():
-            tokens = int(lengths[place])
-            come = await self._wait(start, tokens, abort)
-            index = first_index + place
-            if come < tokens:
-                yield Completion(index, "", come, "abort")
-            else:
-                known = {name: float(a[row, index]) for name, a in self._pool.signals.items()}
-                reason = "length" if known.get("finished") == 0 else "stop"
-                yield Completion(index, self._text(row, index), tokens, reason, signals=known)
+        left = np.argsort(lengths, kind="stable").tolist()
+        try:
+            while left:
+                tokens = int(lengths[left[0]])
+                come = await self._wait(start, tokens, abort)
+                index = first_index + left.pop(0)
+                if come < tokens:
+                    yield Completion(index, "", come, "abort")
+                else:
+                    known = {name: float(a[row, index]) for name, a in self._pool.signals.items()}
+                    reason = "length" if known.get("finished") == 0 else "stop"
+                    yield Completion(index, self._text(row, index), tokens, reason, signals=known)
+        finally:
+            for place in left:
+                lost(self._come(start, int(lengths[place])))
 
     async def _wait(self, start: float, tokens: int, abort: asyncio.Event) -> int:
         """Waits until a completion has come so far, or is aborted; how far it has come then."""
@@ -89,7 +95,13 @@ class RecordedSampler:
             await asyncio.wait_for(abort.wait(), ends - loop.time())
         if not abort.is_set():
             return tokens
-        return min(int((loop.time() - start) / self._seconds_per_token), tokens)
+        return self._come(start, tokens)
+
+    def _come(self, start: float, tokens: int) -> int:
+        """How far a completion of so many tokens has come that was begun at `start`."""
+        seconds = asyncio.get_running_loop().time() - start
+        pace = self._seconds_per_token
+        return min(int(seconds / pace), tokens) if pace else 0
 
     def _row(self, problem: Problem, needed: int) -> int:
         row = self._rows.get(problem.id)

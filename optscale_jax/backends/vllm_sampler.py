@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 from optscale_jax.backends.asked import Asked, Reply
-from optscale_jax.backends.base import sample_seed
+from optscale_jax.backends.base import lost, sample_seed, spent_on
 from optscale_jax.backends.concurrency import as_they_end, cancelled
 from optscale_jax.backends.config import PromptConfig, SamplerConfig
 from optscale_jax.backends.generative import Weighed
@@ -22,6 +22,8 @@ __all__ = ["VllmSampler", "prompt_token_ids"]
 
 # How often an abort is repeated while requests are still on their way into the engine.
 _ABORT_AGAIN_SECONDS = 0.02
+# How long an engine may take to say how far requests have come that nobody waits for.
+_ABORT_SECONDS = 5.0
 
 
 class VllmSampler:
@@ -97,8 +99,17 @@ class VllmSampler:
             for i, name in enumerate(names)
         ]
         watch = asyncio.create_task(self._abort_when_set(abort, names, tasks))
+
+        async def stop(*_: object) -> None:
+            # As an abort, which says how far each has come; a cancelled request does not.
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(_ABORT_SECONDS):
+                    await self._abort(names, tasks)
+            await cancelled(*tasks)
+
         try:
-            async with contextlib.aclosing(as_they_end(tasks)) as completions:
+            ended = as_they_end(tasks, unread=lambda one: lost(spent_on(one)), stop=stop)
+            async with contextlib.aclosing(ended) as completions:
                 async for completion in completions:
                     yield completion
         finally:
@@ -169,6 +180,9 @@ class VllmSampler:
         self, abort: asyncio.Event, names: list[str], tasks: list[asyncio.Task[Completion]]
     ) -> None:
         await abort.wait()
+        await self._abort(names, tasks)
+
+    async def _abort(self, names: list[str], tasks: list[asyncio.Task[Completion]]) -> None:
         # Again and again, because a request that is still being added is not known to vLLM yet.
         while any(not task.done() for task in tasks):
             await self._engine.llm.abort(

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from optscale_jax.live.engine import Solution
 from optscale_jax.policies import Policy
-from optscale_jax.records import Decision
+from optscale_jax.records import Decision, TokenLedger
 
 __all__ = ["Answered", "Claims", "Completed", "Metrics", "counted"]
 
@@ -125,6 +125,12 @@ class Metrics:
         """All of them in Prometheus' own form."""
         return generate_latest(self.registry)
 
+    def spent(self, model: str, ledger: TokenLedger) -> None:
+        """Counts what went to a request, also to one whose client has gone."""
+        for kind in ("completed", "aborted", "verifier"):
+            if (tokens := counted(getattr(ledger, kind))) is not None:
+                self.tokens.labels(model, kind).inc(tokens)
+
     def answered(
         self,
         request_id: str,
@@ -145,9 +151,7 @@ class Metrics:
             seconds: That it took.
         """
         decision, by, most = solution.decision, (model, name), int(policy.max_samples)
-        for kind in ("completed", "aborted", "verifier"):
-            if (tokens := counted(getattr(decision.ledger, kind))) is not None:
-                self.tokens.labels(model, kind).inc(tokens)
+        self.spent(model, decision.ledger)
         self.stops.labels(*by, decision.stop_reason).inc()
         self.samples.labels(*by).inc(decision.num_samples)
         self.saved.labels(*by).inc(max(most - decision.num_samples, 0))

@@ -331,6 +331,8 @@ class Service:
             solution = await engine.solve(_problem(asking, model), limits=limits)
         finally:
             self._limits.discard(limits)
+            if limits.ledger is not None:
+                self.metrics.spent(model.config.name, limits.ledger)
         ledger, now = solution.decision.ledger, time.monotonic()
         told = (request_id, model.config.name, name, model.policies[name].policy, solution)
         self.metrics.answered(*told, now - began)

@@ -18,8 +18,16 @@ import contextlib
 import dataclasses
 import math
 import threading
-from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -28,7 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optscale_jax.answers import AnswerIds, Equal, Extract, answers_equal, extract_answer
-from optscale_jax.backends.base import Sampler, Verifier
+from optscale_jax.backends.base import Sampler, Verifier, metered
 from optscale_jax.derived_signals import SignalColumns, signal_arrays
 from optscale_jax.equivalence import EquivalenceChecker
 from optscale_jax.errors import EngineError, InputError, ProblemError, bad_input
@@ -513,6 +521,9 @@ class Engine(NamedTuple):
             except ProblemError as error:
                 # The other problems can be solved.
                 decision = work.failure(str(error))
+            except BaseException:
+                work.call_off()
+                raise
             else:
                 decision = work.decision(*self.decide.end(work.with_the_rest(state)))
             await self._keep(decision)
@@ -532,7 +543,12 @@ class Engine(NamedTuple):
         decisions = [self.run and self.run.decision(problem.id) for problem in problems]
         if None in decisions:
             # Those that an earlier process had decided too: it is their queue.
-            found = await self._spend(problems, works, budget)
+            try:
+                found = await self._spend(problems, works, budget)
+            except BaseException:
+                for work in works:
+                    work.call_off()
+                raise
             for place, decision in enumerate(found):
                 if decisions[place] is None:
                     decisions[place] = decision
@@ -558,7 +574,7 @@ class Engine(NamedTuple):
             for place, work in enumerate(works)
             for index, known in work.earlier().items()
         }
-        spent = sum(self.predictor_tokens.get(problem.id, 0) for problem in problems)
+        spent = sum(work.before.total for work in works)
         queue = Queue(count, cap, budget, spent=spent, earlier=earlier)
         async with asyncio.TaskGroup() as tasks:
             while (turn := queue.turn()) is not None:
@@ -593,6 +609,7 @@ class _Work:
         seen: How many the policy has been shown, from the first on.
         failed: With a budget, why a completion could not be drawn or scored, by launch order.
         beyond: Indices that it has been shown behind one that is missing, once a limit was reached.
+        before: What was spent before this process drew anything, and left no completion.
     """
 
     def __init__(
@@ -620,9 +637,13 @@ class _Work:
         self._most = most
         # With a budget, how often each has been launched: by processes that were cut off, too.
         self._launches: Counter[int] = Counter()
-        # What is spent on completions that are not among the samples.
-        self._surplus = TokenLedger(predictor=engine.predictor_tokens.get(problem.id, 0))
+        self.before = TokenLedger(predictor=engine.predictor_tokens.get(problem.id, 0))
+        # What is spent on completions that nobody asks for any more.
+        self._surplus = TokenLedger()
+        # By launch order, what was spent on one in vain, by an error or because it was cancelled.
+        self._lost: defaultdict[int, TokenLedger] = defaultdict(TokenLedger)
         if engine.run is not None:
+            self.before += engine.run.spent(problem.id)
             for sample in engine.run.samples(problem.id):
                 self.samples[sample.completion.index] = sample
                 self._ids.restore(sample.answer, sample.answer_id)
@@ -684,11 +705,22 @@ class _Work:
         completion = self._ended.get(index) if sample is None else sample.completion
         # How far one had come that was under way when a process was cut off is not known: it counts
         # in full, beside what it takes now that it is drawn again.
+        lost = self._lost.get(index, TokenLedger())
         if completion is None:
-            return TokenLedger(aborted=times * self._most)
+            return TokenLedger(aborted=times * self._most) + lost
         tokens = measured(completion.tokens)
-        again = tokens * (times - 1) if times > 1 else 0
-        return TokenLedger(tokens, again, 0 if sample is None else sample.verifier_tokens)
+        again = completion.redrawn + (tokens * (times - 1) if times > 1 else 0)
+        read = 0 if sample is None else measured(sample.verifier_tokens)
+        return TokenLedger(tokens, again, read) + lost
+
+    @contextlib.contextmanager
+    def _metered(self, index: int, entry: str) -> Iterator[None]:
+        """Counts what is lost as long as it lasts."""
+        with metered() as tokens:
+            try:
+                yield
+            finally:
+                self._lost[index] += TokenLedger(**{entry: sum(tokens)})
 
     async def draw_one(self, index: int) -> None:
         """Has a completion drawn and scored, unless that is done; keeps what is wrong with it."""
@@ -707,7 +739,7 @@ class _Work:
         except ProblemError as error:
             self.failed[index] = str(error)
             if index not in self._ended:
-                self._launches[index] -= 1  # it is known to cost nothing
+                self._launches[index] -= 1  # what it has cost is known: what was lost
             self._arrived.set()
 
     async def arrival(self, index: int) -> Sample | None:
@@ -718,10 +750,11 @@ class _Work:
         if min(self.failed, default=index + 1) <= index:
             return None
         sample = self.samples[index]
-        if sample.completion.tokens < 0:
+        counts = {"sampler": sample.completion.tokens, "verifier": sample.verifier_tokens}
+        if silent := [what for what, count in counts.items() if count < 0]:
             raise InputError(
-                f"budget: the sampler does not say how many tokens completion {index} of problem "
-                f"{self._problem.id!r} has, which a budget counts; leave the budget out"
+                f"budget: the {silent[0]} does not say how many tokens completion {index} of "
+                f"problem {self._problem.id!r} took, which a budget counts; leave the budget out"
             )
         self.seen += 1
         return sample
@@ -748,7 +781,7 @@ class _Work:
                 calls=self.seen,
                 tokens=sum(max(one.tokens, 0) for one in ended),
                 prompt=sum(one.prompt_tokens for one in ended),
-                verifier=sum(one.verifier_tokens for one in self.samples.values()),
+                verifier=sum(max(one.verifier_tokens, 0) for one in self.samples.values()),
             )
 
     def with_the_rest(self, state: Any) -> Any:
@@ -813,21 +846,26 @@ class _Work:
 
     async def _draw(self, tasks: asyncio.TaskGroup, first: int, n: int) -> None:
         due = set(range(first, first + n))
-        async for completion in self._engine.sampler.sample(
-            self._asked(), n, first, abort=self._enough
-        ):
+        drawn = self._engine.sampler.sample(self._asked(), n, first, abort=self._enough)
+        with self._metered(first, "aborted"):
+            await self._take(tasks, drawn, due)
+
+    async def _take(
+        self, tasks: asyncio.TaskGroup, drawn: AsyncIterator[Completion], due: set[int]
+    ) -> None:
+        async for completion in drawn:
             if completion.index not in due:
                 raise EngineError(
                     f"problem {self._problem.id!r}: the sampler yielded completion "
                     f"{completion.index}, which was not asked for or came before"
                 )
             due.remove(completion.index)
-            self._surplus += TokenLedger(aborted=completion.redrawn)
+            tokens, again = measured(completion.tokens), completion.redrawn
             if completion.finish_reason == "abort":
-                self._surplus += TokenLedger(aborted=measured(completion.tokens))
+                self._surplus += TokenLedger(aborted=tokens + again)
             elif self._enough.is_set():
                 # It ended before the abort reached it; scoring it would change nothing any more.
-                self._surplus += TokenLedger(completed=measured(completion.tokens))
+                self._surplus += TokenLedger(completed=tokens, aborted=again)
             else:
                 self._ended[completion.index] = completion
                 if self._engine.run is not None and self._engine.verifier is not None:
@@ -853,7 +891,8 @@ class _Work:
             note = completion.error or "error"
             score = None if engine.verifier is None else Score(0.0, note=note)
         elif engine.verifier is not None:
-            (score,) = await engine.verifier.score(problem, [completion])
+            with self._metered(completion.index, "verifier"):
+                (score,) = await engine.verifier.score(problem, [completion])
             if not 0 <= score.value <= 1:  # NaN neither
                 raise EngineError(
                     f"problem {problem.id!r}: the verifier gave completion {completion.index} the "
@@ -916,13 +955,33 @@ class _Work:
             gain=gain if math.isfinite(gain) else None,
         )
 
+    def call_off(self) -> None:
+        """Keeps what was spent on a problem that this process is not going to decide."""
+        if self._limits is not None:
+            self._limits.ledger = self._spent()
+        run = self._engine.run
+        if run is None:
+            return
+        # With a budget, those that were under way are known by their launches, and count in full.
+        lost = (self._lost[i] for i in list(self._lost) if i in self._ended or not self._most)
+        spent = sum(lost, start=self._surplus)
+        if self._engine.verifier is None and not self._most:
+            # On disk only with their answers.
+            for index in self._ended.keys() - self.samples.keys():
+                one = self._ended[index]
+                spent += TokenLedger(aborted=measured(one.tokens) + one.redrawn)
+        if spent.total != 0:
+            run.add_spent(self._problem.id, spent)
+
+    def _spent(self) -> TokenLedger:
+        indices = {*self.samples, *self._ended, *self._launches, *self._lost}
+        return sum(map(self._ledger, indices), start=self.before + self._surplus)
+
     def failure(self, error: str) -> Decision:
         """That nothing comes of the problem, and what it cost."""
         return self._decision(-1, FAILED, required=-1, params={}, error=error)
 
     def _decision(self, selected: int, stop_reason: str, **fields: Any) -> Decision:
-        indices = {*self.samples, *self._ended, *self._launches}
-        ledger = sum(map(self._ledger, indices), start=self._surplus)
         spent = sum(measured(self.samples[index].completion.tokens) for index in self._decided)
         return Decision(
             problem_id=self._problem.id,
@@ -930,7 +989,7 @@ class _Work:
             tokens=-1 if math.isnan(spent) else int(spent),
             selected_index=selected,
             stop_reason=stop_reason,
-            ledger=ledger,
+            ledger=self._spent(),
             **fields,
         )
 

@@ -13,6 +13,8 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 
+from optscale_jax.records import TokenLedger
+
 __all__ = ["Limits", "Prices"]
 
 
@@ -46,6 +48,7 @@ class Limits:
         exactly: Draws so many, whatever the policy asks for.
         reason: The limit that was reached, by its name; None = none.
         error: What failed, if that was the reason.
+        ledger: What was spent on a problem whose work was called off; None = it was not.
     """
 
     seconds: float | int | None = None
@@ -56,6 +59,7 @@ class Limits:
     exactly: int | None = None
     reason: str | None = None
     error: Exception | None = None
+    ledger: TokenLedger | None = None
 
     def __post_init__(self) -> None:
         self._wake: Callable[[], None] | None = None

@@ -3,8 +3,8 @@
     config.yaml      the configuration, which a resumed run must share
     versions.json    packages and machine
     problems.jsonl   the problems as they were asked, as `read_problems` reads them
-    drawn.jsonl      completions, the moment they are drawn, and with a budget their launches; gone
-                     when the run has finished
+    drawn.jsonl      completions, the moment they are drawn, with a budget their launches, and what
+                     was spent in vain when the run was interrupted; gone when it has finished
     samples.jsonl    completions with their scores, in the project's own format (docs/formats.md)
     decisions.jsonl  one line a problem that is decided: what was returned and what it cost
     lock             held by the process that is at it
@@ -161,6 +161,10 @@ class Run:
         """Each completion that was about to be drawn for a budget, as often as it was."""
         return self._launches.get(problem_id, [])
 
+    def spent(self, problem_id: str) -> TokenLedger:
+        """What earlier processes had spent on a problem without a completion to show for it."""
+        return self._spent.get(problem_id, TokenLedger())
+
     def decision(self, problem_id: str) -> Decision | None:
         """What had been decided about a problem when the run was opened, if it was."""
         return self._decisions.get(problem_id)
@@ -170,6 +174,10 @@ class Run:
     def add_launch(self, problem_id: str, index: int) -> None:
         """Keeps that a completion is about to be drawn, and may cost something whatever follows."""
         self._add(DRAWN, {"problem_id": problem_id, "launched": index})
+
+    def add_spent(self, problem_id: str, spent: TokenLedger) -> None:
+        """Keeps what was spent on a problem that is not decided, and has left nothing else."""
+        self._add(DRAWN, {"problem_id": problem_id, "spent": _nulled(dataclasses.asdict(spent))})
 
     def add_drawn(self, problem_id: str, completion: Completion) -> None:
         """Keeps a completion that is about to be scored."""
@@ -310,6 +318,7 @@ class Run:
         self._samples: dict[str, dict[int, Sample]] = {}
         self._drawn: dict[str, dict[int, Completion]] = {}
         self._launches: dict[str, list[int]] = {}
+        self._spent: dict[str, TokenLedger] = {}
         self._decisions: dict[str, Decision] = {}
         # Decisions first: what they were about need not be held in memory.
         restore = {
@@ -380,6 +389,9 @@ class Run:
         if "launched" in fields:
             self._launches.setdefault(problem_id, []).append(_count(fields, "launched"))
             return
+        if "spent" in fields:
+            self._spent[problem_id] = self.spent(problem_id) + _ledger(fields["spent"])
+            return
         completion = _completion(fields)
         if problem_id in self._decisions or completion.index in self._samples.get(problem_id, {}):
             return
@@ -443,6 +455,7 @@ def _completion_fields(completion: Completion) -> dict[str, Any]:
         **({"tokens": completion.tokens} if completion.tokens >= 0 else {}),
         "finish_reason": completion.finish_reason,
         "prompt_tokens": completion.prompt_tokens,
+        **({"redrawn": completion.redrawn} if completion.redrawn else {}),
         **({} if (mean := completion.mean_logprob) is None else {"mean_logprob": mean}),
         **({} if (own := completion.signals) is None else {"signals": _nulled(own)}),
         "completion": completion.text,
@@ -461,6 +474,7 @@ def _completion(fields: Mapping[str, Any]) -> Completion:
         tokens=_count(fields, "tokens", least=-1, default=-1),
         finish_reason=_one_of(fields, "finish_reason", get_args(FinishReason)),
         prompt_tokens=_count(fields, "prompt_tokens"),
+        redrawn=_count(fields, "redrawn", default=0),
         mean_logprob=_known(fields, "mean_logprob", float, type(None), default=None),
         signals=_signals(fields),
     )
@@ -506,7 +520,7 @@ def _sample(fields: Mapping[str, Any]) -> Sample:
         answer_id=_count(fields, "answer_id", least=-1),
         gold_id=_count(fields, "gold_id", least=-1),
         steps=tuple(_unit(scores, name) for name in scores),
-        verifier_tokens=_count(fields, "verifier_tokens", default=0),
+        verifier_tokens=_count(fields, "verifier_tokens", least=-1, default=0),
         note=_known(fields, "note", str, type(None), default=None),
     )
 
@@ -516,11 +530,16 @@ def _decision_fields(decision: Decision) -> dict[str, Any]:
     return _nulled(fields | {"ledger": _nulled(fields["ledger"])})
 
 
-def _decision(fields: dict[str, Any]) -> Decision:
+def _ledger(fields: Any) -> TokenLedger:
+    if not isinstance(fields, dict):
+        raise ValueError(f"a ledger is {_short(repr(fields))}")
     entries = [each.name for each in dataclasses.fields(TokenLedger)]
-    ledger = _known(fields, "ledger", dict)
-    spent = {name: _known(ledger, name, int, float, type(None)) for name in entries}
-    ledger = TokenLedger(**{name: _not_null(value) for name, value in spent.items()})
+    spent = {name: _known(fields, name, int, float, type(None)) for name in entries}
+    return TokenLedger(**{name: _not_null(value) for name, value in spent.items()})
+
+
+def _decision(fields: dict[str, Any]) -> Decision:
+    ledger = _ledger(_known(fields, "ledger", dict))
     if "params" not in fields:  # as it was written when the law was always the truncated normal
         loc, scale = fields.pop("loc"), fields.pop("scale")
         fields["params"] = {} if loc is None else {"loc": loc, "scale": scale}

@@ -298,20 +298,14 @@ def _signals(record: Record, score_field: str | None) -> dict[str, float]:
     if value.get("signals") is not None:
         return record.signals("signals")
     lists = (value.get(field) for field in (score_field or "", *_STEP_FIELDS))
-    end, mean = value.get("finish_reason"), value.get("mean_logprob")
+    end, mean, spent = value.get("finish_reason"), value.get("mean_logprob"), VERIFIER_TOKENS
     return derived_signals(
         # A field of that name may as well hold the steps' texts.
         steps=next((held for held in lists if are_numbers(held)), ()),
         mean_logprob=None if mean is None or mean != mean else _logprob(record),
         finished=finish_reason(end) == "stop" if isinstance(end, str) else None,
-        verifier_tokens=_verifier_tokens(record),
+        verifier_tokens=None if value.get(spent) is None else record.length(spent),
     )
-
-
-def _verifier_tokens(record: Record) -> int | None:
-    if record.value.get(VERIFIER_TOKENS) is None:
-        return None
-    return record.whole(VERIFIER_TOKENS, least=0, says="give a number of tokens, or leave it out")
 
 
 def _logprob(record: Record) -> float:
