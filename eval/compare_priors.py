@@ -38,7 +38,7 @@ from optscale_jax.report.priors import prior_columns, prior_curves, prior_table,
 from optscale_jax.report.tables import write_csv
 from optscale_jax.study.comparison import check_problems, compare, frontiers
 from optscale_jax.study.config import TunedConfig
-from optscale_jax.study.entries import leave_out, replay_comparison
+from optscale_jax.study.entries import in_words, leave_out, lowered_to, replay_comparison
 from optscale_jax.study.pools import PoolSource
 from optscale_jax.study.prior_value import against, prior_entries, worth_of_predictions
 from optscale_jax.study.tuning import Aim
@@ -122,7 +122,10 @@ def run(config: ComparePriorsConfig) -> None:
         problem_ids, learned, seen = _predict(config, folder)
         places = {name: index for index, name in enumerate(problem_ids)}
         files = {PLAIN: None, **{LABELS[kind]: str(folder / f"{kind}.jsonl") for kind in LABELS}}
-        grid = {name: getattr(config, name) for name in ("n", "s_min", "alpha", "min_samples")}
+        depth = max(int(pool.samples_per_problem.min()), min(config.min_samples))
+        caps = list(dict.fromkeys(min(n, depth) for n in config.n))
+        grid = {name: getattr(config, name) for name in ("s_min", "alpha", "min_samples")}
+        grid["n"] = caps
         entries = prior_entries(files, grid, known=KNOWN)
         entries, left_out = leave_out(entries, pool, config.permutations)
         with progress() as bar:
@@ -138,9 +141,10 @@ def run(config: ComparePriorsConfig) -> None:
         with bad_input(config.pool):
             own = [places[str(name)] for name in pool.problem_ids]
             worth = worth_of_predictions(pool, learned.mean[own], learned.tokens[own])
-            rows = compare(outcomes, config.n, options)
+            rows = compare(outcomes, caps, options)
         pairs = against(rows, PLAIN, options)
-        notes = [worth_in_words(worth), *seen, *map(str, left_out)]
+        notes = [worth_in_words(worth), *seen, *in_words(left_out)]
+        notes += lowered_to(pool, [n for n in config.n if n > depth])
         table = prior_table(outcomes, rows, pairs, options, plain=PLAIN, notes=notes)
         (folder / "summary.md").write_text(table.to_markdown(), encoding="utf-8")
         write_csv(folder / "comparison.csv", prior_columns(rows, pairs))

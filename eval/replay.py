@@ -63,13 +63,11 @@ OUTPUTS = (
 
 def run(config: ReplayConfig) -> None:
     """Replays, compares, writes the files and shows the table."""
-    entries = config.entries()
+    config.entries()  # before the pool is read: what cannot be made should not cost that time
     pool = config.source.load()
     if config.pool != SYNTHETIC:
         config = dataclasses.replace(config, synthetic=SyntheticPoolConfig())
-    notes: list[str] = []
-    if config.leave_out:
-        config, entries, notes = config.served(pool)
+    config, entries, notes = config.served(pool)
     with output_folder(Path(config.out), OUTPUTS) as folder, progress() as bar:
         task = bar.add_task("replaying", total=2 * len(entries) + 1)
         outcomes = replay_comparison(

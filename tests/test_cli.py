@@ -204,6 +204,15 @@ def test_another_policy_takes_what_it_can_of_the_one_before(tmp_path):
     assert policy == PolicyConfig("first_hit", s_min=0.9, max_samples=8)
     policy = parse(replay.ReplayConfig, ["--policy.max_samples=4", *given, "first_hit"]).policy
     assert (policy.max_samples, policy.s_min) == (4, 0.9)
+    # By a mapping, and by a later file, just as well.
+    mapping = "{name: first_hit, max_samples: 4}"
+    (tmp_path / "later.yaml").write_text(f"policy: {mapping}\n")
+    for other in (["--policy", mapping], ["--config", str(tmp_path / "later.yaml")]):
+        policy = parse(replay.ReplayConfig, [*given[:2], *other]).policy
+        assert policy == PolicyConfig("first_hit", s_min=0.9, max_samples=4)
+    # What is said of the other one itself is held against it.
+    refused = parse(replay.ReplayConfig, [*given, "first_hit", "--policy.alpha=0.9"])
+    assert refused.policy.alpha == 0.9
     same = parse(replay.ReplayConfig, [*given, "optscale"]).policy
     assert same == parse(replay.ReplayConfig, given[:2]).policy
 
@@ -383,7 +392,16 @@ print(json.dumps(found))
     run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     found = json.loads(run.stdout)
     remedy = 'is not installed: pip install "optscale-jax[{}]"\n'
-    light = ("replay", "report", "solve", "sample", "labels", "check-answers", "check-decisions")
+    light = (
+        "replay",
+        "report",
+        "solve",
+        "sample",
+        "show",
+        "labels",
+        "check-answers",
+        "check-decisions",
+    )
     for name, (code, error) in found.items():
         if name in light:
             assert (code, error) == (0, ""), name

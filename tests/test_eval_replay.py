@@ -355,7 +355,7 @@ def test_what_a_pool_cannot_serve_is_left_out_on_request(tmp_path, pool, capsys)
     assert command.main([*map(str, arguments), "--leave_out", "true"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "first_hit is left out: it has no verifier scores" in text
-    assert "SC at N = 16 is left out" in text
+    assert f"N = 16 is compared at N = {SAMPLES}: problem " in text
     assert "mr_thinking is left out" in text
     written = rows(tmp_path / "out" / "summary.csv")
     assert [(row["policy"], row["n"]) for row in written] == [
@@ -403,7 +403,6 @@ def refuse(tmp_path, capsys, arguments, *words) -> None:
         ({"scores": (2, 3, 1.5)}, ["scores", "1.5"]),
         ({"scores": (2, 3, -0.5)}, ["scores", "-0.5"]),
         ("empty", ["pool.npz"]),
-        ("shallow", ["policy", "max_samples"]),
         ("not a pool", ["pool.npz", ".npz"]),
         ("no verifier", ["verifier"]),
     ],
@@ -413,8 +412,6 @@ def test_pools_that_cannot_be_used(tmp_path, capsys, pool, changes, words):
     path, given = tmp_path / "pool.npz", arrays(pool)
     if changes == "empty":
         given = {"scores": np.zeros((0, SAMPLES), np.float32)}
-    elif changes == "shallow":
-        given = {"scores": pool.scores[:, :4]}
     elif changes == "no verifier":
         given["scores"] = np.full((PROBLEMS, SAMPLES), np.nan)
     elif isinstance(changes, dict):

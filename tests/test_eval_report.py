@@ -157,6 +157,27 @@ def test_frontier_spends_at_most_what_tuning_on_other_folds_allows(run):
     assert best.every_cost.min() <= best.reach_cost <= best.every_cost.max()
     # Peeking is the best of all settings, cross-fitting one of them for each problem.
     assert optscale.area <= optscale.area_peeking + 1e-9
+    # Budgets that a method cannot keep to are in nobody's area.
+    assert best.area_from == optscale.area_from >= max(best.every_cost.min(), optscale.cost[0])
+    for each in (optscale, best):
+        assert each.value.min() - 1e-9 <= each.area <= each.value.max() + 1e-9
+
+
+def test_settings_at_an_end_of_what_was_tried_are_named(table_rows):
+    row = next(r for r in table_rows if r.tuned)
+    settings = [row.method.settings[i] for i in row.indices]
+    tried = {name: sorted({s[name] for s in settings}) for name in row.method.varying}
+    name, values = next((n, v) for n, v in tried.items() if len(v) > 2)
+
+    def chosen(*values):
+        at = [next(i for i, s in enumerate(settings) if s[name] == value) for value in values]
+        fit = row.fit._replace(chosen=np.array(at))
+        return row._replace(fit=fit).at_ends.get(name)
+
+    assert chosen(values[0], values[0]) == values[0]
+    assert chosen(values[-1]) == values[-1]
+    assert chosen(values[1]) is None
+    assert chosen(values[0], values[-1]) is None
 
 
 def test_points_are_what_cross_fitting_for_their_aims_gives(run):
@@ -439,7 +460,7 @@ def test_files_are_there_and_the_page_needs_no_other(written):
     assert "MR-Thinking is left out" in text
     table = (written / "table.md").read_text()
     assert text.count("<b>") == table.count("**") // 2 - 1  # the title is bold too
-    assert "Tuned on the test set it would claim" in text
+    assert text.count("Tuned on the test set, these would claim at most") == 2
 
 
 @pytest.mark.browser

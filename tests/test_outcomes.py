@@ -22,6 +22,7 @@ from optscale_jax.study import (
     replay_comparison,
     summarise_methods,
 )
+from optscale_jax.study.entries import in_words
 from optscale_jax.study.pools import PoolSource, ReadConfig, SyntheticPoolConfig
 
 PROBLEMS, SAMPLES, ORDERS = 20, 8, 3
@@ -187,6 +188,8 @@ def test_what_is_left_out_says_why_without_what_to_do(pool):
     bare = Pool.from_arrays(scores=None, answers=pool.answers, gold=pool.gold)
     configs = [*CONFIGS, PolicyConfig("self_consistency", label="SC", n=[4, 2 * SAMPLES])]
     kept, left_out = leave_out(entries_of(configs), bare, ORDERS)
+    assert in_words(left_out)[0].startswith("first hit; best-of-N are left out: it has no verifier")
+    assert in_words(left_out)[1:] == [str(left_out[2])]
     assert [entry.label for entry in kept] == ["SC"]
     assert [each.label for each in left_out] == ["first hit", "best-of-N", "SC"]
     assert left_out[0].caps == ()

@@ -13,6 +13,7 @@ from optscale_jax.report.figures import (
     Curve,
     accuracy_against_tokens,
     save,
+    styles_of,
 )
 from optscale_jax.report.tables import Table, cells, write_csv
 
@@ -69,6 +70,22 @@ def test_curves_differ_in_colour_and_in_marker():
     lines = axes.get_lines()
     assert len({line.get_color() for line in lines}) == 7
     assert len({line.get_marker() for line in lines}) == 7
+
+
+def test_a_method_has_one_style_whatever_stands_beside_it():
+    one = styles_of(["mine", "best-of-N", "OptScale⁰, s_min = 0.9", "OptScale⁰, once"])
+    two = styles_of(["ESC", "OptScale⁰", "optscale, every_sample", "best-of-N"])
+    assert one["best-of-N"] == two["best-of-N"]
+    assert one["OptScale⁰, s_min = 0.9"] == two["OptScale⁰"]
+    assert [len({*styles.values()}) for styles in (one, two)] == [4, 4]
+
+
+def test_a_setting_apart_from_its_curve_is_in_the_figure_and_named():
+    (curve,) = curves(1)
+    figure = accuracy_against_tokens([curve._replace(mark=("deepest", 90_000.0, 0.6))])
+    (axes,) = figure.axes
+    assert axes.get_xlim()[1] > 90_000
+    assert [text.get_text() for text in figure.legends[0].get_texts()][1] == "deepest"
 
 
 def test_legend_names_the_intervals_and_the_faint_settings():

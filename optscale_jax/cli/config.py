@@ -153,18 +153,31 @@ def _is_policy(kind: Any) -> bool:
 
 
 def _dropped(options: Options, roots: Sequence[yaml.Node], config_class: type) -> Iterator[str]:
-    """Takes back what a file says of a policy and another, which an option names, does not take."""
-    for option, values in options:
-        before = [found for root in roots if (found := _policy_of(root))]
-        if option != "--policy.name" or len(values) != 1 or not before or before[-1] in values:
-            continue
-        from optscale_jax.study.registry import find_rule
+    """Takes back what was said of a policy before another was named, and that one does not take.
 
-        with contextlib.suppress(InputError):  # there is none, as its user will say
-            taken = inspect.signature(find_rule(values[0])).parameters
-            fields = dataclasses.fields(_option_type("--policy", config_class))
-            others = {f.name: f.default for f in fields if f.name not in ("name", *taken)}
-            yield f"--policy={json.dumps(others, default=dataclasses.asdict)}"
+    Files count in their order, then the options: whichever names another policy, the arguments of
+    the earlier one that it has no use for are not held against it.
+    """
+    given = [_policy_in(root) for root in roots]
+    for option, values in options:
+        field = option.removeprefix("--policy.").removesuffix("+")
+        if option == "--policy" and len(values) == 1:
+            with contextlib.suppress(InputError):  # refused as a value
+                given.append(_fields_of(_node(values[0], option)))
+        elif field != option:
+            given.append({field.partition(".")[0]: values[0] if len(values) == 1 else None})
+    names = [(at, each["name"]) for at, each in enumerate(given) if each.get("name")]
+    before = [at for at, name in names if name != names[-1][1]]
+    if not before:
+        return
+    from optscale_jax.study.registry import find_rule
+
+    with contextlib.suppress(InputError):  # there is none, as its user will say
+        kept = {"name", *inspect.signature(find_rule(str(names[-1][1]))).parameters}
+        kept |= {field for each in given[before[-1] + 1 :] for field in each}
+        fields = dataclasses.fields(_option_type("--policy", config_class))
+        others = {f.name: f.default for f in fields if f.name not in kept}
+        yield f"--policy={json.dumps(others, default=dataclasses.asdict)}"
 
 
 def _argument(option: str, values: list[str], config_class: type) -> list[str]:
@@ -241,13 +254,20 @@ def _node(text: str, place: str) -> Any:
         raise InputError(f"{place}: not valid YAML: nested too deeply") from error
 
 
-def _policy_of(root: yaml.Node) -> str | None:
-    """The name of a document's policy."""
-    value: Any = root
-    for key in ("policy", "name"):
-        pairs = value.value if isinstance(value, yaml.MappingNode) else []
-        value = next((found for name, found in pairs if name.value == key), None)
-    return value.value if isinstance(value, yaml.ScalarNode) else None
+def _fields_of(node: Any) -> dict[str, str | None]:
+    """A mapping's fields with their values, None for those that are no scalars."""
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    return {
+        key.value: value.value if isinstance(value, yaml.ScalarNode) else None
+        for key, value in pairs
+        if isinstance(key, yaml.ScalarNode)
+    }
+
+
+def _policy_in(root: yaml.Node) -> dict[str, str | None]:
+    """What a document says of its policy."""
+    pairs = root.value if isinstance(root, yaml.MappingNode) else []
+    return _fields_of(next((value for key, value in pairs if key.value == "policy"), None))
 
 
 def _check_node(node: yaml.Node, expected: Any, path: str, source: str) -> None:

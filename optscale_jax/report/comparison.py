@@ -371,12 +371,15 @@ def curve_table(found: Findings) -> Table:
         ]
         for curve in found.frontiers
     ]
+    starts = [c.area_from for c in found.frontiers if not np.isnan(c.area_from)]
+    start = f"{max(starts):,.0f}" if starts else "any"
     heads = ["method", "area under the curve" + (", %" if value == "accuracy" else "")]
     heads += ["tuned on the test set", f"{cost} to reach the deepest baseline"]
     heads += [f"difference then, {unit.difference}", "tuned on the test set"]
     note = (
-        f"Area: mean {value} over budgets between one completion and the baseline's largest, "
-        "evenly in their logarithm; a budget below a method's cheapest setting counts as 0."
+        f"Area: mean {value} over the same budgets for all methods, evenly in their logarithm: "
+        f"from {start} {cost} a problem, the least that every method can keep to, to the deepest "
+        "baseline's. –: no setting is as cheap."
     )
     return Table("All settings and N together", heads, rows, [note], num_labels=1)
 
@@ -444,12 +447,25 @@ def sentences(found: Findings) -> list[str]:
             mean, low, high = (unit.difference_of(part) for part in row.difference)
             text += f", {mean} ({low} to {high}) against {row.baseline} and "
             text += f"{row.saved:.0%} fewer {cost}"
-        fit = row.fit
+        words.append(f"{text}.")
+    tuned = [row for row in found.rows if row.cap == deepest and row.tuned]
+    if tuned:
+        value = np.array([row.fit.optimism_accuracy for row in tuned])
+        spent = np.array([row.fit.optimism_tokens for row in tuned])
+        most = int(np.nanargmax(value)) if not np.isnan(value).all() else 0
         words.append(
-            f"{text}. Tuned on the test set it would claim "
-            f"{unit.value(fit.oracle_correct.mean())} for {fit.oracle_tokens.mean():,.0f}: an "
-            f"optimism of {unit.difference_of(fit.optimism_accuracy)} and "
-            f"{fit.optimism_tokens:+,.0f} {cost}."
+            f"Tuned on the test set, these would claim at most "
+            f"{unit.difference_of(float(value[most]))} ({tuned[most].method.label}) and between "
+            f"{np.nanmin(spent):+,.0f} and {np.nanmax(spent):+,.0f} {cost} more than they do here."
+        )
+    ends = [
+        f"{row.method.label} {' '.join(f'{k}={v:g}' for k, v in row.at_ends.items())}"
+        for row in tuned
+        if row.at_ends and not row.method.oracle
+    ]
+    if ends:
+        words.append(
+            f"Chosen at an end of what was tried, beyond which may be better: {'; '.join(ends)}."
         )
     if found.subsets:
         shares = ", ".join(f"{name} {share:.1%}" for name, share in found.subsets.items())
@@ -526,12 +542,18 @@ def drawings(found: Findings) -> list[Drawing]:
 def _curves(found: Findings) -> Drawing:
     outcomes, level = found.outcomes, found.options.level
     value, cost = outcomes.kinds
-    curves = []
+    curves, base = [], outcomes.baseline()
     for f in found.frontiers:
         # The problems' own spread is common to all curves; more than one band would hide them.
         band = (None, None) if curves else (f.low, f.high)
         dots = (f.every_cost, f.every_value) if len(f.every_cost) > DOTS_ABOVE else (None, None)
-        curves.append(Curve(f.label, f.cost, f.value, *band, *dots))
+        curve = Curve(f.label, f.cost, f.value, *band, *dots)
+        if base is not None and f.label == base[0]:
+            # The curve ends at its best setting; what everything is measured against is here.
+            method = next(m for m in outcomes.methods if m.label == f.label)
+            deepest = f"{f.label} at N = {int(method.caps.max())}"
+            curve = curve._replace(mark=(deepest, float(base[2].mean()), float(base[1].mean())))
+        curves.append(curve)
     return Drawing(
         "accuracy_vs_tokens",
         accuracy_against_tokens(curves, x=cost, y=value, level=level),
@@ -577,8 +599,9 @@ def _sensitivity(found: Findings, argument: str) -> Drawing:
     for part in parts:
         held = ", ".join(f"{name} = {number:g}" for name, number in part.fixed.items())
         largest = part.cap == max(p.cap for p in parts if p.label == part.label)
-        band = (part.low, part.high) if largest else ()
-        curve = Curve(f"N = {part.cap}", part.x, part.value, *band)
+        curve = Curve(f"N = {part.cap}", part.x, part.value)
+        if largest:
+            curve = curve._replace(low=part.low, high=part.high)
         title = f"{part.label}, {held}" if held else part.label
         groups.setdefault(title, []).append((curve, part.cost))
     panels = list(groups.items())

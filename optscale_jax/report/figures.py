@@ -6,6 +6,7 @@ printed width.
 """
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ __all__ = [
     "differences_against_n",
     "save",
     "sensitivity_panels",
+    "styles_of",
     "tokens_against_n",
 ]
 
@@ -41,6 +43,25 @@ COLUMN_WIDTH, PAGE_WIDTH = 3.4, 7.0
 
 # Okabe and Ito (2008) without their yellow, which is hard to see on white, and ending with black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+# A method has one style in every figure, whatever stands beside it: these in their order, others
+# those that are left, in theirs. Curves of one method may say more after its name.
+METHODS = (
+    ("OptScale⁰", "optscale"),
+    ("best-of-N", "best_of_n"),
+    ("calibrated vote", "calibrated_vote"),
+    ("first hit", "first_hit"),
+    ("OptScaleᵗ", "learned prior"),
+    ("self-consistency", "self_consistency"),
+    ("oracle (knows F)", "known_law"),
+    ("OptScale⁰, once", "OptScale⁺"),
+    ("weighted SC", "weighted_self_consistency"),
+    ("ESC", "early_stopping_self_consistency"),
+    ("ASC", "adaptive_self_consistency"),
+    ("DSC", "difficulty_adaptive_self_consistency"),
+    ("hit or gain", "hit_or_gain"),
+    ("MR-Thinking", "mr_thinking"),
+    ("hindsight", "hindsight"),
+)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
 STYLE: Any = {
     "font.size": 8,
@@ -81,6 +102,7 @@ class Curve(NamedTuple):
     high: np.ndarray | None = None
     others_x: np.ndarray | None = None  # [T] settings that are not on the curve: faint dots
     others_y: np.ndarray | None = None
+    mark: tuple[str, float, float] | None = None  # a setting apart from the curve: its name, x, y
 
 
 class Drawing(NamedTuple):
@@ -122,18 +144,27 @@ def accuracy_against_tokens(
         handles,
     ):
         size = 3.2 if narrow else 4.5
-        for index, curve in enumerate(curves):
-            handles[curve.label] = _draw(axes, curve, index, size)
+        styles = styles_of([curve.label for curve in curves])
+        for curve in curves:
+            handles[curve.label] = _draw(axes, curve, styles[curve.label], size)
+        for curve in curves:
+            if curve.mark is not None:
+                name, *at = curve.mark
+                hollow = {"markerfacecolor": "white", "linestyle": "", "markersize": size + 1}
+                number = styles[curve.label]
+                hollow |= {"marker": MARKERS[number % len(MARKERS)], "color": _colour(number)}
+                (handles[name],) = axes.plot(*at, zorder=4, **hollow)
         if any(curve.low is not None for curve in curves):
             handles[f"{level:.0%} interval"] = _band()
         dots = [
-            Line2D([], [], linestyle="", marker=".", markersize=4, color=_colour(i), alpha=0.5)
-            for i, curve in enumerate(curves)
+            Line2D([], [], linestyle="", marker=".", markersize=4, color=_colour(n), alpha=0.5)
+            for curve, n in ((c, styles[c.label]) for c in curves)
             if curve.others_x is not None
         ]
         if dots:
             handles["the policy's other settings"] = tuple(dots)
         parts = [part for c in curves for part in (c.x, c.others_x) if part is not None]
+        parts += [np.array([c.mark[1]]) for c in curves if c.mark is not None]
         scale = " (log scale)" if _log(axes, "x", np.concatenate(parts), 1.1) else ""
         if y == "accuracy":
             _percent_y(axes)
@@ -151,8 +182,9 @@ def tokens_against_n(curves: Sequence[Curve], *, cost: Cost = "tokens") -> Figur
         ValueError: If there is no curve.
     """
     with _one_axes(curves, 0.5) as (figure, axes, handles):
-        for index, curve in enumerate(curves):
-            handles[curve.label] = _draw(axes, curve, index, 4.5)
+        styles = styles_of([curve.label for curve in curves])
+        for curve in curves:
+            handles[curve.label] = _draw(axes, curve, styles[curve.label], 4.5)
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_locator(FixedLocator(_caps(curves)))
         axes.xaxis.set_minor_locator(NullLocator())
@@ -178,6 +210,7 @@ def differences_against_n(
         axes.grid(False, axis="x")
         axes.axhline(0, color="black", linewidth=0.6)
         caps = _caps(curves)
+        styles = styles_of([curve.label for curve in curves])
         for index, curve in enumerate(curves):
             if curve.low is None or curve.high is None:
                 raise ValueError(f"{curve.label}: a difference needs its interval")
@@ -187,8 +220,8 @@ def differences_against_n(
                 places,
                 curve.y,
                 yerr=[curve.y - curve.low, curve.high - curve.y],
-                color=_colour(index),
-                marker=MARKERS[index % len(MARKERS)],
+                color=_colour(styles[curve.label]),
+                marker=MARKERS[styles[curve.label] % len(MARKERS)],
                 markersize=4.5,
                 linestyle="",
                 elinewidth=1,
@@ -339,6 +372,24 @@ def _log(axes: Axes, name: Literal["x", "y"], values: np.ndarray, margin: float)
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     return True
+
+
+def styles_of(labels: Sequence[str]) -> dict[str, int]:
+    """The style's number of each curve: that of its method, or else one that no other has."""
+    found: dict[str, int] = {}
+    for label in labels:
+        own = [
+            (len(name), number)
+            for number, names in enumerate(METHODS)
+            for name in names
+            if f"{label},".startswith((f"{name},", f"{name} "))
+        ]
+        if own and max(own)[1] not in found.values():
+            found[label] = max(own)[1]
+    for label in labels:
+        free = (number for number in itertools.count() if number not in found.values())
+        found.setdefault(label, next(free))
+    return found
 
 
 def _colour(index: int) -> str:

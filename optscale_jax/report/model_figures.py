@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from optscale_jax.calibration import Reliability
 from optscale_jax.distributions import TruncatedNormal
 from optscale_jax.pool import Pool
-from optscale_jax.report.figures import COLOURS, MARKERS, PAGE_WIDTH, STYLE
+from optscale_jax.report.figures import COLOURS, MARKERS, PAGE_WIDTH, STYLE, styles_of
 from optscale_jax.study.goodness_of_fit import Calibration, Realised
 from optscale_jax.study.verifier import Roc
 
@@ -131,7 +131,9 @@ def reliability_diagram(found: Mapping[str, Reliability]) -> Figure:
     """What each method claims of its answers against how many are right, a marker a bin."""
     with rc_context(STYLE):
         figure, axes = _square("claimed P(the answer is right)", "share that is right")
-        for index, (label, bins) in enumerate(found.items()):
+        styles = styles_of(list(found))
+        for label, bins in found.items():
+            index = styles[label]
             axes.plot(
                 bins.claimed,
                 bins.right,

@@ -129,7 +129,8 @@ def summary_curves(summaries: Sequence[MethodSummary], level: float) -> Any:
         shown = s.shown.settings
         others = np.setdiff1d(np.arange(len(x)), shown)
         at = "".join(f", {name} = {held}" for name, held in s.shown.fixed.items())
-        curve = Curve(s.method.label + at, x[shown], *(part[shown] for part in y))
+        mean, low, high = (part[shown] for part in y)
+        curve = Curve(s.method.label + at, x[shown], mean, low, high)
         if len(others):
             curve = curve._replace(others_x=x[others], others_y=y.mean[others])
         curves.append(curve)

@@ -173,6 +173,22 @@ class Row(NamedTuple):
         return self.method.knobs(self.indices.tolist())
 
     @property
+    def at_ends(self) -> dict[str, float]:
+        """Arguments of which every fold chose the least, or the greatest, of three values or more.
+
+        A value beyond those that were tried may do better.
+        """
+        chosen = {int(self.indices[index]) for index in self.fit.chosen}
+        found = {}
+        for name in self.method.varying:
+            tried = {self.method.settings[int(i)].get(name) for i in self.indices}
+            numbers = sorted(v for v in tried if isinstance(v, int | float))
+            own = {self.method.settings[i].get(name) for i in chosen}
+            if len(numbers) > 2 and own in ({numbers[0]}, {numbers[-1]}):
+                found[name] = own.pop()
+        return found
+
+    @property
     def num_samples(self) -> np.ndarray:
         """Completions drawn [K, P], every problem under its fold's setting."""
         return self._of_fold(self.method.num_samples)
@@ -298,12 +314,16 @@ class Frontier(NamedTuple):
     high: np.ndarray
     every_cost: np.ndarray  # [S] mean cost and value of every setting
     every_value: np.ndarray
-    area: float  # under the cross-fitted curve: the mean value over log budgets
-    area_peeking: float  # under that of the best settings on the problems that they are scored on
     oracle: bool  # whether it does not compete
     knobs: int  # how many arguments are tuned
     best: Point  # the most that it wins, whatever it spends
     settings: Sequence[str]  # [B] what each budget chooses on all problems, in words
+    # Under the cross-fitted curve, the mean value over log budgets from `area_from` on, where every
+    # competing method has a setting; NaN where this one has none. And under that of the best
+    # settings on the problems that they are scored on.
+    area: float = np.nan
+    area_peeking: float = np.nan
+    area_from: float = np.nan
     # Mean cost of the settings that, on other problems, are cheapest of those as good as the
     # baseline with the largest N; the value above it that they then really have; and the cost of
     # the cheapest setting that is as good on these very problems. NaN without a baseline.
@@ -371,8 +391,6 @@ def frontiers(
             *interval,
             every_cost=costs,
             every_value=values,
-            area=area_under_curve(x, interval.mean, low=low, high=high),
-            area_peeking=area_under_curve(costs, values, low=low, high=high),
             oracle=method.oracle,
             knobs=method.knobs(),
             best=points[-1],
@@ -389,6 +407,7 @@ def frontiers(
                 equal=_points(method, value, cost, targets, [_AS_GOOD], best_fixed, options)[1][0],
             )
         found.append(frontier)
+    found = _with_areas(found, high)
     limit = next((f.equal for f, is_real in zip(found, real, strict=True) if not is_real), None)
     if limit is None or best_fixed is None:
         return found
@@ -397,6 +416,29 @@ def frontiers(
         each._replace(share_of_hindsight=share_of_saving(float(each.equal.cost.mean), *spent))
         for each in found
         if each.equal is not None
+    ]
+
+
+def _with_areas(found: Sequence[Frontier], high: float) -> list[Frontier]:
+    """The frontiers with their areas over the budgets that all can keep to, up to the dearest.
+
+    A method whose cheapest setting costs more than half of that has no area, rather than leave the
+    others next to no range.
+    """
+    starts = [float(max(f.cost[0], f.every_cost.min())) for f in found]
+    common = [s for f, s in zip(found, starts, strict=True) if not f.oracle and s <= high / 2]
+    low = max(common, default=min(starts))
+    if not 0 < low < high:
+        return list(found)
+    return [
+        f._replace(
+            area=area_under_curve(f.cost, f.value, low=low, high=high),
+            area_peeking=area_under_curve(f.every_cost, f.every_value, low=low, high=high),
+            area_from=low,
+        )
+        if start <= low
+        else f
+        for f, start in zip(found, starts, strict=True)
     ]
 
 

@@ -10,9 +10,16 @@ from optscale_jax.errors import InputError
 from optscale_jax.laws import make_law
 from optscale_jax.pool import Pool
 from optscale_jax.study.comparison import Options
-from optscale_jax.study.entries import by_cap, caps_of, entries_of, leave_out
+from optscale_jax.study.entries import (
+    by_cap,
+    caps_of,
+    entries_of,
+    in_words,
+    leave_out,
+    lowered_to,
+)
 from optscale_jax.study.pools import SYNTHETIC, PoolSource, ReadConfig, SyntheticPoolConfig
-from optscale_jax.study.registry import Entry, PolicyConfig
+from optscale_jax.study.registry import Entry, PolicyConfig, within_depth
 from optscale_jax.study.tuning import Aim
 
 __all__ = ["ReplayConfig", "ReportConfig", "ShowConfig", "TunedConfig"]
@@ -53,8 +60,8 @@ class ReplayConfig(ReadConfig):
         level: Coverage of the confidence intervals, in (0, 1).
         resamples: Bootstrap resamples over problems and permutations, at least 1.
         leave_out: Whether to leave out policies and numbers of completions that the pool cannot
-            serve (no verifier scores, no answers, too few completions, sequential), and to say so,
-            instead of refusing the pool.
+            serve (no verifier scores, no answers, sequential), and to say so, instead of refusing
+            the pool. Where it has fewer completions than N, N is what it has, with a note.
         show: What of a large grid to show.
         per_problem: Whether to write per_problem.csv, about 80 bytes per setting, permutation and
             problem.
@@ -113,13 +120,26 @@ class ReplayConfig(ReadConfig):
         return entries
 
     def served(self, pool: Pool) -> tuple["ReplayConfig", list[Entry], list[str]]:
-        """What of the comparison a pool can serve, its policies, and notes on what is left out."""
-        entries, left_out = leave_out(self.entries(), pool, self.permutations)
-        notes = [str(each) for each in left_out]
-        if not entries:
-            raise InputError(f"{self.pool}: no policy is left: {notes[0]}")
+        """The comparison as a pool can serve it, its policies, and notes on what it cannot.
+
+        What would draw more than the pool has draws what there is. All else that it cannot serve is
+        left out, if `leave_out` says so.
+        """
+        depth = int(pool.samples_per_problem.min())
+        found = [within_depth(each, depth) for each in (self.policy, *self.compare)]
+        (policy, *compare), lowered = (list(part) for part in zip(*found, strict=True))
+        config = dataclasses.replace(self, policy=policy, compare=compare)
+        varied = (getattr(each, str(self.show.over), None) for each in (policy, *compare))
+        if not any(isinstance(values, list) for values in varied):
+            config = dataclasses.replace(config, show=dataclasses.replace(self.show, over=None))
+        notes, entries = lowered_to(pool, {n for each in lowered for n in each}), config.entries()
+        if self.leave_out:
+            entries, left_out = leave_out(entries, pool, self.permutations)
+            notes += in_words(left_out)
+            if not entries:
+                raise InputError(f"{self.pool}: no policy is left: {notes[-1]}")
         known = self.baseline in [entry.label for entry in entries]
-        return self if known else dataclasses.replace(self, baseline=None), entries, notes
+        return config if known else dataclasses.replace(config, baseline=None), entries, notes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

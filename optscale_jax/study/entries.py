@@ -29,7 +29,9 @@ __all__ = [
     "by_cap",
     "caps_of",
     "entries_of",
+    "in_words",
     "leave_out",
+    "lowered_to",
     "replay_comparison",
 ]
 
@@ -96,8 +98,24 @@ class LeftOut(NamedTuple):
     reason: str
 
     def __str__(self) -> str:
-        up_to = f" at N = {', '.join(map(str, self.caps))}" if self.caps else ""
-        return f"{self.label}{up_to} is left out: {self.reason}"
+        return f"{self._what} is left out: {self.reason}"
+
+    @property
+    def _what(self) -> str:
+        return self.label + (f" at N = {', '.join(map(str, self.caps))}" if self.caps else "")
+
+
+def in_words(left_out: Iterable[LeftOut]) -> list[str]:
+    """What is left out, one sentence for each reason."""
+    reasons: dict[str, list[LeftOut]] = {}
+    for each in left_out:
+        reasons.setdefault(each.reason, []).append(each)
+    return [
+        str(those[0])
+        if len(those) == 1
+        else f"{'; '.join(each._what for each in those)} are left out: {reason}"
+        for reason, those in reasons.items()
+    ]
 
 
 def leave_out(
@@ -118,6 +136,15 @@ def leave_out(
         if served:
             kept.append(entry.only(served))
     return kept, left_out
+
+
+def lowered_to(pool: Pool, caps: Iterable[int]) -> list[str]:
+    """A note on the N that are more than a pool has, and were lowered; none where none were."""
+    if not (above := ", ".join(map(str, sorted(caps)))):
+        return []
+    first = int(pool.samples_per_problem.argmin())
+    depth, name = int(pool.samples_per_problem[first]), str(pool.problem_ids[first])
+    return [f"N = {above} is compared at N = {depth}: problem {name!r} has no more completions"]
 
 
 def replay_comparison(

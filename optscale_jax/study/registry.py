@@ -326,6 +326,30 @@ class Entry:
         )
 
 
+DEPTHS = ("n", "max_samples", "rounds")
+"""Arguments that say how many completions a policy draws at most."""
+
+
+def within_depth(config: Any, depth: int) -> tuple[Any, list[int]]:
+    """A configured policy that draws at most what a pool has, and the depths that were lowered."""
+    with bad_input("policy.name", (ValueError,)):
+        arguments = _arguments_of(find_rule(config.name))
+    changed: dict[str, Any] = {}
+    lowered: list[int] = []
+    for name in (*DEPTHS, "min_samples", "window"):
+        if name not in arguments:
+            continue
+        given, default = getattr(config, name), arguments[name][0].default
+        if given is None and not (name in DEPTHS and isinstance(default, int)):
+            continue
+        values = given if isinstance(given, list) else [default if given is None else given]
+        if any(value > depth for value in values):
+            lowered += [value for value in values if value > depth and name in DEPTHS]
+            own = list(dict.fromkeys(min(value, depth) for value in values))
+            changed[name] = own if len(own) > 1 else own[0]
+    return dataclasses.replace(config, **changed), lowered
+
+
 def expand(config: Any, where: str) -> list[Entry]:
     """The settings of a configured policy, checked by making each of them.
 
