@@ -29,6 +29,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from rich.progress import Progress
+
 from optscale_jax import Pool
 from optscale_jax.cli import command, output_folder, parse, progress, show, to_yaml
 from optscale_jax.errors import InputError
@@ -90,11 +92,10 @@ def run(config: ReportConfig) -> None:
     comparison = _comparison(config) if pools else None
     beside = ("config.yaml", "outcomes.npz")
     with output_folder(out, OUTPUTS, beside=beside) as folder, progress() as bar:
-        task = bar.add_task("", total=2 * len(pools) + len(sources) + 1)
+        task = bar.add_task("steps", total=2 * len(pools) + len(sources) + 1)
         for source, pool in pools:
             assert comparison is not None
-            bar.update(task, description=f"replaying {source.name}")
-            sources.append(_replay(source, pool, comparison, config))
+            sources.append(_replay(source, pool, comparison, config, bar))
             bar.advance(task)
         sources = _named(sources, config.names)
         sections = []
@@ -130,13 +131,16 @@ def _comparison(config: ReportConfig) -> ReplayConfig:
 
 
 def _replay(
-    source: PoolSource, pool: Pool, comparison: ReplayConfig, config: ReportConfig
+    source: PoolSource, pool: Pool, comparison: ReplayConfig, config: ReportConfig, bar: Progress
 ) -> Source:
     orders = 0 if pool.kind == "sequential" else config.permutations
-    own = {"pool": source.path, "permutations": orders, "seed": config.seed}
+    own = {"pool": source.path, "permutations": orders, "seed": config.seed, "leave_out": True}
     asked = dataclasses.replace(comparison, **own, **dataclasses.asdict(config.read))
     ran, entries, notes = asked.served(pool)
-    known = source.with_checksum()
+    known, task = (
+        source.with_checksum(),
+        bar.add_task(f"replaying {source.name}", total=len(entries)),
+    )
     outcomes = replay_comparison(
         pool,
         entries,
@@ -144,7 +148,9 @@ def _replay(
         seed=config.seed,
         num_permutations=orders,
         num_folds=config.folds,
+        advance=lambda: bar.advance(task),
     )
+    bar.remove_task(task)
     return Source(outcomes, pool, notes, ran=ran)
 
 

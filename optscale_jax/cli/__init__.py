@@ -2,7 +2,8 @@
 
 from optscale_jax.cli.command import command
 from optscale_jax.cli.config import parse, to_yaml
-from optscale_jax.cli.outputs import output_file, output_folder, progress, show
+from optscale_jax.cli.outputs import output_file, output_folder, show
+from optscale_jax.cli.watching import progress
 from optscale_jax.files import package_versions
 
 __all__ = [

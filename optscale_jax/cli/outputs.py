@@ -1,4 +1,4 @@
-"""What a command leaves and shows: files that appear when they are complete, tables, progress."""
+"""What a command leaves and shows: files that appear when they are complete, tables."""
 
 import contextlib
 import os
@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from optscale_jax.errors import InputError, bad_input
 from optscale_jax.files import atomic_write, new_folder
 
-__all__ = ["output_file", "output_folder", "output_place", "progress", "show"]
+__all__ = ["output_file", "output_folder", "output_place", "show"]
 
 
 @contextlib.contextmanager
@@ -81,22 +80,14 @@ def output_folder(
 
 
 @contextlib.contextmanager
-def output_file(out: Path) -> Iterator[IO[str]]:
-    """A text file to write, which appears as `out` only when it is complete.
+def output_file(out: Path, *, binary: bool = False) -> Iterator[IO[Any]]:
+    """A file to write, of text unless it is binary, which appears only when it is complete.
 
     Raises:
         InputError: If `out` is a folder, or the file cannot be written there.
     """
-    with output_place(out, folder=False) as out, atomic_write(out) as file:
+    with output_place(out, folder=False) as out, atomic_write(out, binary=binary) as file:
         yield file
-
-
-def progress() -> Progress:
-    """A progress bar on stderr, which vanishes when it is done; nothing where no one is looking."""
-    console = Console(stderr=True)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    hidden = not console.is_terminal
-    return Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=hidden)
 
 
 def show(*parts: Any, style: str | None = None) -> None:
