@@ -1,5 +1,6 @@
 """eval.solve and eval.sample: their files, their agreement with eval.replay, and bad input."""
 
+import asyncio
 import csv
 import json
 import os
@@ -17,8 +18,11 @@ import pytest
 
 from eval import check_decisions, replay, sample, solve
 from optscale_jax import Pool, synthetic_pool
+from optscale_jax.backends.recorded import RecordedSampler, RecordedVerifier, recorded_problems
+from optscale_jax.cli import live as live_command
 from optscale_jax.cli import parse
 from optscale_jax.live.config import SampleConfig, SolveConfig
+from optscale_jax.live.session import Engines
 from optscale_jax.problems import BENCHMARKS
 from optscale_jax.readers import read_pool
 from optscale_jax.report.live import OUTPUTS
@@ -105,6 +109,51 @@ def test_per_problem_rows_are_those_of_replay(pool_file, tmp_path, capsys):
     (out / "decisions.jsonl").write_text("".join(lines))
     assert check_decisions.main([str(out)]) == 1
     assert ": 39 of 40" in capsys.readouterr().out
+
+
+def test_runs_that_share_their_models_start_them_once_and_decide_as_ever(
+    pool_file, tmp_path, monkeypatch, capsys
+):
+    pool, seen = Pool.load(pool_file), {"loops": set(), "started": 0, "closed": 0}
+
+    class Sampler(RecordedSampler):
+        def sample(self, *given, **more):
+            seen["loops"].add(asyncio.get_running_loop())
+            return super().sample(*given, **more)
+
+        async def close(self):
+            seen["closed"] += 1
+
+    def start(*_):
+        seen["started"] += 1
+        return Sampler(pool), RecordedVerifier(pool)
+
+    monkeypatch.setattr(live_command, "_models", start)
+    problems = tmp_path / "problems.jsonl"
+    lines = ({"id": p.id, "problem": p.text, "answer": p.answer} for p in recorded_problems(pool))
+    problems.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    asked = [*FIRST_HIT, "--problems", str(problems), "--out"]
+    with Engines() as engines:
+        for name in ("one", "two"):
+            config = parse(SolveConfig, [*asked, str(tmp_path / name)])
+            live_command.live(config, engines)
+        assert seen["closed"] == 0
+    assert (len(seen.pop("loops")), seen) == (1, {"started": 1, "closed": 1})
+    monkeypatch.undo()
+    alone = ["--recorded.pool", pool_file, *FIRST_HIT, "--out", str(tmp_path / "alone")]
+    assert solve.main(alone) == 0
+    expected = rows(tmp_path / "alone" / "per_problem.csv")
+    assert rows(tmp_path / "one" / "per_problem.csv") == expected
+    assert rows(tmp_path / "two" / "per_problem.csv") == expected
+
+
+def test_a_recorded_pool_has_its_own_problems_whatever_a_configuration_names(
+    pool_file, tmp_path, capsys
+):
+    given = ["--config", "tiny", "--recorded.pool", pool_file, *FIRST_HIT, "--limit=2"]
+    assert solve.main([*given, "--out", str(tmp_path / "out")]) == 0
+    assert "note: problems are those of the recorded pool" in capsys.readouterr().err
+    assert len(rows(tmp_path / "out" / "per_problem.csv")) == 2
 
 
 def test_a_fixed_pool_is_drawn_whole(pool_file, tmp_path):

@@ -6,6 +6,7 @@ import time
 import pytest
 from rich.console import Console
 
+from optscale_jax.backends.vllm_engine import _printed_to
 from optscale_jax.cli import watching
 from optscale_jax.cli.watching import Watched, duration
 
@@ -45,6 +46,18 @@ def test_a_log_gets_a_line_now_and_then_of_what_was_begun_last(monkeypatch, caps
         bars.remove_task(starting)
         assert bars.line.startswith("problems decided: 0 of 60, 0 s; spent: 1,234,567 tokens")
     assert said.splitlines()[0].startswith("starting the sampler, 0 s; spent: ")
+
+
+def test_lines_come_through_while_a_models_start_sends_the_outputs_to_a_log(
+    monkeypatch, tmp_path, capfd
+):
+    monkeypatch.setattr(watching, "EVERY", 0.05)
+    log = tmp_path / "log"
+    with Watched() as bars, _printed_to(log):
+        bars.add_task("starting the sampler", total=None)
+        time.sleep(0.5)
+    assert "starting the sampler, " in capfd.readouterr().err
+    assert log.read_text() == ""
 
 
 @pytest.mark.parametrize(

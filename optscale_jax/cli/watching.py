@@ -1,9 +1,11 @@
 """What a long command shows while it works: bars in a terminal, elsewhere a line now and then."""
 
 import contextlib
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from typing import TextIO
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
@@ -24,11 +26,13 @@ class Watched(Progress):
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        console = console or Console(stderr=True)
+        self._own = None if console else _stderr()
+        console = console or Console(file=self._own or sys.stderr)
         self.below: Callable[[], Mapping[str, str]] = dict
         self._ended = threading.Event()
+        self._lines: threading.Thread | None = None
         narrow = console.width < 80
-        what = Column(no_wrap=True, overflow="ellipsis", max_width=20 if narrow else 40)
+        what = Column(no_wrap=True, overflow="ellipsis", max_width=22 if narrow else 40)
         columns: list[ProgressColumn | str] = [
             TextColumn("{task.description}", table_column=what, markup=False),
             *([] if narrow else [BarColumn(20)]),
@@ -42,12 +46,17 @@ class Watched(Progress):
         """Begins to show what there is to show."""
         super().start()
         if self.disable:
-            threading.Thread(target=self._write_lines, daemon=True).start()
+            self._lines = threading.Thread(target=self._write_lines, daemon=True)
+            self._lines.start()
 
     def stop(self) -> None:
         """Shows nothing any more."""
         self._ended.set()
+        if self._lines is not None:
+            self._lines.join()
         super().stop()
+        if self._own is not None:
+            self._own.close()
 
     def get_renderables(self) -> Iterable[RenderableType]:
         """The bars, and below them the words."""
@@ -73,7 +82,15 @@ class Watched(Progress):
         with contextlib.suppress(OSError, ValueError):  # no one reads any more
             while not self._ended.wait(EVERY):
                 if line := self.line:
-                    print(line, file=sys.stderr, flush=True)
+                    print(line, file=self._own or sys.stderr, flush=True)
+
+
+def _stderr() -> TextIO | None:
+    """Standard error as it is now, since the start of an engine sends it to a log; None if none."""
+    try:
+        return os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding=sys.stderr.encoding)
+    except (AttributeError, OSError, ValueError):  # a notebook's, a test's, or closed
+        return None
 
 
 class _Times(ProgressColumn):

@@ -13,6 +13,7 @@ from typing import Any
 
 from optscale_jax.answers import Equal, Extract, answers_equal, extract_answer
 from optscale_jax.backends.base import Sampler, Verifier
+from optscale_jax.backends.prm import PrmVerifier
 from optscale_jax.errors import BackendError, EngineError, PoolError, RunError, Terminated
 from optscale_jax.live.engine import Solution, solve_async
 from optscale_jax.live.runs import Run
@@ -21,7 +22,53 @@ from optscale_jax.records import Problem
 from optscale_jax.signals import leave_terminal, terminations
 from optscale_jax.study.allocation import Budget
 
-__all__ = ["run_live"]
+__all__ = ["Engines", "run_live"]
+
+
+class Engines:
+    """Models that runs of one process share: each is started once, and closed at the end.
+
+    Models belong to the event loop that they first work in, so that all runs have one.
+
+        with Engines() as engines:
+            for ...:
+                models = lambda: engines.started(key, start)
+                run_live(problems, models, policy, run, engines=engines)
+    """
+
+    def __init__(self) -> None:
+        self._runner = asyncio.Runner()
+        self._held: dict[str, tuple[Sampler, Verifier | None]] = {}
+
+    def started(
+        self, key: str, start: Callable[[], tuple[Sampler, Verifier | None]]
+    ) -> tuple[Sampler, Verifier | None]:
+        """The models of a key, which `start` starts where no run has asked for them yet."""
+        if key not in self._held:
+            self._held[key] = start()
+        _, verifier = self._held[key]
+        # What one run has paid for is not another's.
+        if isinstance(verifier, PrmVerifier):
+            verifier.forget()
+        return self._held[key]
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Does a run's work in the loop of all of them."""
+        return self._runner.run(work)
+
+    def __enter__(self) -> "Engines":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        try:
+            for models in self._held.values():
+                self._runner.run(_closing(_nothing(), *models))
+        finally:
+            self._runner.close()
+
+
+async def _nothing() -> None:
+    """Is there already."""
 
 
 def run_live(
@@ -38,13 +85,14 @@ def run_live(
     max_ahead: int | None = None,
     budget: Budget | None = None,
     on_solution: Callable[[Solution], None] | None = None,
+    engines: Engines | None = None,
 ) -> list[Solution]:
     """Solves the problems of a run and finishes it.
 
     Args:
         problems: The problems that the run was opened with.
         models: Starts the sampler and the verifier; called where a problem is not decided yet.
-            Both are closed at the end.
+            Both are closed at the end, unless there are `engines`.
         policy: Decides how many completions a problem gets.
         run: Keeps what is drawn.
         priors: As for `solve_async`, and so are the others.
@@ -55,6 +103,7 @@ def run_live(
         max_ahead: Likewise.
         budget: Likewise.
         on_solution: Likewise.
+        engines: What holds the models for several runs; None: this run has its own.
 
     Returns:
         One solution a problem, in order.
@@ -82,7 +131,10 @@ def run_live(
             budget=budget,
             on_solution=on_solution,
         )
-        solutions = asyncio.run(_until_terminated(_closing(work, sampler, verifier)))
+        if engines is None:
+            solutions = asyncio.run(_until_terminated(_closing(work, sampler, verifier)))
+        else:
+            solutions = engines.run(_until_terminated(work))
         run.finish()
     except (BackendError, EngineError, PoolError, RunError, ImportError) as error:
         if not run.num_samples:
@@ -95,8 +147,8 @@ def run_live(
 
 
 async def _closing(
-    work: Coroutine[Any, Any, list[Solution]], sampler: Sampler, verifier: Verifier | None
-) -> list[Solution]:
+    work: Coroutine[Any, Any, Any], sampler: Sampler, verifier: Verifier | None
+) -> Any:
     try:
         return await work
     finally:

@@ -145,15 +145,16 @@ def accuracy_against_tokens(
     ):
         size = 3.2 if narrow else 4.5
         styles = styles_of([curve.label for curve in curves])
-        for curve in curves:
-            handles[curve.label] = _draw(axes, curve, styles[curve.label], size)
-        for curve in curves:
+        for index, curve in enumerate(curves):
+            handles[curve.label] = _draw(axes, curve, index, size, styles[curve.label])
+        for index, curve in enumerate(curves):
             if curve.mark is not None:
                 name, *at = curve.mark
                 hollow = {"markerfacecolor": "white", "linestyle": "", "markersize": size + 1}
                 number = styles[curve.label]
                 hollow |= {"marker": MARKERS[number % len(MARKERS)], "color": _colour(number)}
-                (handles[name],) = axes.plot(*at, zorder=4, **hollow)
+                gid = f"{CURVE}{index} beside"
+                (handles[name],) = axes.plot(*at, zorder=4, gid=gid, **hollow)
         if any(curve.low is not None for curve in curves):
             handles[f"{level:.0%} interval"] = _band()
         dots = [
@@ -183,8 +184,8 @@ def tokens_against_n(curves: Sequence[Curve], *, cost: Cost = "tokens") -> Figur
     """
     with _one_axes(curves, 0.5) as (figure, axes, handles):
         styles = styles_of([curve.label for curve in curves])
-        for curve in curves:
-            handles[curve.label] = _draw(axes, curve, styles[curve.label], 4.5)
+        for index, curve in enumerate(curves):
+            handles[curve.label] = _draw(axes, curve, index, 4.5, styles[curve.label])
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_locator(FixedLocator(_caps(curves)))
         axes.xaxis.set_minor_locator(NullLocator())
@@ -396,8 +397,10 @@ def _colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 
 
-def _draw(axes: Axes, curve: Curve, index: int, size: float) -> Line2D:
-    colour = _colour(index)
+def _draw(axes: Axes, curve: Curve, index: int, size: float, style: int | None = None) -> Line2D:
+    """Draws a curve, of a style or that of its index; returns what stands for it in a legend."""
+    style = index if style is None else style
+    colour = _colour(style)
     if curve.others_x is not None and curve.others_y is not None:
         axes.plot(
             curve.others_x,
@@ -425,8 +428,8 @@ def _draw(axes: Axes, curve: Curve, index: int, size: float) -> Line2D:
         ys,
         color=colour,
         # Beyond the last colour, dashes tell apart what shares one.
-        linestyle=("-", "--", ":")[index // len(COLOURS) % 3],
-        marker=MARKERS[index % len(MARKERS)],
+        linestyle=("-", "--", ":")[style // len(COLOURS) % 3],
+        marker=MARKERS[style % len(MARKERS)],
         markersize=size,
         markeredgecolor="white",
         markeredgewidth=0.4,

@@ -173,7 +173,7 @@ class Row(NamedTuple):
         return self.method.knobs(self.indices.tolist())
 
     @property
-    def at_ends(self) -> dict[str, float]:
+    def at_ends(self) -> dict[str, float | int]:
         """Arguments of which every fold chose the least, or the greatest, of three values or more.
 
         A value beyond those that were tried may do better.
