@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from optscale_jax import Policy, Pool, Prior, replay
-from optscale_jax.cli import command, parse
+from optscale_jax.cli import command
+from optscale_jax.cli.live import config_of
 from optscale_jax.errors import InputError, bad_input
-from optscale_jax.live.config import SampleConfig, SolveConfig
 from optscale_jax.live.engine import FAILED
-from optscale_jax.live.runs import CONFIG, DECISIONS, PROBLEMS
+from optscale_jax.live.runs import DECISIONS, PROBLEMS
 from optscale_jax.problems import read_problems
 from optscale_jax.readers import read_pool
 from optscale_jax.replay import in_launch_order
@@ -58,13 +57,11 @@ def _check(directory: Path) -> bool:
         problems = read_problems(directory / PROBLEMS)
         with open(directory / DECISIONS, encoding="utf-8") as file:
             decisions = {line["problem_id"]: line for line in map(json.loads, file)}
-        settings = yaml.safe_load((directory / CONFIG).read_text(encoding="utf-8"))
     decided = {name for name, line in decisions.items() if line["stop_reason"] != FAILED}
     names = [problem.id for problem in problems if problem.id in decided]
     if not names:
         raise InputError(f"{directory}: no problem is decided yet")
-    kind = SampleConfig if "n" in settings else SolveConfig
-    config = parse(kind, ["--config", str(directory / CONFIG)])
+    config = config_of(directory)
     configured = config.configured_policy()
     policy = configured.policy
     priors, _ = priors_of(config.priors_file, configured.name, names)

@@ -40,7 +40,7 @@ from optscale_jax.records import (
     TokenLedger,
 )
 
-__all__ = ["CONFIG", "DECISIONS", "PROBLEMS", "Run"]
+__all__ = ["CONFIG", "DECISIONS", "PROBLEMS", "Run", "read_run"]
 
 CONFIG, VERSIONS, PROBLEMS, LOCK = "config.yaml", "versions.json", "problems.jsonl", "lock"
 DRAWN, SAMPLES, DECISIONS = "drawn.jsonl", "samples.jsonl", "decisions.jsonl"
@@ -396,6 +396,49 @@ class Run:
         if problem_id in self._decisions or completion.index in self._samples.get(problem_id, {}):
             return
         self._drawn.setdefault(problem_id, {})[completion.index] = completion
+
+
+def read_run(
+    path: str | os.PathLike[str],
+) -> tuple[dict[str, Decision], dict[str, list[Sample]]]:
+    """What a run's directory holds, also one that another process is at; nothing is changed.
+
+    Args:
+        path: The directory.
+
+    Returns:
+        The decisions, and for each problem with completions what its decision rests on, in launch
+        order: of one that is not decided yet, those up to the first that is missing.
+
+    Raises:
+        RunError: If it is no run's directory, or holds what is not a record of a run.
+    """
+    path, found = Path(path), {}
+    for name, parse in ((DECISIONS, _decision), (SAMPLES, _sample)):
+        try:
+            lines = (path / name).read_bytes().splitlines(keepends=True)
+        except OSError as error:
+            raise RunError(
+                f"{path / name}: {error.strerror}; give the directory of a live run"
+            ) from error
+        records = found[name] = []
+        for number, line in enumerate(lines, 1):
+            if not line.endswith(b"\n"):
+                break  # cut short
+            try:
+                records.append(parse(json.loads(line)))
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                raise RunError(_damaged(path, {name: {number: _reason(error)}})) from error
+    decisions = {decision.problem_id: decision for decision in found[DECISIONS]}
+    drawn: dict[str, dict[int, Sample]] = {}
+    for sample in found[SAMPLES]:
+        drawn.setdefault(sample.problem_id, {}).setdefault(sample.completion.index, sample)
+    samples = {}
+    for name, by_index in drawn.items():
+        whole = itertools.takewhile(by_index.__contains__, itertools.count())
+        count = decisions[name].num_samples if name in decisions else None
+        samples[name] = [by_index[index] for index in itertools.islice(whole, count)]
+    return decisions, samples
 
 
 class _Log:

@@ -14,6 +14,7 @@ COMMANDS = {
     "report": "eval.report",
     "solve": "eval.solve",
     "sample": "eval.sample",
+    "show": "eval.show",
     "serve": "eval.serve",
     "labels": "train.labels",
     "train": "train.predictor",
