@@ -47,17 +47,20 @@ check-python:
 
 $(STAMP): pyproject.toml setup.py constraints.txt $(BROKEN) | $(if $(BROKEN),check-python)
 	@rm -f $(STAMP)
-	$(if $(BROKEN),$(PYTHON) -m venv --clear $(VENV))
-	$(PIP) -qq --upgrade $(PIP_ARGS) pip
+	@$(if $(BROKEN),$(PYTHON) -m venv --clear $(VENV))
+	@echo 'Setting up $(VENV): a download of 3 GB, about two minutes of processor time.'
+	@$(PIP) -qq --upgrade $(PIP_ARGS) pip
 	@# pip's second -v tells a missing project or wheel from an index that did not answer.
 	@log=$(VENV)/vllm.log; \
+	(while sleep 30 >/dev/null 2>&1; do echo "  still at it: $$(du -sh $(VENV) 2>/dev/null | cut -f1) so far"; done) & \
+	watch=$$!; trap 'kill $$watch 2>/dev/null' EXIT; \
 	if $(PIP) -vv --dry-run $(PIP_ARGS) $(VLLM) >$$log 2>&1; then \
-	  set -ex; \
+	  set -e; \
 	  $(PIP) -qq $(PIP_ARGS) $(ALL); \
 	  $(PIP) -qq $(PIP_ARGS) $(VLLM); \
 	elif grep -q '^ERROR: No matching distribution found' $$log && \
 	    ! grep 'Could not fetch URL' $$log | grep -qv ': 404 '; then \
-	  (set -ex; $(PIP) -qq $(PIP_ARGS) $(ALL_BUT_VLLM)) && \
+	  (set -e; $(PIP) -qq $(PIP_ARGS) $(ALL_BUT_VLLM)) && \
 	  echo "No wheel of vLLM ($(lastword $(VLLM))) is to be had for this machine: all but it is installed."; \
 	else \
 	  grep -E '^ERROR|Could not fetch URL' $$log >&2; \
@@ -67,8 +70,8 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(BROKEN) | $(if $(BROKEN),che
 	@echo 'Ready, on CPU. README.md has what a machine with a GPU or a TPU installs instead.'
 
 demo: setup
-	rm -rf runs/demo
-	$(PY) -m eval.demo --out runs/demo
+	@rm -rf runs/demo
+	@$(PY) -m eval.demo --out runs/demo
 
 test: setup
 	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)

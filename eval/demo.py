@@ -4,18 +4,19 @@
 
 1. train.predictor trains a head on the small reasoner's features, and eval.predict reads a prior
    off each problem;
-2. eval.solve samples the small reasoner on vLLM, scores with the small verifier, and stops each
-   problem as OptScale says: OptScale^0 without the priors, OptScale^t with them; and as the
-   calibrated vote says, by what was learnt of the verifier's scores on other problems;
-3. eval.sample draws best-of-N of the same problems with the same cap, and they are compared,
-   problem by problem;
+2. eval.sample draws best-of-N of 60 problems from the small reasoner on vLLM, scored by the small
+   verifier; eval.solve stops each of them as OptScale says, OptScale^0 without the priors,
+   OptScale^t with them, and as the calibrated vote says, by what was learnt of the verifier's
+   scores on other problems. The two engines start once;
+3. they are compared, problem by problem;
 4. eval.report replays every method on the shipped pool and writes its page;
 5. eval.serve answers a request, with the pool's completions in the models' place.
 
-Where vLLM is not installed, the pool stands in for the two models in 2 and 3. A demonstration
+Where vLLM is not installed, the pool stands in for the two models in 2. A demonstration
 that was cut off goes on where it was, as its runs do.
 """
 
+import contextlib
 import csv
 import dataclasses
 import importlib.util
@@ -24,7 +25,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,14 +35,45 @@ import numpy as np
 from optscale_jax.checks import at_least, within
 from optscale_jax.cli import command, parse, show
 from optscale_jax.cli.console import run_command
+from optscale_jax.cli.live import live
+from optscale_jax.cli.watching import duration
 from optscale_jax.errors import InputError
-from optscale_jax.live.config import SolveConfig
+from optscale_jax.live.config import SampleConfig, SolveConfig
 from optscale_jax.live.runs import DECISIONS
+from optscale_jax.live.session import Engines
 from optscale_jax.report.tables import UNITS, Table
 from optscale_jax.study.metrics import paired_intervals
 from optscale_jax.tiny import labels_path, pool_path
 
 __all__ = ["DemoConfig", "comparison", "main"]
+
+BASELINE = "best-of-N"
+PLAN = """\
+A small language model solves arithmetic, a small verifier scores its solutions, and OptScale says
+how many solutions each problem needs. Five steps, about five minutes on two cores at rest:
+  1. train a predictor of scores                                     about 1 minute
+  2. start both models, then solve 60 problems in four ways          about 2 minutes
+  3. compare what each way spent and how often it was right          seconds
+  4. every method at every setting on a recorded pool, as a page     about 2 minutes
+  5. ask a gateway, whose answers OptScale decides on                seconds
+Where nothing moves for a while, a line says so every half minute."""
+PREDICTOR = """\
+OptScaleᵗ begins with a guess of each problem's scores. A head on the small model's features learns
+it from the scores of other problems; the table below says how good it is."""
+LIVE = """\
+Two vLLM engines start once, the model that writes and the verifier that scores. Then best-of-N
+draws 32 solutions of every problem and returns the best; OptScale⁰ draws until the best of its
+solutions is good enough with 95% probability, by a law fitted to the scores so far; OptScaleᵗ does
+with the predictor's guess; and the calibrated vote draws until its answer is sure enough."""
+REPORT = """\
+64 solutions of 400 problems, drawn once: every method replays them at many settings, each tuned on
+other problems than those that it is scored on. The page will say "Do not trust the bound here":
+this verifier's scores lie in two clumps, which the law that OptScale fits does not describe, so
+that its promise of 95% is not kept. It says so in order that you see it of your own verifier; what
+is saved, and at what accuracy, is measured all the same."""
+GATEWAY = """\
+What decided above, behind an OpenAI-compatible address: a client asks for one answer, and OptScale
+draws as many completions as it needs. The recorded pool stands in for the models here."""
 
 SPENT = ("completed", "aborted", "predictor")
 """What of the token ledger counts in the comparison; the verifier's tokens stand apart."""
@@ -99,46 +131,72 @@ class Outcomes(NamedTuple):
 
 def run(config: DemoConfig) -> None:
     """Runs the parts and shows what came of them; refuses to go on after one that failed."""
-    out = Path(config.out)
+    began, out = time.monotonic(), Path(config.out)
     trained, fixed, page = out / "predictor", out / "best_of_n", out / "report"
     runs = {"OptScale⁰": out / "optscale_0", "OptScaleᵗ": out / "optscale_t"}
-    runs |= {"calibrated vote": out / "calibrated_vote", "best-of-N": fixed}
+    runs |= {"calibrated vote": out / "calibrated_vote", BASELINE: fixed}
     priors = {name: str(out / f"{name}_priors.jsonl") for name in ("live", "pool")}
     asked = parse(SolveConfig, ["--config", config.solve], configs="solve")
     # The problems that eval.solve takes: by its own configuration, or the pool's.
     wanted = {"live": (asked.problems, asked.limit), "pool": (config.pool_problems, None)}
     stand_in, how = [], "live"
+    _say(PLAN)
     if _lacks_vllm(asked):
         del wanted["live"]
         priors["live"] = priors["pool"]
         how = "on recorded completions"
         stand_in = ["--problems=null", "--recorded.pool", config.pool]
-        print(f"vLLM is not installed: {config.pool} stands in for the models; what the vote knows")
-        print("was learnt on it, so it does better here than on problems of its own\n", flush=True)
+        _say(
+            f"vLLM is not installed: {config.pool} stands in for the models. What the vote knows "
+            "was learnt on it, so it does better here than on problems of its own."
+        )
     training = ["--config", config.predictor, "--labels", config.labels, "--out", str(trained)]
-    _part("training the predictor", "train", training)
-    for name, (problems, limit) in wanted.items():
-        arguments = ["--checkpoint", str(trained), "--problems", str(problems)]
-        arguments += ["--out", priors[name]]
-        arguments += [] if limit is None else [f"--limit={limit}"]
-        _part(f"priors of the problems: {name}", "predict", arguments)
-    live, vote = (["--config", c, *stand_in, "--out"] for c in (config.solve, config.vote))
-    learned = [*live, str(runs["OptScaleᵗ"]), "--priors", priors["live"]]
-    _part(f"OptScale⁰, {how}", "solve", [*live, str(runs["OptScale⁰"])])
-    _part(f"OptScaleᵗ, {how}", "solve", learned)
-    _part(f"the calibrated vote, {how}", "solve", [*vote, str(runs["calibrated vote"])])
-    drawn = ["--config", config.sample, *stand_in, "--out", str(fixed)]
-    _part(f"best-of-N, {how}", "sample", drawn)
-    table = comparison(runs, "best-of-N", level=config.level, how=how)
-    (out / "comparison.md").write_text(table.to_markdown(), encoding="utf-8")
+    with _part("1 of 5: training the predictor", PREDICTOR):
+        _command("train", training)
+        for name, (problems, limit) in wanted.items():
+            arguments = ["--checkpoint", str(trained), "--problems", str(problems)]
+            arguments += ["--out", priors[name]]
+            arguments += [] if limit is None else [f"--limit={limit}"]
+            _command("predict", arguments)
+    parts: list[tuple[str, type, str, list[str]]] = [
+        (BASELINE, SampleConfig, config.sample, []),
+        ("OptScale⁰", SolveConfig, config.solve, []),
+        ("OptScaleᵗ", SolveConfig, config.solve, ["--priors", priors["live"]]),
+        ("calibrated vote", SolveConfig, config.vote, []),
+    ]
+    with _part(f"2 of 5: the same problems four ways, {how}", LIVE), Engines() as engines:
+        for name, kind, file, more in parts:
+            print(f"-- {name} --", flush=True)
+            given = ["--config", file, *stand_in, *more, "--out", str(runs[name])]
+            folder = "sample" if kind is SampleConfig else "solve"
+            live(parse(kind, given, configs=folder), engines)
+    table = comparison(runs, BASELINE, level=config.level, how=how)
+    with _part("3 of 5: what it saved", ""):
+        (out / "comparison.md").write_text(table.to_markdown(), encoding="utf-8")
+        show(table.to_rich())
     methods = ["--comparison", config.comparison, "--priors", priors["pool"]]
     options = ["--permutations", str(config.permutations), "--out", str(page)]
-    _part("every method", "report", ["--pools", config.pool, *methods, *options])
-    _ask_gateway(config.serve, config.question)
+    options += ["--names", config.pool_problems]
+    with _part("4 of 5: every method, on a recorded pool", REPORT):
+        _command("report", ["--pools", config.pool, *methods, *options])
+    with _part("5 of 5: a request through the gateway", GATEWAY):
+        _ask_gateway(config.serve, config.question)
     # Last, where it is seen.
-    show(table.to_rich())
-    print(f"comparison: {out / 'comparison.md'}")
-    print(f"report: {page / 'index.html'}")
+    print(f"{duration(time.monotonic() - began)} in all")
+    for line in _in_short(table, page / "index.html", runs["OptScale⁰"]):
+        print(line)
+
+
+def _in_short(table: Table, page: Path, run: Path) -> list[str]:
+    """What was saved, where the page is, and what to try next."""
+    saved = [f"{row[0]} {row[-1]}% ({row[2]}% right)" for row in table.rows if row[-1]]
+    base = next(row for row in table.rows if not row[-1])
+    return [
+        f"saved: of the {base[4]} tokens that {base[0]} takes a problem ({base[2]}% right): "
+        + ", ".join(str(each) for each in saved),
+        f"page: {page}",
+        f"next: optscale show {run}   then your own pool: optscale report --pools FILE --out DIR",
+    ]
 
 
 def _lacks_vllm(asked: SolveConfig) -> bool:
@@ -147,18 +205,26 @@ def _lacks_vllm(asked: SolveConfig) -> bool:
     return in_process and importlib.util.find_spec("vllm") is None
 
 
-def _part(name: str, command: str, arguments: Sequence[str]) -> None:
-    print(f"== {name} ==", flush=True)
+def _say(text: str) -> None:
+    print(f"{text}\n", flush=True)
+
+
+@contextlib.contextmanager
+def _part(name: str, why: str) -> Iterator[None]:
+    print(f"== {name} ==", *[why] * bool(why), sep="\n", flush=True)
     started = time.monotonic()
-    code = run_command(command, arguments)
+    yield
+    print(f"({duration(time.monotonic() - started)})\n", flush=True)
+
+
+def _command(name: str, arguments: Sequence[str]) -> None:
+    code = run_command(name, arguments)
     if code:
         raise InputError(f"{name} ended with exit code {code}")
-    print(f"({time.monotonic() - started:.0f} s)\n", flush=True)
 
 
 def _ask_gateway(config: str, question: str) -> None:
     """Asks the gateway, a process of its own, and says what its answer has cost."""
-    print("== a request through the gateway ==", flush=True)
     command = [sys.executable, "-m", "optscale_jax.cli", "serve", "--config", config, "--port=0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as gateway:
         try:
@@ -173,7 +239,7 @@ def _ask_gateway(config: str, question: str) -> None:
                 answer = json.load(response)
         finally:
             gateway.terminate()
-    print(_in_words(answer), end="\n\n", flush=True)
+    print(_in_words(answer), flush=True)
 
 
 def _in_words(answer: Mapping[str, Any]) -> str:
