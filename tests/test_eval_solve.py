@@ -133,11 +133,13 @@ def test_runs_that_share_their_models_start_them_once_and_decide_as_ever(
     lines = ({"id": p.id, "problem": p.text, "answer": p.answer} for p in recorded_problems(pool))
     problems.write_text("".join(json.dumps(line) + "\n" for line in lines))
     asked = [*FIRST_HIT, "--problems", str(problems), "--out"]
+    before = signal.getsignal(signal.SIGTERM)
     with Engines() as engines:
         for name in ("one", "two"):
             config = parse(SolveConfig, [*asked, str(tmp_path / name)])
             live_command.live(config, engines)
         assert seen["closed"] == 0
+        assert signal.getsignal(signal.SIGTERM) == before  # what a command has set
     assert (len(seen.pop("loops")), seen) == (1, {"started": 1, "closed": 1})
     monkeypatch.undo()
     alone = ["--recorded.pool", pool_file, *FIRST_HIT, "--out", str(tmp_path / "alone")]

@@ -8,6 +8,7 @@ finished starts no model.
 """
 
 import asyncio
+import signal
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
@@ -170,7 +171,7 @@ async def _until_terminated(work: Coroutine[Any, Any, list[Solution]]) -> list[S
 
     # In an event loop an exception from a signal's handler would end whichever callback it hits.
     loop = asyncio.get_running_loop()
-    signals = terminations()
+    signals = {one: signal.getsignal(one) for one in terminations()}
     for one in signals:
         loop.add_signal_handler(one, terminate)
     try:
@@ -180,8 +181,11 @@ async def _until_terminated(work: Coroutine[Any, Any, list[Solution]]) -> list[S
             raise Terminated from None
         raise
     finally:
-        for one in signals:
+        for one, before in signals.items():
             loop.remove_signal_handler(one)
+            # Which leaves the system's own, that ends the process as it stands.
+            if before is not None:
+                signal.signal(one, before)
 
 
 class _Absent:
