@@ -220,8 +220,13 @@ _CUT = re.compile(
 _CHECKED = re.compile(r"\b(?:check|verif|confirm|test|justif)\w*\s+(?:\w+\s+){0,2}$", re.IGNORECASE)
 # A model that repeats itself until it is cut off says no more the hundredth time.
 _MOST = 50
-# A comma that is followed by words, not by a further answer.
-_ASIDE = re.compile(r"[,，]\s+(?!and\b|or\b|[-+(]?[\w\\$]{1,12}(?:[\s,.)]|$)).*", re.DOTALL)
+# A comma that is followed by words, not by a further answer: after a number, any word but few.
+_ASIDE = re.compile(
+    r"(?<=[0-9%$}])[,，]\s+(?!(?:and|or|pi|sin|cos|tan|log|ln|exp|zero|one|two|three|four|five)\b)"
+    r"(?:[a-z]{2,}|i\.e|e\.g)(?![\w(]).*"
+    r"|[,，]\s+(?!and\b|or\b|[-+(]?[\w\\$]{1,12}(?:[\s,.)]|$)).*",
+    re.DOTALL,
+)
 _LETTER = re.compile(
     r"[\s*$_`]*(?:(?:option|choice|opción|选项|letter)\s*)?(?:\\text(?:bf)?\{)?\s*"
     r"(?:\(\s*(?P<a>[A-Ja-j])\s*\)|(?P<b>[A-J])(?![A-Za-z'’0-9_^(]))"
@@ -268,9 +273,7 @@ def _said(rest: str, *, labelled: bool, in_words: bool) -> str | None:
         return _formulas(rest, formulas)
     cut = _CUT.search(rest)
     said = rest[: cut.start()] if cut else rest
-    said = re.sub(
-        r"[,，]\s+(?!and\b|or\b|[-+(]?[\w\\$]{1,12}(?:[\s,.)]|$)).*", "", said, flags=re.DOTALL
-    )
+    said = _ASIDE.sub("", said)
     said = said.strip().strip("*_`\"'“”").removesuffix(".").strip().removesuffix("です").strip()
     said = re.sub(r"\*\*|__|\s+\((?!mod|base)[A-Za-z -]+\)$", "", said)
     inner = re.search(r"\b(?:is|are|was|equals?)\s+(?=[-+(0-9$\\√])(.*)", said, re.DOTALL)
@@ -304,8 +307,8 @@ def _formulas(rest: str, formulas: list[re.Match[str]]) -> str:
 _SCALES = ("percent", "hundred", "thousand", "million", "billion", "trillion", "dozen")
 
 
-# The whole line must be a number: a completion in Markdown has headings such as "#### Step 2".
-_HASHES = re.compile(r"^####(.*)$", re.MULTILINE)
+# The rest of the line must be a number: Markdown has headings such as "#### Step 2".
+_HASHES = re.compile(r"(?<!\S)####(?!#)(.*)$", re.MULTILINE)
 _TAG = re.compile(r"<(?P<end>/?)(?:final_)?answer>", re.IGNORECASE)
 _OPTION = re.compile(
     r"(?:\b(?:correct|right|best|choose|select|pick|so|is|it's)\b[^.\n]{0,20}?)?"

@@ -1,8 +1,11 @@
 """Files that are there whole or not at all, and what a record of a run says of this machine."""
 
 import contextlib
+import glob
 import importlib.metadata
 import os
+import re
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -17,6 +20,7 @@ __all__ = [
     "package_versions",
     "refuse_bomb",
     "sync_folder",
+    "unfinished",
 ]
 
 # Text packs to a tenth and less; what packs to a two-hundredth says almost nothing.
@@ -31,19 +35,45 @@ def atomic_write(path: str | os.PathLike[str], *, binary: bool = False) -> Itera
     and `path` is as it was. Text is UTF-8 with lines that end in "\n".
     """
     path = Path(path)
-    # In the same folder, because os.replace is atomic only within one file system.
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside = unfinished(path)
     mode, encoding, newline = ("wb", None, None) if binary else ("w", "utf-8", "\n")
     with new_folder(path.parent):
         try:
-            with open(unfinished, mode, encoding=encoding, newline=newline) as file:
+            with open(beside, mode, encoding=encoding, newline=newline) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(unfinished, path)
+            os.replace(beside, path)
             sync_folder(path.parent)
         finally:
-            unfinished.unlink(missing_ok=True)
+            beside.unlink(missing_ok=True)
+
+
+def unfinished(path: Path) -> Path:
+    """Where what is to become `path` is written; what processes that have ended left there goes.
+
+    It is in the same folder, because os.replace is atomic only within one file system.
+    """
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        number = left.name.removeprefix(f".{path.name}.").removesuffix(".tmp")
+        if re.fullmatch("[0-9]{1,9}", number) and not _runs(int(number)):
+            shutil.rmtree(left, ignore_errors=True)
+            with contextlib.suppress(OSError):  # it was a folder, or another process was first
+                left.unlink()
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _runs(process: int) -> bool:
+    """Whether another process of this number may be at work."""
+    if process == os.getpid():
+        return False  # one of earlier had the same number
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def append_lines(path: str | os.PathLike[str], lines: Sequence[bytes]) -> None:

@@ -3,11 +3,14 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from eval import check_decisions
@@ -165,6 +168,11 @@ def test_the_papers_configurations_are_built_up_to_the_weights(
     assert verifier.model_config.runner_type == "pooling"
 
 
+def kept(out: Path) -> bytes:
+    file = out / "samples.jsonl"
+    return file.read_bytes() if file.exists() else b""
+
+
 @pytest.fixture(scope="module")
 def command(tmp_path_factory) -> list[str]:
     """A live run of random models, whose completions are noise; --out is to be added."""
@@ -182,23 +190,37 @@ def command(tmp_path_factory) -> list[str]:
     return [sys.executable, "-m", "eval.solve", f"--problems={problems}", *models, *policy]
 
 
-def test_a_run_on_real_engines_decides_as_replay_does(command, tmp_path, capsys):
+def test_a_run_on_real_engines_that_is_interrupted_goes_on_and_decides_as_replay_does(
+    command, tmp_path, capsys
+):
     out = tmp_path / "run"
-    done = subprocess.run(
-        [*command, "--out", str(out)],
-        cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-    )
+    asked = {"cwd": ROOT, "env": {**os.environ, "JAX_PLATFORMS": "cpu"}, "text": True}
+    asked |= {"args": [*command, "--out", str(out)], "stdout": -1, "stderr": -1}
+    with subprocess.Popen(**asked, start_new_session=True) as process:
+        while process.poll() is None and not kept(out):
+            time.sleep(0.002)
+        engines = psutil.Process(process.pid).children(recursive=True)
+        # As a terminal does, to all that it runs in the foreground.
+        os.killpg(process.pid, signal.SIGINT)
+        printed = process.communicate(timeout=120)
+    assert process.returncode == 130, printed
+    assert printed[1].splitlines()[-1].startswith("interrupted; what was drawn is kept"), printed
+    assert engines
+    assert not psutil.wait_procs(engines, timeout=5)[1]
+    before = kept(out)
+    assert before.endswith(b"\n")
+    done = subprocess.run(**asked)
     assert done.returncode == 0, done.stderr
+    assert kept(out).startswith(before)
+    assert len(kept(out)) > len(before)
     lines = (out / "samples.jsonl").read_text().splitlines()
     keys = [(record["problem_id"], record["index"]) for record in map(json.loads, lines)]
     assert len(set(keys)) == len(keys)
     pool = read_pool(out)
     assert pool.num_problems == 12
     assert pool.samples_per_problem.min() >= 3
-    assert len(pool.signals) == 5
+    assert len(pool.signals) == 6
+    assert (pool.signals["verifier_tokens"][pool.mask] >= 0).all()
     # A random model of 128 words or so is never sure.
     means = pool.signals["mean_logprob"][pool.mask]
     assert ((means < -0.5) & (means > -20)).all()

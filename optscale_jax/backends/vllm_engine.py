@@ -130,7 +130,9 @@ def start_engine(
                 log.unlink(missing_ok=True)
             if isinstance(error, BackendError):
                 raise
-            held = _memory_of_others() if "memory" in why.lower() else ""
+            # Where the user reads the log, what it says is not known here.
+            unknown = log is None and elsewhere
+            held = _memory_of_others() if unknown or "memory" in why.lower() else ""
             raise BackendError(f"{model}: vLLM cannot start it{why}{held}") from error
 
 

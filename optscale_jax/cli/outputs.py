@@ -10,7 +10,7 @@ from typing import IO, Any
 from rich.console import Console
 
 from optscale_jax.errors import InputError, bad_input
-from optscale_jax.files import atomic_write, new_folder
+from optscale_jax.files import atomic_write, new_folder, unfinished
 
 __all__ = ["output_file", "output_folder", "output_place", "show"]
 
@@ -58,16 +58,15 @@ def output_folder(
         InputError: If `out` is not a folder, or files cannot be written there.
     """
     with output_place(out, folder=True) as out, new_folder(out.parent):
-        # A sibling, because os.replace is atomic only within one file system.
-        unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-        unfinished.mkdir()
+        beside = unfinished(out)
+        beside.mkdir()
         try:
-            yield unfinished
-            written = sorted(file for file in unfinished.rglob("*") if file.is_file())
-            names = {file.relative_to(unfinished) for file in written}
+            yield beside
+            written = sorted(file for file in beside.rglob("*") if file.is_file())
+            names = {file.relative_to(beside) for file in written}
             for name in sorted(names):
                 (out / name).parent.mkdir(parents=True, exist_ok=True)
-                os.replace(unfinished / name, out / name)
+                os.replace(beside / name, out / name)
             earlier = {file for pattern in owned for file in out.glob(pattern) if file.is_file()}
             earlier -= {out / name for name in names}
             for file in earlier:
@@ -76,7 +75,7 @@ def output_folder(
                 if {*os.listdir(folder)} <= {*beside} and folder != out:
                     shutil.rmtree(folder)
         finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            shutil.rmtree(beside, ignore_errors=True)
 
 
 @contextlib.contextmanager
