@@ -26,7 +26,6 @@ from optscale_jax import (
     policies,
     replay,
     required_samples,
-    synthetic_pool,
 )
 from optscale_jax.study.learning import learn_calibration
 from optscale_jax.tiny import pool_path
@@ -93,9 +92,8 @@ def drawn(draw: Callable) -> Callable[[], str]:
 
 @drawn
 def law(axes) -> None:
-    """Scores of a problem, the law fitted to the first 8 of them, and that of the best of 16."""
-    pool = synthetic_pool(jax.random.key(3), num_problems=8, num_samples=64)
-    scores = pool.scores[1]
+    """Scores drawn from a law, the law fitted to the first 8 of them, and that of the best of 16."""
+    scores = TruncatedNormal(0.72, 0.12).sample(64, seed=jax.random.key(3))
     params, _ = fit_mle(ScoreStats.from_scores(scores[:8]))
     fitted = TruncatedNormal(*params)
     x = np.linspace(0.3, 1, 300, dtype=np.float32)
