@@ -92,7 +92,7 @@ def drawn(draw: Callable) -> Callable[[], str]:
 
 @drawn
 def law(axes) -> None:
-    """Scores drawn from a law, the law fitted to the first 8 of them, and that of the best of 16."""
+    """Scores drawn from a law, the law fitted to the first 8, and that of the best of 16."""
     scores = TruncatedNormal(0.72, 0.12).sample(64, seed=jax.random.key(3))
     params, _ = fit_mle(ScoreStats.from_scores(scores[:8]))
     fitted = TruncatedNormal(*params)

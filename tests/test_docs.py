@@ -155,8 +155,10 @@ def parsed(parse):
 def test_every_block_of_every_page_is_what_it_seems(page, folder, monkeypatch):
     command = importlib.import_module("optscale_jax.cli.command")  # where a function is called so
     monkeypatch.setattr(command, "parse", parsed(command.parse))
-    monkeypatch.chdir(ROOT)  # where configs/ are
+    (folder / "configs").symlink_to(ROOT / "configs")
     for language, body in blocks(page.read_text()):
+        if file := FILE.match(body):
+            (folder / file[1]).write_text(body)
         if language in ("console", "sh"):
             for words in commands(body):
                 if "..." not in words:
