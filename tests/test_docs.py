@@ -166,8 +166,12 @@ def test_every_block_of_every_page_is_what_it_seems(page, folder, monkeypatch):
         elif language == "python":
             for node in ast.walk(ast.parse(body)):
                 if isinstance(node, ast.ImportFrom) and str(node.module).startswith("optscale_jax"):
-                    module = importlib.import_module(str(node.module))
-                    assert all(hasattr(module, name.name) for name in node.names), body
+                    try:
+                        module = importlib.import_module(str(node.module))
+                    except ModuleNotFoundError as error:  # of an extra that is not installed
+                        assert not str(error.name).startswith("optscale_jax"), body
+                    else:
+                        assert all(hasattr(module, name.name) for name in node.names), body
         elif language == "yaml":
             assert isinstance(yaml.safe_load(body), dict)
         else:
