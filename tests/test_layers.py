@@ -106,7 +106,17 @@ INSIDE = {
         "vllm_verifier",
         "make",
     ],
-    "live": ["__init__", "runs", "limits", "engine", "story", "inspect_ai", "config", "session"],
+    "live": [
+        "__init__",
+        "runs",
+        "limits",
+        "decider",
+        "engine",
+        "story",
+        "inspect_ai",
+        "config",
+        "session",
+    ],
 }
 CORE_DEPENDENCIES = {"jax", "tensorflow_probability", "numpy", "jaxtyping"}
 # Imported inside its functions, where a path names a hub.

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
-__all__ = ["as_they_end", "cancelled"]
+__all__ = ["as_they_end", "cancel_when_set", "cancelled"]
 
 T = TypeVar("T")
 
@@ -48,3 +48,10 @@ async def cancelled(*tasks: "asyncio.Task[Any]") -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def cancel_when_set(abort: asyncio.Event, tasks: "Sequence[asyncio.Task[Any]]") -> None:
+    """Cancels tasks, created before this one so that they have begun, once an event is set."""
+    await abort.wait()
+    for task in tasks:
+        task.cancel()

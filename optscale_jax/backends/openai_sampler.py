@@ -11,7 +11,7 @@ from typing import Any
 
 from optscale_jax.backends.asked import Asked, Reply, calls_as_text
 from optscale_jax.backends.base import lost, sample_seed, spent_on
-from optscale_jax.backends.concurrency import as_they_end, cancelled
+from optscale_jax.backends.concurrency import as_they_end, cancel_when_set, cancelled
 from optscale_jax.backends.config import SamplerConfig
 from optscale_jax.backends.generative import Weighed
 from optscale_jax.backends.prompts import neutral
@@ -261,7 +261,7 @@ class OpenAISampler:
         tasks = [
             asyncio.create_task(self._completion(problem, first_index + i, abort)) for i in range(n)
         ]
-        watch = asyncio.create_task(_cancel_when_set(abort, tasks))
+        watch = asyncio.create_task(cancel_when_set(abort, tasks))
         try:
             ended = as_they_end(tasks, unread=lambda one: lost(spent_on(one)))
             async with contextlib.aclosing(ended) as completions:
@@ -369,13 +369,6 @@ class OpenAISampler:
     async def close(self) -> None:
         """Closes the connections."""
         await self._servers.close()
-
-
-async def _cancel_when_set(abort: asyncio.Event, tasks: "list[asyncio.Task[Completion]]") -> None:
-    # The tasks were created before this one, so they have begun and answer for themselves.
-    await abort.wait()
-    for task in tasks:
-        task.cancel()
 
 
 def _request(config: SamplerConfig) -> dict[str, Any]:

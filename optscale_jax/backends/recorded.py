@@ -7,11 +7,13 @@ taken.
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator, Sequence
 
 import numpy as np
 
 from optscale_jax.backends.base import lost
+from optscale_jax.backends.concurrency import as_they_end, cancel_when_set, cancelled
 from optscale_jax.derived_signals import VERIFIER_TOKENS
 from optscale_jax.errors import PoolError
 from optscale_jax.pool import Pool
@@ -49,14 +51,19 @@ class RecordedSampler:
         pool: The pool.
         seconds_per_token: How long a token takes; the completions of a problem end in the order of
             their lengths, whatever it is.
+        max_num_seqs: Completions under way at once, as a server has them; others wait for their
+            turn. None = any number.
 
     Raises:
         PoolError: By `sample`, if the pool lacks the problem or has too few completions of it.
     """
 
-    def __init__(self, pool: Pool, *, seconds_per_token: float = 0.0):
+    def __init__(
+        self, pool: Pool, *, seconds_per_token: float = 0.0, max_num_seqs: int | None = None
+    ):
         self._pool = pool
         self._seconds_per_token = seconds_per_token
+        self._turns = None if max_num_seqs is None else asyncio.Semaphore(max_num_seqs)
         self._rows = {str(name): row for row, name in enumerate(pool.problem_ids)}
         self.most_tokens = int(pool.tokens[pool.mask].max()) if pool.has_tokens else None
 
@@ -66,22 +73,54 @@ class RecordedSampler:
         """Gives n recorded completions, the short ones first; see `Sampler.sample`."""
         row = self._row(problem, first_index + n)
         lengths = self._pool.tokens[row, first_index : first_index + n]
+        if self._turns is not None:
+            ends = [
+                asyncio.create_task(self._turn(self._turns, first_index + place, tokens, abort))
+                for place, tokens in enumerate(lengths.tolist())
+            ]
+            watch = asyncio.create_task(cancel_when_set(abort, ends))
+            ended = as_they_end(ends, unread=lambda one: lost(one[2]))
+            try:
+                async with contextlib.aclosing(ended) as drawn:
+                    async for index, tokens, come in drawn:
+                        yield self._completion(row, index, tokens, come)
+            finally:
+                await cancelled(watch)
+            return
         start = asyncio.get_running_loop().time()
         left = np.argsort(lengths, kind="stable").tolist()
         try:
             while left:
                 tokens = int(lengths[left[0]])
                 come = await self._wait(start, tokens, abort)
-                index = first_index + left.pop(0)
-                if come < tokens:
-                    yield Completion(index, "", come, "abort")
-                else:
-                    known = {name: float(a[row, index]) for name, a in self._pool.signals.items()}
-                    reason = "length" if known.get("finished") == 0 else "stop"
-                    yield Completion(index, self._text(row, index), tokens, reason, signals=known)
+                yield self._completion(row, first_index + left.pop(0), tokens, come)
         finally:
             for place in left:
                 lost(self._come(start, int(lengths[place])))
+
+    def _completion(self, row: int, index: int, tokens: int, come: int) -> Completion:
+        if come < tokens:
+            return Completion(index, "", come, "abort")
+        known = {name: float(a[row, index]) for name, a in self._pool.signals.items()}
+        reason = "length" if known.get("finished") == 0 else "stop"
+        return Completion(index, self._text(row, index), tokens, reason, signals=known)
+
+    async def _turn(
+        self, turns: asyncio.Semaphore, index: int, tokens: int, abort: asyncio.Event
+    ) -> tuple[int, int, int]:
+        """A completion's index and length, and how far it has come, once that is known."""
+        start = math.inf
+        try:
+            async with turns:
+                start = asyncio.get_running_loop().time()
+                await asyncio.sleep(tokens * self._seconds_per_token)
+        except asyncio.CancelledError:
+            come = self._come(start, tokens)
+            if not abort.is_set():
+                lost(come)
+                raise
+            return index, tokens, come
+        return index, tokens, tokens
 
     async def _wait(self, start: float, tokens: int, abort: asyncio.Event) -> int:
         """Waits until a completion has come so far, or is aborted; how far it has come then."""
@@ -99,7 +138,7 @@ class RecordedSampler:
 
     def _come(self, start: float, tokens: int) -> int:
         """How far a completion of so many tokens has come that was begun at `start`."""
-        seconds = asyncio.get_running_loop().time() - start
+        seconds = max(asyncio.get_running_loop().time() - start, 0.0)
         pace = self._seconds_per_token
         return min(int(seconds / pace), tokens) if pace else 0
 

@@ -225,7 +225,7 @@ def _models(
     config: LiveConfig, pool: Pool | None, bar: Progress
 ) -> tuple[Sampler, Verifier | None]:
     if pool is not None:
-        sampler = RecordedSampler(pool, seconds_per_token=config.recorded.seconds_per_token)
+        sampler = RecordedSampler(pool, **config.recorded.pace)
         return sampler, RecordedVerifier(pool) if config.verify else None
     for name in ("sampler", *["verifier"] * config.verify):
         if not getattr(config, name).model:

@@ -45,7 +45,8 @@ from optscale_jax.gateway.protocol import (
     parse,
 )
 from optscale_jax.live.config import SolveConfig
-from optscale_jax.live.engine import Decider, Engine, Solution
+from optscale_jax.live.decider import Decider
+from optscale_jax.live.engine import Engine, Solution
 from optscale_jax.live.limits import Limits
 from optscale_jax.plugins import load_object
 from optscale_jax.readers import read_pool
@@ -91,8 +92,7 @@ class Model:
         try:
             if config.recorded.pool is not None:
                 pool = read_pool(config.recorded.pool)
-                pace = config.recorded.seconds_per_token
-                self.sampler: Sampler = RecordedSampler(pool, seconds_per_token=pace)
+                self.sampler: Sampler = RecordedSampler(pool, **config.recorded.pace)
                 if config.verify:
                     self.verifier = RecordedVerifier(pool)
                 return pool.origin
@@ -121,7 +121,7 @@ class Model:
             decide = self.decider(name, int(one.policy.max_samples), None)
             state, _ = decide.start(None, 0, 1)
             sample = Sample("warm-up", Completion(0, "x", 1), 0.5, "x", 0, -1)
-            decide.end(decide.step(state, sample)[0])
+            decide.end(decide.step_now(state, sample)[0])
 
     async def close(self) -> None:
         """Releases the models."""
@@ -395,7 +395,7 @@ def _ranked(solution: Solution, decide: Decider, n: int) -> Iterator[Sample]:
             return
         state, _ = decide.start(None, 0, 1)
         for one in rest:
-            state, _ = decide.step(state, one)
+            state, _ = decide.step_now(state, one)
         index, _ = decide.end(state)
         by_index = {one.completion.index: one for one in rest}
         best = max(rest, key=lambda one: (one.score or 0.0, -one.completion.index))

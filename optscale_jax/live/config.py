@@ -33,6 +33,7 @@ VOLATILE = (
     "max_in_flight",
     "max_ahead",
     "recorded.seconds_per_token",
+    "recorded.max_num_seqs",
     "sampler.server",
     "verifier.server",
     *(
@@ -77,13 +78,22 @@ class RecordedConfig(ReadConfig):
         pool: Path of a pool of any format, or of a run's directory. null: the models are asked.
             The fields beside say how to read it.
         seconds_per_token: How long a token takes, at least 0.
+        max_num_seqs: Most completions under way at once, at least 1; others wait, as before a
+            server that is full. null: any number.
     """
 
     pool: str | None = None
     seconds_per_token: float = 0.0
+    max_num_seqs: int | None = None
 
     def __post_init__(self) -> None:
         at_least(self, 0, "seconds_per_token")
+        at_least(self, 1, "max_num_seqs")
+
+    @property
+    def pace(self) -> dict[str, Any]:
+        """What the sampler in the model's place is told of the model's."""
+        return {"seconds_per_token": self.seconds_per_token, "max_num_seqs": self.max_num_seqs}
 
 
 @dataclasses.dataclass(frozen=True)

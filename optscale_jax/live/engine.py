@@ -31,21 +31,17 @@ from collections.abc import (
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from optscale_jax.answers import AnswerIds, Equal, Extract, answers_equal, extract_answer
 from optscale_jax.backends.base import Sampler, Verifier, metered
 from optscale_jax.derived_signals import SignalColumns, signal_arrays
 from optscale_jax.equivalence import EquivalenceChecker
-from optscale_jax.errors import EngineError, InputError, ProblemError, bad_input
+from optscale_jax.errors import EngineError, InputError, ProblemError
+from optscale_jax.live.decider import Decider, State
 from optscale_jax.live.limits import Limits
 from optscale_jax.live.runs import Run
-from optscale_jax.policies import Info, Observation, Policy, StopReason
-from optscale_jax.policies import base as driver
-from optscale_jax.policies.prior import of_each_problem, of_problem
-from optscale_jax.policies.stacking import as_arrays
+from optscale_jax.policies import Info, Policy, StopReason
 from optscale_jax.pool import Pool
 from optscale_jax.records import (
     Completion,
@@ -60,7 +56,6 @@ from optscale_jax.study.allocation import Budget, Queue, check_budget
 
 __all__ = [
     "FAILED",
-    "Decider",
     "Engine",
     "Solution",
     "ask_again",
@@ -403,82 +398,6 @@ def _first_error():
         raise error from error.__cause__
 
 
-# Decisions ----------------------------------------------------------------------------------------
-
-
-class Decider:
-    """A policy at work, compiled once for all problems and for all policies of its structure.
-
-    It runs on the CPU, whatever else there is: a decision is a few scalars, and an accelerator's
-    memory is the models'.
-    """
-
-    def __init__(self, policy: Policy):
-        self._prior = policy.prior
-        self._cpu = jax.local_devices(backend="cpu")[0]
-        bare = as_arrays(dataclasses.replace(policy, prior=None))
-        self._policy = jax.device_put(bare, self._cpu)
-        self._signals = policy.signals
-        self._dtype = np.dtype(jnp.result_type(float))
-
-    def start(self, prior: Any, place: int, count: int) -> tuple[Any, int]:
-        """The state of a problem that nothing is drawn for, and how many to draw.
-
-        Args:
-            prior: The problem's own prior; None = the policy's.
-            place: The problem's place in the run, for a policy with a prior for each problem.
-            count: How many problems the run has.
-        """
-        if prior is None:
-            with bad_input("the policy's prior", (ValueError,)):
-                prior = of_problem(of_each_problem(self._prior, count), place)
-        else:
-            prior = of_problem(of_each_problem(prior, 1), 0)
-        state, more = driver.start(self._policy, prior)
-        return state, int(more)
-
-    def step(self, state: Any, sample: Sample) -> tuple[Any, int]:
-        """The state with one more sample, and how many more to draw.
-
-        Raises:
-            EngineError: If a signal that the policy reads is not among the sample's.
-        """
-        score = 0.0 if sample.score is None else sample.score
-        # As a pool holds it, so that replay reads the same number.
-        seen: Any = (
-            np.asarray(np.float32(score), self._dtype),
-            np.int32(sample.answer_id),
-            np.int32(sample.completion.tokens),
-            np.int32(sample.completion.index),
-            np.array(self._read(sample), np.float32).astype(self._dtype) if self._signals else None,
-        )
-        state, more = driver.step(self._policy, state, Observation(*seen))
-        return state, int(more)
-
-    def _read(self, sample: Sample) -> list[float]:
-        """The signals that the policy reads; NaN where there is nothing to take one from."""
-        signals = sample.signals
-        for name in self._signals:
-            # Of a blank completion, or one that went wrong, there may be none.
-            if name not in signals and sample.note is None and sample.completion.text.strip():
-                how = " (sampler.logprobs)" if name == "mean_logprob" else ""
-                raise EngineError(
-                    f"problem {sample.problem_id!r}: completion {sample.completion.index} has no "
-                    f"signal {name!r}, which the policy reads (it has {', '.join(signals)}); take "
-                    f"a sampler and a verifier that give it{how}, or a policy without it"
-                )
-        return [signals.get(name, math.nan) for name in self._signals]
-
-    def gain(self, state: Any) -> float:
-        """What one more completion is expected to gain."""
-        return float(driver.gain(self._policy, state))
-
-    def end(self, state: Any) -> tuple[int, Info]:
-        """The index to return, and what a person would plot."""
-        selected, info = jax.device_get(driver.finish(self._policy, state))
-        return int(selected), info
-
-
 # One problem --------------------------------------------------------------------------------------
 
 
@@ -525,7 +444,8 @@ class Engine(NamedTuple):
                 work.call_off()
                 raise
             else:
-                decision = work.decision(*self.decide.end(work.with_the_rest(state)))
+                state = await work.with_the_rest(state)
+                decision = work.decision(*self.decide.end(state))
             await self._keep(decision)
         return work.solution(decision)
 
@@ -585,7 +505,7 @@ class Engine(NamedTuple):
                     continue
                 sample, gain = await work.arrival(index), None
                 if sample is not None:
-                    states[place], _ = self.decide.step(states[place], sample)
+                    states[place], _ = self.decide.step_now(states[place], sample)
                     gains[place] = gain = self.decide.gain(states[place])
                 queue.add(gain, work.cost(index))
         decisions = []
@@ -650,7 +570,7 @@ class _Work:
             self._ended = {one.index: one for one in engine.run.unscored(problem.id)}
             self._launches.update(engine.run.launches(problem.id))
 
-    async def decide(self, tasks: asyncio.TaskGroup, state: Any, more: int) -> Any:
+    async def decide(self, tasks: asyncio.TaskGroup, state: State, more: int) -> State:
         """Draws until the policy has enough, and aborts what is then in flight.
 
         Args:
@@ -672,7 +592,8 @@ class _Work:
                 self._arrived.clear()
                 await self._arrived.wait()
             if self.seen in self.samples:
-                state, more = self._engine.decide.step(state, self.samples[self.seen])
+                sample = self.samples[self.seen]
+                state, more = await self._engine.decide.step(state, sample)
                 self.seen += 1
                 more = more if exactly is None else exactly - self.seen
                 if more > 0:
@@ -784,12 +705,12 @@ class _Work:
                 verifier=sum(max(one.verifier_tokens, 0) for one in self.samples.values()),
             )
 
-    def with_the_rest(self, state: Any) -> Any:
+    async def with_the_rest(self, state: State) -> State:
         """The state with what has come behind one that is missing, once a limit was reached."""
         if self._cut:
             self.beyond = sorted(index for index in self.samples if index > self.seen)
             for index in self.beyond:
-                state, _ = self._engine.decide.step(state, self.samples[index])
+                state, _ = await self._engine.decide.step(state, self.samples[index])
         return state
 
     def _best_of_all(self) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 from optscale_jax.answers import AnswerIds, Equal, answers_equal, extract_gold
 from optscale_jax.errors import InputError
-from optscale_jax.live.engine import Decider
+from optscale_jax.live.decider import Decider
 from optscale_jax.policies import Policy, StopReason, capped
 from optscale_jax.readers.inspect_ai import GRADES
 from optscale_jax.records import Completion, Sample
@@ -110,7 +110,7 @@ class EarlyStopping:
             said = None if answer is None else extract_gold(answer)
             drawn = Completion(len(work.shown), "", tokens)
             sample = Sample(str(id), drawn, score, said, 0 if unknown else work.ids.add(said), -1)
-            work.state, work.more = decide.step(work.state, sample)
+            work.state, work.more = decide.step_now(work.state, sample)
             work.shown.append(work.passed)
 
     async def complete_task(self) -> dict[str, Any]:

@@ -1,0 +1,216 @@
+"""A policy at work: what it makes of one completion after another of any number of problems.
+
+All that waits for a decision at one moment, of whatever problems and requests, is decided in one
+call, since a call costs far more than a decision. For that a problem's policy and its state are
+kept as one row of bits, which NumPy stacks: rows of different numbers, such as caps, of one
+structure share a call.
+"""
+
+import asyncio
+import dataclasses
+import functools
+import math
+import weakref
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optscale_jax.errors import EngineError, bad_input
+from optscale_jax.policies import Info, Observation, Policy
+from optscale_jax.policies import base as driver
+from optscale_jax.policies.prior import of_each_problem, of_problem
+from optscale_jax.policies.stacking import as_arrays
+from optscale_jax.records import Sample
+
+__all__ = ["Decider", "State"]
+
+# Rows of a call, always as many: a decision is the same bits whatever is decided with it.
+_ROWS = 32
+
+
+class _Program:
+    """The compiled functions of all problems whose policy and state have one structure.
+
+    They run on the CPU, whatever else there is: a decision is a few scalars, and an accelerator's
+    memory is the models'.
+    """
+
+    def __init__(self, structure: Any, leaves: tuple[tuple[tuple[int, ...], str], ...]):
+        self._structure, self._leaves = structure, leaves
+        cpu = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+        self.step = jax.jit(jax.vmap(self._step), in_shardings=cpu)
+        self.finish = jax.jit(lambda bits: driver.finish(*self._unpacked(bits)), in_shardings=cpu)
+        self.gain = jax.jit(lambda bits: driver.gain(*self._unpacked(bits)), in_shardings=cpu)
+
+    def _unpacked(self, bits: jax.Array) -> Any:
+        values, at = [], 0
+        for shape, name in self._leaves:
+            dtype, wide = np.dtype(name), _wide(name)
+            words = math.prod(shape) * (wide.itemsize // 4)
+            part, at = bits[at : at + words], at + words
+            part = part.reshape(-1, 2) if wide.itemsize == 8 else part
+            value = jax.lax.bitcast_convert_type(part, wide)
+            values.append(value.reshape(shape).astype(dtype))
+        return jax.tree.unflatten(self._structure, values)
+
+    def _step(self, bits: jax.Array, observation: Observation) -> jax.Array:
+        """The row after one more completion, and how many more to draw in one word behind it."""
+        policy, state = self._unpacked(bits)
+        state, more = driver.step(policy, state, observation)
+        values = [
+            jnp.asarray(value).astype(name).astype(_wide(name))
+            for value, (_, name) in zip(jax.tree.leaves((policy, state)), self._leaves, strict=True)
+        ]
+        words = [jax.lax.bitcast_convert_type(v, jnp.uint32).reshape(-1) for v in (*values, more)]
+        return jnp.concatenate(words)
+
+
+def _wide(name: str) -> np.dtype:
+    """The type of whole words that holds a type's values."""
+    dtype = jnp.dtype(name)
+    if dtype.itemsize >= 4:
+        return dtype
+    return np.dtype(np.float32 if jnp.issubdtype(dtype, jnp.floating) else np.int32)
+
+
+_program = functools.cache(_Program)
+
+
+class State(NamedTuple):
+    """What a policy knows of one problem, and the policy; a value."""
+
+    program: _Program
+    bits: np.ndarray
+
+
+_Waiting = list[tuple[State, Observation, "asyncio.Future[tuple[State, int]]"]]
+_WAITING: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Waiting] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+class Decider:
+    """A policy at work, compiled once for all problems and for all policies of its structure."""
+
+    def __init__(self, policy: Policy):
+        self._prior = policy.prior
+        self._policy = as_arrays(dataclasses.replace(policy, prior=None))
+        self._signals = policy.signals
+        self._dtype = np.dtype(jnp.result_type(float))
+        self._first: tuple[State, int] | None = None
+
+    def start(self, prior: Any, place: int, count: int) -> tuple[State, int]:
+        """The state of a problem that nothing is drawn for, and how many to draw.
+
+        Args:
+            prior: The problem's own prior; None = the policy's.
+            place: The problem's place in the run, for a policy with a prior for each problem.
+            count: How many problems the run has.
+        """
+        if prior is None and self._prior is None:
+            self._first = self._first or self._started(None)
+            return self._first
+        if prior is None:
+            with bad_input("the policy's prior", (ValueError,)):
+                prior = of_problem(of_each_problem(self._prior, count), place)
+        else:
+            prior = of_problem(of_each_problem(prior, 1), 0)
+        return self._started(prior)
+
+    def _started(self, prior: Any) -> tuple[State, int]:
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            state, more = jax.device_get(driver.start(self._policy, prior))
+        leaves, structure = jax.tree.flatten((self._policy, state))
+        arrays = [np.asarray(leaf) for leaf in leaves]
+        program = _program(structure, tuple((one.shape, one.dtype.name) for one in arrays))
+        rows = [np.ravel(one.astype(_wide(one.dtype.name))).view(np.uint32) for one in arrays]
+        return State(program, np.concatenate(rows)), int(more)
+
+    async def step(self, state: State, sample: Sample) -> tuple[State, int]:
+        """As `step_now`, together with all others that wait at this moment."""
+        loop = asyncio.get_running_loop()
+        waiting = _WAITING.setdefault(loop, [])
+        if not waiting:
+            loop.call_soon(_decide, waiting)
+        waiting.append((state, self._observation(sample), loop.create_future()))
+        return await waiting[-1][2]
+
+    def step_now(self, state: State, sample: Sample) -> tuple[State, int]:
+        """The state with one more sample, and how many more to draw.
+
+        Raises:
+            EngineError: If a signal that the policy reads is not among the sample's.
+        """
+        (found,) = _stepped([state], [self._observation(sample)])
+        return found
+
+    def _observation(self, sample: Sample) -> Observation:
+        score = 0.0 if sample.score is None else sample.score
+        # As a pool holds it, so that replay reads the same number.
+        seen: Any = (
+            np.asarray(np.float32(score), self._dtype),
+            np.int32(sample.answer_id),
+            np.int32(sample.completion.tokens),
+            np.int32(sample.completion.index),
+            np.array(self._read(sample), np.float32).astype(self._dtype) if self._signals else None,
+        )
+        return Observation(*seen)
+
+    def _read(self, sample: Sample) -> list[float]:
+        """The signals that the policy reads; NaN where there is nothing to take one from."""
+        signals = sample.signals
+        for name in self._signals:
+            # Of a blank completion, or one that went wrong, there may be none.
+            if name not in signals and sample.note is None and sample.completion.text.strip():
+                how = " (sampler.logprobs)" if name == "mean_logprob" else ""
+                raise EngineError(
+                    f"problem {sample.problem_id!r}: completion {sample.completion.index} has no "
+                    f"signal {name!r}, which the policy reads (it has {', '.join(signals)}); take "
+                    f"a sampler and a verifier that give it{how}, or a policy without it"
+                )
+        return [signals.get(name, math.nan) for name in self._signals]
+
+    def gain(self, state: State) -> float:
+        """What one more completion is expected to gain."""
+        return float(state.program.gain(state.bits))
+
+    def end(self, state: State) -> tuple[int, Info]:
+        """The index to return, and what a person would plot."""
+        selected, info = jax.device_get(state.program.finish(state.bits))
+        return int(selected), info
+
+
+def _decide(waiting: _Waiting) -> None:
+    """Decides all that waits."""
+    now, by_program = waiting[:], defaultdict(list)
+    waiting.clear()
+    for one in now:
+        by_program[one[0].program].append(one)
+    for alike in by_program.values():
+        for first in range(0, len(alike), _ROWS):
+            states, seen, futures = zip(*alike[first : first + _ROWS], strict=True)
+            try:
+                found = _stepped(states, seen)
+            except Exception as error:
+                for future in futures:
+                    if not future.done():
+                        future.set_exception(error)
+                continue
+            for future, result in zip(futures, found, strict=True):
+                if not future.done():
+                    future.set_result(result)
+
+
+def _stepped(states: Sequence[State], seen: Sequence[Observation]) -> list[tuple[State, int]]:
+    """At most as many as a call has rows, of one program; the rest of the rows are the last's."""
+    program, empty = states[0].program, _ROWS - len(states)
+    bits = np.stack([state.bits for state in (*states, *[states[-1]] * empty)])
+    columns = zip(*seen, *[seen[-1]] * empty, strict=True)
+    observation: Any = [None if one[-1] is None else np.array(one) for one in columns]
+    rows = np.asarray(program.step(bits, Observation(*observation)))
+    more = rows[:, -1].view(np.int32).tolist()
+    return [(State(program, rows[i, :-1]), more[i]) for i in range(len(states))]
