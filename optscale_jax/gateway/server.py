@@ -50,22 +50,25 @@ def serve(
     logging.getLogger("httpx").setLevel(logging.WARNING)
     keys = Keys(config.keys)
     service = Service(config)
-    asyncio.run(_serving(service, keys, again, files))
+    settings = uvicorn.Config(
+        make_app(service, keys),
+        host=config.host,
+        port=config.port,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=_LAST_SECONDS,
+    )
+    with asyncio.Runner(loop_factory=settings.get_loop_factory()) as runner:
+        runner.run(_serving(service, settings, again, files))
 
 
 async def _serving(
-    service: Service, keys: Keys, again: Callable[[], ServeConfig], files: Sequence[Path]
+    service: Service,
+    settings: uvicorn.Config,
+    again: Callable[[], ServeConfig],
+    files: Sequence[Path],
 ) -> None:
-    config, app = service.config, make_app(service, keys)
-    server = _Server(
-        uvicorn.Config(
-            app,
-            host=config.host,
-            port=config.port,
-            log_level="warning",
-            timeout_graceful_shutdown=_LAST_SECONDS,
-        )
-    )
+    app, server = settings.app, _Server(settings)
     stopping, reloading = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for one, event in (
