@@ -22,10 +22,11 @@ import optscale_jax
 from optscale_jax import Pool, Prior, policies, replay, synthetic_pool
 from optscale_jax.backends.recorded import RecordedSampler, RecordedVerifier, recorded_problems
 from optscale_jax.errors import EngineError, PoolError, ProblemError
+from optscale_jax.live.decider import Decider
 from optscale_jax.live.engine import ask_again, solutions_pool, solve, solve_async
 from optscale_jax.live.runs import Run
 from optscale_jax.readers import read_pool
-from optscale_jax.records import Completion, Problem, Score, TokenLedger
+from optscale_jax.records import Completion, Problem, Sample, Score, TokenLedger
 
 ROOT = Path(__file__).resolve().parents[1]
 N = 16
@@ -83,6 +84,51 @@ def test_live_decisions_are_those_of_replay(pool, policy):
     result = replay(pool, policy)
     for ahead in (None, 2):
         assert_decisions_are_those_of_replay(live(pool, policy, max_ahead=ahead), result)
+
+
+def test_decisions_made_together_are_the_same_bits_as_those_made_one_by_one():
+    capped = policies.capped(OPTSCALE, 7)  # shares the calls
+
+    def shown(i, k):
+        return Sample("p", Completion(k, "x", 10 + i), (i * 7 + k * 13) % 31 / 31, "x", i % 3, -1)
+
+    async def together(decide, i):
+        state, more = decide.start(None, 0, 1)
+        for k in range(6):
+            state, more = await decide.step(state, shown(i, k))
+        return state, more
+
+    async def all_together():
+        deciders = [Decider(rule) for rule in (OPTSCALE, capped)]
+        return await asyncio.gather(*(together(deciders[i % 2], i) for i in range(70)))
+
+    for i, (state, more) in enumerate(asyncio.run(all_together())):
+        decide = Decider((OPTSCALE, capped)[i % 2])
+        alone, wanted = decide.start(None, 0, 1)
+        for k in range(6):
+            alone, wanted = decide.step_now(alone, shown(i, k))
+        assert more == wanted
+        assert state.program is alone.program
+        assert (state.bits == alone.bits).all()
+
+
+def test_a_recorded_model_that_is_full_lets_the_others_wait_and_an_abort_ends_all(pool):
+    sampler = RecordedSampler(pool, seconds_per_token=1e-5, max_num_seqs=2)
+    slow = RecordedSampler(pool, seconds_per_token=10.0, max_num_seqs=2)
+    (problem, *_) = recorded_problems(pool)
+
+    async def main():
+        abort = asyncio.Event()
+        found = [one async for one in sampler.sample(problem, 6, 1, abort=abort)]
+        assert sorted(one.index for one in found) == [1, 2, 3, 4, 5, 6]
+        assert {one.finish_reason for one in found} == {"stop"}
+        asyncio.get_running_loop().call_later(0.05, abort.set)
+        cut = [one async for one in slow.sample(problem, 6, 0, abort=abort)]
+        assert [(one.finish_reason, one.tokens) for one in cut] == [("abort", 0)] * 6
+        assert slow._turns is not None
+        assert slow._turns._value == 2
+
+    asyncio.run(main())
 
 
 def test_a_prior_for_each_problem_is_that_problems(pool):
