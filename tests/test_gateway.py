@@ -569,16 +569,26 @@ def test_the_share_of_budgets_falls_with_load_and_comes_back():
         for _ in range(count):
             now += 1 / requests_per_second
             share.arrival(now)
-            share.answered(now, 50.0 * share.value)
-        return now
+            given = share.granted(now)
+            share.answered(given, 50.0 * given)
+        return given, now
 
-    now = run(1.0, 50, 0.0)
-    assert share.value == 1
-    now = run(10.0, 400, now)
+    given, now = run(1.0, 50, 0.0)
+    assert given == 1
+    given, now = run(10.0, 40, now)
     # 10 requests a second share 100 tokens, and each would take 50.
-    assert share.value == pytest.approx(0.2, rel=0.1)
-    run(1.0, 50, now)
-    assert share.value == 1
+    assert given == pytest.approx(0.2, abs=0.02)
+    assert share.granted(now, waiting=30) == pytest.approx(0.1, abs=0.02)
+    assert run(1.0, 20, now)[0] == 1
+
+
+def test_under_load_an_answer_rests_on_fewer_samples_and_says_so():
+    with gateway(Upstream(lambda body, i: box(4, tokens=10)), tokens_per_second=0.5) as running:
+        known = [ask(running).choices[0].optscale for _ in range(12)]
+    assert known[0]["samples"] == 4
+    assert "budget_share" not in known[0]
+    assert known[-1]["samples"] == 1
+    assert known[-1]["budget_share"] <= 0.25
 
 
 def test_a_drained_gateway_answers_with_what_there_is_and_takes_no_more():

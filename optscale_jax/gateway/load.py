@@ -22,6 +22,11 @@ class Room:
         self._metrics = metrics
         self._seconds = 1.0  # that a request takes, lately
 
+    @property
+    def waiting(self) -> int:
+        """Requests that wait."""
+        return len(self._waiting)
+
     @contextlib.asynccontextmanager
     async def taken(self, seconds: float | int | None) -> AsyncIterator[None]:
         """A place, once there is one within so many seconds.
@@ -84,17 +89,19 @@ class Room:
 class Share:
     """The share of its policy's samples and budget that each request gets, one for all, in (0, 1].
 
-    So many tokens a second and so many requests a second leave so many tokens for a request. The
-    share falls while requests take more than that, lately, and rises while they take less.
+    So many tokens a second, over the requests that come in one and those of the queue that are to
+    be served within a few, are a request's tokens. What share that is, is learnt from what answers
+    have taken at theirs.
     """
 
-    _LATELY = 5.0
-    _GAIN, _LEAST = 0.25, 1e-3
+    _LATELY = 3.0
+    # Requests at nearly the same moment get the same share, whose decisions are made once.
+    _STEPS = 64
 
     def __init__(self, metrics: Metrics):
         self.tokens_per_second: float | None = None
-        self.value = 1.0
-        self._rate = self._at = self._tokens = 0.0
+        self._rate = self._at = 0.0
+        self._shares = self._tokens = 0.0  # of answers, lately
         self._metrics = metrics
 
     def _decayed(self, now: float) -> float:
@@ -105,15 +112,19 @@ class Share:
         self._rate = self._decayed(now) + 1 / self._LATELY
         self._at = now
 
-    def answered(self, now: float, tokens: float) -> None:
-        """One has been answered for so many tokens."""
-        if self.tokens_per_second is None:
-            self.value = 1.0
-        elif not math.isnan(tokens):
-            lately = self._tokens or tokens
-            self._tokens = lately + 0.2 * (tokens - lately)
-            taken = max(self._tokens * self._decayed(now), 1e-9)
-            step = math.log(self.tokens_per_second / taken)
-            moved = self.value * math.exp(self._GAIN * min(max(step, -1.0), 1.0))
-            self.value = min(max(moved, self._LEAST), 1.0)
-        self._metrics.share.set(self.value)
+    def granted(self, now: float, waiting: int = 0) -> float:
+        """The share of a request that begins now while others wait, in steps of 1/64."""
+        share = 1.0
+        if self.tokens_per_second is not None and self._tokens > 0:
+            rate = max(self._decayed(now) + waiting / self._LATELY, 1e-9)
+            share = self.tokens_per_second / rate * self._shares / self._tokens
+        share = min(max(math.floor(share * self._STEPS), 1) / self._STEPS, 1.0)
+        self._metrics.share.set(share)
+        return share
+
+    def answered(self, share: float, tokens: float) -> None:
+        """One that had such a share has been answered for so many tokens."""
+        if not math.isnan(tokens):
+            weight = 0.1 if self._shares else 1.0
+            self._shares += weight * (share - self._shares)
+            self._tokens += weight * (tokens - self._tokens)

@@ -58,7 +58,6 @@ log = logging.getLogger("optscale.serve")
 # What an engine in this process can do with a request.
 _HERE = ("messages", "prompt", "temperature", "top_p", "max_tokens", "stop", "presence_penalty")
 _HERE += ("frequency_penalty", "top_k", "min_p", "repetition_penalty", "min_tokens")
-_ROUNDING = 1e-9
 
 
 class Model:
@@ -118,7 +117,9 @@ class Model:
     def warm_up(self) -> None:
         """Compiles the decisions, so that no request waits for that."""
         for name, one in self.policies.items():
-            decide = self.decider(name, int(one.policy.max_samples), None)
+            budget = getattr(one.policy, "budget", None)
+            as_asked = None if budget is None else float(budget)
+            decide = self.decider(name, int(one.policy.max_samples), as_asked)
             state, _ = decide.start(None, 0, 1)
             sample = Sample("warm-up", Completion(0, "x", 1), 0.5, "x", 0, -1)
             decide.end(decide.step_now(state, sample)[0])
@@ -244,18 +245,18 @@ class Service:
 
     def _terms(
         self, asking: Asking, model: Model, name: str, waited: float
-    ) -> tuple[Decider, Limits]:
-        """Who decides on a request, and its limits."""
+    ) -> tuple[Decider, Limits, float]:
+        """Who decides on a request, its limits, and its share of its budget."""
         policy, options = model.policies[name].policy, asking.options
         most = int(policy.max_samples)
         cap = _within("max_samples", options.get("max_samples"), most)
         exactly = options.get("n_candidates")
         if exactly is not None:
             cap = exactly = _within("n_candidates", exactly, most)
-        share = self.share.value
+        share = self.share.granted(time.monotonic(), self.room.waiting)
         if asking.fields.get("temperature", model.config.sampler.temperature) == 0:
             cap = exactly = 1  # they would all be the same
-        elif share < 1 - _ROUNDING:
+        elif share < 1:
             cap = max(1, math.ceil(cap * share))
             exactly = exactly and cap
         limit = model.config.limits
@@ -273,7 +274,7 @@ class Service:
             prices=model.config.prices.per_token(),
             exactly=exactly,
         )
-        return model.decider(name, cap, budget), limits
+        return model.decider(name, cap, budget), limits, share
 
     async def answer(self, asking: Asking, model: Model, name: str, who: str = "") -> Result:
         """Answers a request; when this is cancelled, so is all that is in flight for it.
@@ -310,11 +311,11 @@ class Service:
         asking: Asking,
         model: Model,
         name: str,
-        terms: tuple[Decider, Limits],
+        terms: tuple[Decider, Limits, float],
         began: float,
         who: str,
     ) -> Result:
-        (decide, limits), request_id = terms, uuid.uuid4().hex
+        (decide, limits, share), request_id = terms, uuid.uuid4().hex
         textual = asking.answers_are_json or "tools" in asking.fields
         engine = Engine(
             sampler=model.sampler,
@@ -325,7 +326,6 @@ class Service:
             equal=answers_equal if textual else model.equal,
             max_ahead=model.config.max_ahead,
         )
-        share = self.share.value
         self._limits.add(limits)
         try:
             solution = await engine.solve(_problem(asking, model), limits=limits)
@@ -336,7 +336,7 @@ class Service:
         ledger, now = solution.decision.ledger, time.monotonic()
         told = (request_id, model.config.name, name, model.policies[name].policy, solution)
         self.metrics.answered(*told, now - began)
-        self.share.answered(now, float(ledger.completed + ledger.aborted))
+        self.share.answered(share, float(ledger.completed + ledger.aborted))
         if solution.selected is None:
             raise _no_answer(solution, limits)
         told = (request_id, model.config.feedback, model.config.name, name, who, solution)
@@ -414,7 +414,7 @@ def _known(solution: Solution, one: Sample, limits: Limits, share: float) -> dic
         "scores": [sample.score for sample in solution.samples],
         "selected_index": one.completion.index,
     }
-    if share < 1 - _ROUNDING:
+    if share < 1:
         known["budget_share"] = round(share, 4)
     return known
 
