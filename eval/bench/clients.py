@@ -143,7 +143,7 @@ async def _run(load: Load) -> None:
 async def ended(load: Load) -> list[dict[str, Any]]:
     """What became of all requests, asked by a process of its own."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "eval.bench.clients"),
+        *(sys.executable, "-m", __name__),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )

@@ -73,7 +73,8 @@ def gateway(**config: Any) -> Iterator[tuple[str, psutil.Process]]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "serve.yaml"
         file.write_text(json.dumps(config))
-        words = [sys.executable, "-m", "eval.serve", "--config", str(file), "--port", "0"]
+        module = f"{(__package__ or '').rpartition('.')[0]}.serve"  # a wheel has it elsewhere
+        words = [sys.executable, "-m", module, "--config", str(file), "--port", "0"]
         with subprocess.Popen(
             words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         ) as process:
