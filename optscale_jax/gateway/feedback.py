@@ -143,7 +143,7 @@ class Feedback:
                 except OSError as error:
                     log.error("%s: %s", found.file, error)
                     message = "The feedback could not be written, which is logged; send it again."
-                    raise ApiError(503, message, code="not_written", retry_after=10) from error
+                    raise ApiError(503, message, code="not_written", retry_after=10.0) from error
                 found.correct, found.written = correct, len(lines)
                 await self._judge(found, correct)
         if found.correct != correct:
