@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from optscale_jax import TruncatedNormal, synthetic_pool
-from optscale_jax.gateway.config import KeyConfig, ServeConfig
+from optscale_jax.gateway.config import FeedbackConfig, KeyConfig, ServeConfig
 from optscale_jax.live.config import RecordedConfig
 from optscale_jax.study.registry import PolicyConfig
 from tests.browser import chromium, fits, opened
@@ -46,6 +46,35 @@ def running(pool):
             for problem in pool[0].problem_ids:
                 ask(found, problem, rule.name)
         yield found
+
+
+@pytest.mark.browser
+def test_the_page_raises_an_alarm_once_claims_fail(pool, tmp_path, caplog):
+    rule = PolicyConfig("calibrated_vote", calibration="scores", budget=4, max_samples=16)
+    recorded = RecordedConfig(pool=str(pool[1]))
+    said = FeedbackConfig(str(tmp_path / "said.jsonl"))
+    options = {"policies": [rule], "recorded": recorded, "verify": True, "feedback": said}
+
+    def make():
+        return ServeConfig(models=[served("http://unused", **options)])
+
+    with gateway(make_config=make) as judged, chromium() as browser:
+        with opened(browser, judged.url, width=390, dark=True) as page:
+            page.wait_for_selector("#main")
+            assert not page.is_visible("#alarm")
+            for problem in pool[0].problem_ids:
+                found = ask(judged, problem, rule.name)
+                body = {"request_id": found["id"], "correct": False}
+                assert httpx.post(f"{judged.url}/v1/feedback", json=body).status_code == 200
+            page.wait_for_selector("#alarm")
+            assert "m@calibrated_vote" in page.inner_text("#alarm")
+            assert "under 0.01%" in page.inner_text("#claims")
+            assert fits(page)
+            if SHOTS:
+                page.screenshot(path=f"{SHOTS}/alarm.png", full_page=True)
+        metrics = httpx.get(f"{judged.url}/metrics").text
+    assert 'optscale_drift_alarm{model="m",policy="calibrated_vote"} 1.0' in metrics
+    assert caplog.text.count("learn its calibration again") == 1
 
 
 def ask(running, problem, policy="optscale"):
