@@ -47,7 +47,7 @@ def lines_of(file):
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def test_served_asked_and_judged_requests_teach_a_calibration(tmp_path, capsys):
+def test_served_asked_and_judged_requests_teach_a_calibration(tmp_path):
     pool = synthetic_pool(jax.random.key(0), num_problems=24, num_samples=16)
     pool.save(tmp_path / "pool.npz")
     file, out = tmp_path / "said" / "lines.jsonl", tmp_path / "calibration.json"
@@ -94,7 +94,6 @@ def test_served_asked_and_judged_requests_teach_a_calibration(tmp_path, capsys):
         np.testing.assert_array_equal(*votes)
     assert main(["--pool", str(file), "--out", str(out)]) == 0
     assert Calibration.load(out).num_problems == 24
-    capsys.readouterr()
 
 
 def test_feedback_is_of_requests_that_are_known_of_ones_own_and_wanted(monkeypatch, tmp_path):
