@@ -30,6 +30,7 @@ COMMANDS = {
     "bench-live": "eval.bench.live",
     "bench-predictor": "eval.bench.predictor",
     "bench-serve": "eval.bench.serve",
+    "bench-gateways": "eval.bench.gateways",
     "train-tiny": "train.tiny",
 }
 """Module of each command of `optscale`, below this package."""
