@@ -11,7 +11,6 @@ import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import yaml
 
@@ -31,7 +30,7 @@ SAMPLES, DECISIONS, CONFIG = "samples.jsonl", "decisions.jsonl", "config.yaml"
 def read_live_run(
     path: str | os.PathLike[str],
     *,
-    scores: Literal["score", "logprob"] = "score",
+    scores: str = "score",
     clip: bool = False,
     rescale: Rescale | None = None,
 ) -> Pool:
@@ -39,7 +38,7 @@ def read_live_run(
 
     Args:
         path: The directory.
-        scores: The verifier's, or exp of the mean log-probability, which a run with
+        scores: "score", the verifier's, or "logprob", exp of the mean log-probability, which a run with
             `sampler.logprobs: true` has of every completion and needs no verifier.
         clip: Move scores outside [0, 1] to the nearer end instead of refusing them.
         rescale: How to bring scores of any range into [0, 1], one of `Rescale`.
