@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import json
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ import sys
 import time
 
 import httpx
+import openai
 import pytest
 
 from eval.bench.live import TransformersPrm
@@ -23,8 +25,11 @@ from optscale_jax.backends.config import (
 )
 from optscale_jax.backends.make import make_sampler, make_verifier
 from optscale_jax.errors import BackendError, ProblemError
+from optscale_jax.gateway.config import ServeConfig
 from optscale_jax.records import Completion, Problem
+from optscale_jax.study.registry import PolicyConfig
 from tests.checkpoints import save_model, separator_id
+from tests.gateway import gateway, served
 
 pytestmark = [
     pytest.mark.vllm,
@@ -282,6 +287,54 @@ def test_a_judge_runs_on_a_server(servers):
 
 
 # Last, because it leaves no sampler alive.
+def test_a_gateway_passes_on_what_a_client_asks_and_hands_back_what_the_server_gives(servers):
+    answer = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"]}
+    answer["additionalProperties"] = False
+    form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": answer}}
+    function = {"name": "add", "parameters": answer}
+    vote = PolicyConfig("weighted_self_consistency", n=3)
+    prm = VerifierConfig(
+        backend="server",
+        model="verifier",
+        tokenizer=str(servers["folder"]),
+        server=at(servers["verifier"][1]),
+    )
+
+    def make():
+        sampler = sampling(servers["first"][1], servers["second"][1])
+        model = served(
+            "http://unused", sampler=sampler, verifier=prm, verify=True, policies=(vote,)
+        )
+        return ServeConfig(models=[model])
+
+    with gateway(make_config=make) as running:
+        asked = openai.OpenAI(base_url=f"{running.url}/v1", api_key="x", max_retries=0)
+        given = {"model": "m", "messages": [{"role": "user", "content": "What is 1 + 1?"}]}
+        chats = asked.chat.completions
+        found = chats.create(**given, logprobs=True, top_logprobs=2, max_tokens=8)
+        tokens = found.choices[0].logprobs.content
+        assert 1 <= len(tokens) <= 8
+        assert all(one.logprob <= 0 and len(one.top_logprobs) == 2 for one in tokens)
+        assert found.usage.optscale["verifier"] > 0
+        known = found.choices[0].optscale
+        assert len(known["scores"]) == 3
+        found = chats.create(**given, response_format=form)
+        assert json.loads(found.choices[0].message.content)["a"] in (1, 2)
+        named = {"type": "function", "function": {"name": "add"}}
+        tools = [{"type": "function", "function": function}]
+        found = chats.create(**given, tools=tools, tool_choice=named)
+        (call,) = found.choices[0].message.tool_calls
+        assert json.loads(call.function.arguments)["a"] in (1, 2)
+        streamed = list(chats.create(**given, seed=1, max_tokens=8, stream=True))
+        whole = chats.create(**given, seed=1, max_tokens=8).choices[0].message.content
+        assert "".join(one.choices[0].delta.content or "" for one in streamed) == whole
+        text = asked.completions.create(model="m", prompt="1 + 1 =", logprobs=1, max_tokens=8)
+        assert len(text.choices[0].logprobs.tokens) == len(text.choices[0].logprobs.token_logprobs)
+        with pytest.raises(openai.BadRequestError, match=r"longer|context|length"):
+            chats.create(model="m", messages=[{"role": "user", "content": "1 + 1 " * 3000}])
+        asked.close()
+
+
 def test_a_run_goes_on_without_a_server_that_dies_and_ends_without_any(servers):
     first, second = servers["first"], servers["second"]
 

@@ -668,6 +668,7 @@ def started(*arguments, seconds=60):
     ) as process:
         try:
             said, timer = [], threading.Timer(seconds, process.kill)
+            timer.daemon = True
             timer.start()
             for line in process.stdout:
                 said.append(line)
@@ -749,8 +750,31 @@ def test_two_engines_in_the_process_serve_the_small_models():
         given = {"model": "tiny@self_consistency", "messages": [question], "seed": 5}
         again = [ask(running, **given).choices[0].message.content for _ in range(2)]
         assert again[0] == again[1]
-        with pytest.raises(openai.BadRequestError, match="inside the gateway"):
-            ask(running, model="tiny", logprobs=True)
+        one = {"model": "tiny@self_consistency", "messages": [question], "max_tokens": 20}
+        schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"]}
+        schema["additionalProperties"] = False
+        form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+        found = ask(running, **one, response_format=form, logprobs=True, top_logprobs=2)
+        assert json.loads(found.choices[0].message.content)["a"] in (1, 2)
+        tokens = found.choices[0].logprobs.content
+        assert "".join(token.token for token in tokens).startswith(found.choices[0].message.content)
+        for token in tokens:
+            assert token.logprob <= 1e-6
+            assert len(token.top_logprobs) <= 2
+            assert sorted(token.top_logprobs, key=lambda t: -t.logprob) == token.top_logprobs
+        with client(running) as asked:
+            prompt = {"prompt": "17 + 25 =", "max_tokens": 5, "logprobs": 1}
+            text = asked.completions.create(model="tiny@self_consistency", **prompt).choices[0]
+        assert "".join(text.logprobs.tokens).startswith(text.text)
+        assert text.logprobs.text_offset[0] == 0
+        wrong = {"type": "json_schema", "json_schema": {"name": "answer"}}
+        for fields, says in (
+            ({"tools": []}, "tools needs a model behind .* inside the gateway"),
+            ({"response_format": wrong}, "response_format.json_schema.schema must be an object"),
+            ({"logprobs": True, "top_logprobs": 50}, "logprobs"),
+        ):
+            with pytest.raises(openai.BadRequestError, match=says):
+                ask(running, **one, **fields)
         with pytest.raises(openai.BadRequestError, match="leaves none for a completion"):
             ask(running, model="tiny", messages=[question | {"content": "1 + 1 " * 3000}])
         process.send_signal(signal.SIGTERM)

@@ -24,6 +24,7 @@ __all__ = ["VllmSampler", "prompt_token_ids"]
 _ABORT_AGAIN_SECONDS = 0.02
 # How long an engine may take to say how far requests have come that nobody waits for.
 _ABORT_SECONDS = 5.0
+_NO_PARAMETERS = ("messages", "prompt", "response_format", "top_logprobs")
 
 
 class VllmSampler:
@@ -125,9 +126,9 @@ class VllmSampler:
         if abort.is_set():
             return Completion(index, "", 0, "abort", 0)
         asked = problem.fields if isinstance(problem, Asked) else {}
-        own = {name: value for name, value in asked.items() if name not in ("messages", "prompt")}
         seed = sample_seed(self._seed, problem.id, index)
         try:
+            own = _own_parameters(asked)
             params = SamplingParams(seed=seed, skip_clone=True, **{**self._params, **own})
         except (TypeError, ValueError) as error:
             raise ProblemError(f"problem {problem.id}: {one_line(error)}") from error
@@ -142,7 +143,12 @@ class VllmSampler:
                     mean = mean_logprob(only.cumulative_logprob, count)
                     told = index, only.text, count, reason, len(prompt), error, mean
                     if isinstance(problem, Asked):
-                        return Reply(*told, message={"content": only.text}, finish=word or "stop")
+                        most, told_of = own.get("logprobs"), None
+                        if most is not None and only.logprobs is not None:
+                            places = list(zip(only.token_ids, only.logprobs, strict=True))
+                            told_of = _logprobs(places, most, chat="messages" in asked)
+                        message, finish = {"content": only.text}, word or "stop"
+                        return Reply(*told, message=message, finish=finish, logprobs=told_of)
                     if only.logprobs is None or not self._params["logprobs"]:
                         return Completion(*told)
                     likely = [
@@ -243,6 +249,59 @@ def _chat_token_ids(
         raise BackendError(f"the sampler's chat template: {one_line(error)}") from error
     # The template writes a model's first token itself.
     return tokens(chat + config.prefix, texts).ids
+
+
+def _own_parameters(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What a client's fields are to the engine.
+
+    Raises:
+        ValueError: A field cannot be used.
+    """
+    from vllm.sampling_params import StructuredOutputsParams
+
+    own = {name: value for name, value in fields.items() if name not in _NO_PARAMETERS}
+    # A number of others beside each token, in one interface; in the other a flag and a number.
+    if "messages" in fields and "logprobs" in own:
+        own["logprobs"] = fields.get("top_logprobs", 0) if own["logprobs"] else None
+    form = fields.get("response_format") or {}
+    if (kind := form.get("type", "text")) == "json_object":
+        own["structured_outputs"] = StructuredOutputsParams(json_object=True)
+    elif kind == "json_schema":
+        schema = (form.get("json_schema") or {}).get("schema")
+        if not isinstance(schema, dict):
+            raise ValueError("response_format.json_schema.schema must be an object")
+        own["structured_outputs"] = StructuredOutputsParams(json=schema)
+    elif kind != "text":
+        raise ValueError("response_format.type must be text, json_object or json_schema")
+    return own
+
+
+def _logprobs(places: Sequence[tuple[int, Any]], most: int, *, chat: bool) -> dict[str, Any]:
+    """Log-probabilities of tokens drawn and of the likeliest, in the form of either interface."""
+    drawn = [_likelihood(each[token]) for token, each in places]
+    likeliest = [
+        [_likelihood(one) for one in sorted(each.values(), key=_rank) if _rank(one) <= most]
+        for _, each in places
+    ]
+    if chat:
+        both = zip(drawn, likeliest, strict=True)
+        return {"content": [one | {"top_logprobs": others} for one, others in both]}
+    texts = [one["token"] for one in drawn]
+    return {
+        "tokens": texts,
+        "token_logprobs": [one["logprob"] for one in drawn],
+        "top_logprobs": [{one["token"]: one["logprob"] for one in each} for each in likeliest],
+        "text_offset": [0, *itertools.accumulate(map(len, texts))][:-1],
+    }
+
+
+def _rank(one: Any) -> int:
+    return one.rank
+
+
+def _likelihood(one: Any) -> dict[str, Any]:
+    text = one.decoded_token or ""
+    return {"token": text, "logprob": one.logprob, "bytes": list(text.encode())}
 
 
 def _text(content: Any) -> str:

@@ -59,6 +59,7 @@ log = logging.getLogger("optscale.serve")
 # What an engine in this process can do with a request.
 _HERE = ("messages", "prompt", "temperature", "top_p", "max_tokens", "stop", "presence_penalty")
 _HERE += ("frequency_penalty", "top_k", "min_p", "repetition_penalty", "min_tokens")
+_HERE += ("response_format", "logprobs", "top_logprobs")
 
 
 class Model:

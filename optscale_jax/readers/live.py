@@ -38,8 +38,8 @@ def read_live_run(
 
     Args:
         path: The directory.
-        scores: "score", the verifier's, or "logprob", exp of the mean log-probability, which a run with
-            `sampler.logprobs: true` has of every completion and needs no verifier.
+        scores: "score", the verifier's, or "logprob", exp of the mean log-probability, which a run
+            with `sampler.logprobs: true` has of every completion and needs no verifier.
         clip: Move scores outside [0, 1] to the nearer end instead of refusing them.
         rescale: How to bring scores of any range into [0, 1], one of `Rescale`.
 
