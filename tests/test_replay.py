@@ -26,6 +26,7 @@ from optscale_jax.policies import (
     Policy,
     StopReason,
     best_of_n,
+    capped,
     first_hit,
     min_samples_for,
     optscale,
@@ -187,7 +188,7 @@ def test_once_looks_once(pool, ordered_scores):
 def test_one_score_is_judged_by_the_start(pool):
     start = int(required_samples(TruncatedNormal(0.8, 0.2), 0.5, 0.5, SAMPLES))
     assert start == 1
-    result = replay(pool, optscale(0.5, 0.5, SAMPLES, 1))
+    result = replay(pool, optscale(0.5, 0.5, SAMPLES, 1), key=KEY, num_permutations=ORDERS)
     np.testing.assert_array_equal(result.num_samples, 1)
 
 
@@ -207,10 +208,11 @@ def test_a_stack_is_each_of_its_settings(pool):
 
 
 def test_a_stack_made_by_hand_may_share_its_numbers(pool):
-    want = replay(pool, grid_of([(0.85, 0.8), (0.95, 0.8)]), key=KEY, num_permutations=1)
+    orders = {"key": KEY, "num_permutations": 9}  # as above
+    want = replay(pool, grid_of([(0.85, 0.8), (0.95, 0.8)]), **orders)
     mapped = jax.vmap(lambda s_min: optscale(s_min, 0.8, SAMPLES, 3))(jnp.array([0.85, 0.95]))
     for policy in (optscale(np.array([0.85, 0.95]), 0.8, SAMPLES, 3), mapped):
-        got = replay(pool, policy, key=KEY, num_permutations=1)
+        got = replay(pool, policy, **orders)
         jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
@@ -220,7 +222,8 @@ def test_caps_stack_and_each_draws_as_if_made_alone(pool):
         pool, stack([optscale(0.95, 0.8, cap, 3) for cap in caps]), key=KEY, num_permutations=2
     )
     for index, cap in enumerate(caps):
-        alone = replay(pool, optscale(0.95, 0.8, cap, 3), key=KEY, num_permutations=2)
+        # Which is what the rule made with that cap draws: tests/test_voting_policies.py.
+        alone = replay(pool, capped(POLICIES["every sample"], cap), key=KEY, num_permutations=2)
         jax.tree.map(lambda a, b, i=index: np.testing.assert_array_equal(a[i], b), grid, alone)
         assert alone.num_samples.max() <= cap
 

@@ -17,7 +17,6 @@ from optscale_jax import (
 )
 from optscale_jax.bounds import BoundStatus, bound
 from optscale_jax.distributions import Beta, WithAtoms
-from tests.optimised import optimised
 
 KEY = jax.random.key(0)
 
@@ -33,10 +32,26 @@ def law_of(dtype, at_zero=0.1, at_one=0.45):
     return WithAtoms(inner, dtype(at_zero), dtype(at_one)), inner
 
 
+@jax.jit
+def _evaluated(law, x, u):
+    of_x = ("cdf", "log_cdf", "survival_function", "log_survival_function", "log_prob")
+    found = {name: getattr(law, name)(x) for name in of_x}
+    below = getattr(law, "log_cdf_below", law.log_cdf)(x)
+    inverse = law.log_cdf_inverse(jnp.log(u))
+    return found | {"log_cdf_below": below, "quantile": law.quantile(u), "log_cdf_inverse": inverse}
+
+
+def evaluated(law, x=0.5, u=0.5):
+    """All functions of a law, of x or of u; at 12 of both, so that they compile once."""
+    size = max(np.size(x), np.size(u))
+    found = _evaluated(law, *(np.resize(np.asarray(v, law.dtype), 12) for v in (x, u)))
+    return {name: np.asarray(value)[:size] for name, value in found.items()}
+
+
 def test_every_point_is_within_tolerance(dtype):
     law = LAWS["with_atoms"]
     points = law.points(100, dtype)
-    found = optimised(columns(law))(*map(jnp.asarray, points))
+    found = jax.jit(columns(law))(*map(jnp.asarray, points))
     for column, error in errors(law, points, found, reference(law, points, found.quantile)).items():
         place = [float(v[np.argmax(error)]) for v in points]
         assert error.max() <= getattr(TOLERANCES[np.dtype(dtype)], column), (column, place)
@@ -46,34 +61,35 @@ def test_distribution_function_jumps_at_the_ends(dtype):
     law, inner = law_of(dtype)
     eps = 8 * np.finfo(dtype).eps
     x = np.array([-0.1, 0, 0.3, 0.9, 1, 1.1], dtype)
-    inside = 0.1 + 0.45 * np.asarray(inner.cdf(x))
-    np.testing.assert_allclose(law.cdf(x), [0, 0.1, *inside[2:4], 1, 1], rtol=eps)
+    found = evaluated(law, x)
+    inside = 0.1 + 0.45 * evaluated(inner, x)["cdf"]
+    np.testing.assert_allclose(found["cdf"], [0, 0.1, *inside[2:4], 1, 1], rtol=eps)
     below = [0, 0, *inside[2:4], 0.55, 1]
-    np.testing.assert_allclose(np.exp(law.log_cdf_below(x)), below, rtol=eps)
+    np.testing.assert_allclose(np.exp(found["log_cdf_below"]), below, rtol=eps)
     above = [1, 0.9, *(1 - inside[2:4]), 0, 0]
-    np.testing.assert_allclose(law.survival_function(x), above, rtol=eps)
-    np.testing.assert_allclose(np.exp(law.log_prob(dtype([0, 1]))), [0.1, 0.45], rtol=eps)
+    np.testing.assert_allclose(found["survival_function"], above, rtol=eps)
+    np.testing.assert_allclose(np.exp(found["log_prob"][[1, 4]]), [0.1, 0.45], rtol=eps)
 
 
 def test_small_tails_keep_their_digits(dtype):
     inner = Beta(dtype(50), dtype(2))
     law = WithAtoms(inner, dtype(0), dtype(1e-9))
     # Far down the law is 1 - 1e-9 of the inner one; next to 1 the atom is what is left.
-    np.testing.assert_allclose(law.log_cdf(dtype(1e-5)), inner.log_cdf(dtype(1e-5)), rtol=1e-6)
-    nearly = np.nextafter(dtype(1), dtype(0))
-    rest = np.exp(np.float64(inner.log_survival_function(nearly))) + 1e-9
-    np.testing.assert_allclose(law.log_survival_function(nearly), np.log(rest), rtol=1e-6)
-    np.testing.assert_allclose(law.log_cdf(nearly), np.log1p(-rest), rtol=1e-5)
+    x = [dtype(1e-5), np.nextafter(dtype(1), dtype(0))]
+    found, of_inner = evaluated(law, x), evaluated(inner, x)
+    np.testing.assert_allclose(found["log_cdf"][0], of_inner["log_cdf"][0], rtol=1e-6)
+    rest = np.exp(np.float64(of_inner["log_survival_function"][1])) + 1e-9
+    np.testing.assert_allclose(found["log_survival_function"][1], np.log(rest), rtol=1e-6)
+    np.testing.assert_allclose(found["log_cdf"][1], np.log1p(-rest), rtol=1e-5)
 
 
 def test_without_atoms_it_is_the_inner_law(dtype):
     law, inner = law_of(dtype, 0, 0)
     x = np.linspace(0, 1, 11, dtype=dtype)
     eps = 32 * np.finfo(dtype).eps
+    found, want = evaluated(law, x, x), evaluated(inner, x, x)
     for method in ("log_cdf", "log_survival_function", "log_prob", "quantile"):
-        want = getattr(inner, method)(x)
-        inside = slice(1, -1)
-        np.testing.assert_allclose(getattr(law, method)(x)[inside], want[inside], rtol=eps)
+        np.testing.assert_allclose(found[method][1:-1], want[method][1:-1], rtol=eps)
 
 
 def test_an_atom_at_one_reaches_every_s_min(dtype):
@@ -123,10 +139,11 @@ def test_the_best_of_n_has_the_atoms_of_the_best():
 def test_quantiles_meet_the_distribution_function(dtype):
     law, _ = law_of(dtype)
     u = np.array([0, 0.05, 0.1, 0.2, 0.5, 0.55, 0.8, 1], dtype)
-    x = np.asarray(law.quantile(u))
+    found = evaluated(law, u=u)
+    x = found["quantile"]
     np.testing.assert_array_equal(x[[0, 1, 6, 7]], [0, 0, 1, 1])
-    np.testing.assert_allclose(law.cdf(x)[3:5], u[3:5], rtol=1e-5)
-    np.testing.assert_allclose(law.log_cdf_inverse(np.log(u[1:])), x[1:], atol=1e-4)
+    np.testing.assert_allclose(evaluated(law, x)["cdf"][3:5], u[3:5], rtol=1e-5)
+    np.testing.assert_allclose(found["log_cdf_inverse"][1:], x[1:], atol=1e-4)
 
 
 def test_gradients_are_finite_with_empty_atoms(dtype):
