@@ -58,15 +58,15 @@ def output_folder(
         InputError: If `out` is not a folder, or files cannot be written there.
     """
     with output_place(out, folder=True) as out, new_folder(out.parent):
-        beside = unfinished(out)
-        beside.mkdir()
+        made = unfinished(out)
+        made.mkdir()
         try:
-            yield beside
-            written = sorted(file for file in beside.rglob("*") if file.is_file())
-            names = {file.relative_to(beside) for file in written}
+            yield made
+            written = sorted(file for file in made.rglob("*") if file.is_file())
+            names = {file.relative_to(made) for file in written}
             for name in sorted(names):
                 (out / name).parent.mkdir(parents=True, exist_ok=True)
-                os.replace(beside / name, out / name)
+                os.replace(made / name, out / name)
             earlier = {file for pattern in owned for file in out.glob(pattern) if file.is_file()}
             earlier -= {out / name for name in names}
             for file in earlier:
@@ -75,7 +75,7 @@ def output_folder(
                 if {*os.listdir(folder)} <= {*beside} and folder != out:
                     shutil.rmtree(folder)
         finally:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(made, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from optscale_jax.live.engine import FAILED, Decider
+from optscale_jax.live.decider import Decider
+from optscale_jax.live.engine import FAILED
 from optscale_jax.policies import Policy
 from optscale_jax.records import Decision, Sample
 
@@ -44,7 +45,7 @@ def recount(
     decider, looks = Decider(policy), []
     state, _ = decider.start(prior, place, count)
     for sample in samples:
-        state, _ = decider.step(state, sample)
+        state, _ = decider.step_now(state, sample)
         info = decider.end(state)[1]
         params = {name: float(value) for name, value in info.params.items()}
         looks.append(Look(int(info.required), params, float(np.asarray(info.confidence))))
