@@ -54,6 +54,7 @@ def start(folder, log, *arguments):
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
     command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
     command += ["--enforce-eager", "--served-model-name", folder.name, *arguments]
+    command += ["--enable-auto-tool-choice", "--tool-call-parser", "pythonic"]
     environment = os.environ | {
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "HF_HUB_OFFLINE": "1",

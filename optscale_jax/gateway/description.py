@@ -166,7 +166,8 @@ def _request(kind: Kind, service: Service) -> dict[str, Any]:
     models = service.models.values()
     given = {name: _TYPES.get(of, {}) for name, of in FIELDS[kind].items()}
     for name, (least, most) in RANGES.items():
-        given[name] = given[name] | {"minimum": least, "maximum": most}
+        if FIELDS[kind].get(name) in (int, float):
+            given[name] = given[name] | {"minimum": least, "maximum": most}
     longest = {"minimum": 1, "maximum": max(one.config.sampler.max_tokens for one in models)}
     for name in given.keys() & {"max_tokens", "max_completion_tokens"}:
         given[name] = _INTEGER | longest

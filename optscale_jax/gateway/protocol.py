@@ -69,6 +69,8 @@ RANGES = {
     "temperature": (0, 2),
     "top_p": (0, 1),
     "seed": (-_SEED, _SEED - 1),
+    "logprobs": (0, 20),  # a number in text completions, and yes or no in chats
+    "top_logprobs": (0, 20),
 }
 _WORDS = {float: "a number", int: "an integer", bool: "true or false", str: "a text"}
 _WORDS |= {list: "a list", dict: "an object"}
