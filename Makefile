@@ -86,7 +86,7 @@ lint: setup
 
 docs: setup
 	$(PIP) -qq $(PIP_ARGS) -c constraints.txt -e '.[docs]'
-	$(PY) -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
 	@echo 'The site is in build/site; $(PY) -m mkdocs serve shows it while you write.'
 
 # The wheel is built from the sdist, so that it shows whether that is whole.
