@@ -11,7 +11,7 @@ import dataclasses
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from rich.console import Console
@@ -88,9 +88,10 @@ def run(config: ShowRunConfig) -> None:
             looks = recount(configured.policy, drawn, prior, place=place, count=len(names))
         except (InputError, ValueError) as error:
             show(f"note: what it believed after each is not known: {error}", style="dim")
-    _tell(problem, decision, drawn, looks, configured)
+    story = _Story(problem, decision, drawn, looks, configured)
+    _tell(story)
     if config.out is not None and drawn:
-        _picture(Path(config.out), problem, decision, drawn, looks, configured)
+        _picture(Path(config.out), story)
         print(f"picture: {config.out}")
 
 
@@ -124,13 +125,18 @@ def _policy(configured: ConfiguredPolicy) -> str:
     return f"{configured.label}: {describe(configured.setting, configured.name)}"
 
 
-def _tell(
-    problem: Problem,
-    decision: Decision | None,
-    drawn: list[Sample],
-    looks: list[Look],
-    configured: ConfiguredPolicy | None,
-) -> None:
+class _Story(NamedTuple):
+    """A problem's."""
+
+    problem: Problem
+    decision: Decision | None  # None where nothing is decided yet
+    drawn: list[Sample]
+    looks: list[Look]  # what the policy believed after each; none where that is not known
+    configured: ConfiguredPolicy | None  # None where it is not known
+
+
+def _tell(story: _Story) -> None:
+    problem, decision, drawn, looks, configured = story
     gold = "" if problem.answer is None else f" (answer: {problem.answer})"
     text = " ".join(problem.text.split())
     show(Text(f"{problem.id}: {text[:300]}{'…' if len(text) > 300 else ''}{gold}"))
@@ -150,14 +156,8 @@ def _tell(
         show(Text(f"Tokens: {parts or 'none'}."))
 
 
-def _picture(
-    out: Path,
-    problem: Problem,
-    decision: Decision | None,
-    drawn: list[Sample],
-    looks: list[Look],
-    configured: ConfiguredPolicy | None,
-) -> None:
+def _picture(out: Path, story: _Story) -> None:
+    problem, decision, drawn, looks, configured = story
     law: Any = getattr(configured and configured.policy, "law", None)
     if law is not None:
         params = looks[-1].params if looks else {}
