@@ -21,6 +21,8 @@ import csv
 import dataclasses
 import importlib.util
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -195,8 +197,16 @@ def _in_short(table: Table, page: Path, run: Path) -> list[str]:
         f"saved: of the {base[4]} tokens that {base[0]} takes a problem ({base[2]}% right): "
         + ", ".join(str(each) for each in saved),
         f"page: {page}",
-        f"next: optscale show {run}   then your own pool: optscale report --pools FILE --out DIR",
+        f"next: {(command := _optscale())} show {run}   "
+        f"then your own pool: {command} report --pools FILE --out DIR",
     ]
+
+
+def _optscale() -> str:
+    """The command as a shell finds it, which need not look where `make setup` has put it."""
+    beside = Path(sys.executable).with_name("optscale")
+    found = shutil.which("optscale")
+    return "optscale" if found or not beside.exists() else os.path.relpath(beside)
 
 
 def _lacks_vllm(asked: SolveConfig) -> bool:

@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import re
+import shutil
 
 import jax
 import pytest
@@ -92,6 +93,10 @@ def test_without_vllm_the_demonstration_runs_on_recorded_completions(tmp_path, m
     assert "60 problems, on recorded completions" in said
     assert re.search(r"recorded@optscale answers .+ on \d+ completions of \d+ begun", said)
     assert (out / "report" / "index.html").is_file()
+    # What to try next is a command that a shell finds as it is printed.
+    last = said.splitlines()[-1]
+    assert shutil.which(last.split()[1])
+    assert last.startswith("next: ") and " show " in last
     # The same completions of the same problems, so that only the number drawn differs.
     pool = Pool.load(demo.DemoConfig().pool)
     for run in ("optscale_0", "optscale_t", "calibrated_vote", "best_of_n"):
