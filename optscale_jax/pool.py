@@ -26,9 +26,10 @@ __all__ = ["Pool", "PoolKind", "Rescale"]
 PoolKind = Literal["parallel", "sequential"]
 """Whether completions are independent draws, or each was written with the one before in view."""
 
-Rescale = Literal["sigmoid", "minmax", "rank"]
-"""What brings scores into [0, 1]: 1 / (1 + exp(-x)); the least to 0 and the greatest to 1; or the
-share of the pool's scores that are lower, half of those that are equal among them."""
+Rescale = Literal["sigmoid", "exp", "minmax", "rank"]
+"""What brings scores into [0, 1]: 1 / (1 + exp(-x)); exp(x), of log-probabilities; the least to 0
+and the greatest to 1; or the share of the pool's scores that are lower, half of those that are
+equal among them."""
 
 _PER_COMPLETION = ("scores", "correct", "tokens", "answers", "mask")
 _PER_PROBLEM = ("gold", "problem_ids")
@@ -531,6 +532,10 @@ def _signal(array: np.ndarray, name: str, present: np.ndarray, source: str) -> n
 def _rescaled(scores: np.ndarray, how: str, source: str) -> np.ndarray:
     if how == "sigmoid":
         return 0.5 * (1 + np.tanh(scores / 2))
+    if how == "exp":
+        if (most := scores.max()) > 0:
+            raise PoolError(f"{source}: exp takes log-probabilities, at most 0; one is {most:g}")
+        return np.exp(scores)
     if how == "rank":
         _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
         return ((np.cumsum(counts) - counts / 2) / len(scores))[place.reshape(scores.shape)]

@@ -178,7 +178,10 @@ def refusal(pool: Pool, policy: Policy, num_permutations: int) -> Refusal | None
     except InputError as error:
         return Refusal(str(error))
     if policy.uses_scores and not pool.has_scores:
-        return Refusal("it has no verifier scores, which this policy needs")
+        return Refusal(
+            "it has no verifier scores, which this policy needs (where another of its columns can "
+            "stand for them, --scores names it)"
+        )
     if policy.uses_answers and not pool.has_answers:
         return Refusal("it has no answers to compare, which this policy's votes need")
     if policy.rule_uses_tokens and not pool.has_tokens:

@@ -96,7 +96,7 @@ def test_without_vllm_the_demonstration_runs_on_recorded_completions(tmp_path, m
     # What to try next is a command that a shell finds as it is printed.
     last = said.splitlines()[-1]
     assert shutil.which(last.split()[1])
-    assert last.startswith("next: ") and " show " in last
+    assert last.startswith("next: ")
     # The same completions of the same problems, so that only the number drawn differs.
     pool = Pool.load(demo.DemoConfig().pool)
     for run in ("optscale_0", "optscale_t", "calibrated_vote", "best_of_n"):

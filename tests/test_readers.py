@@ -897,6 +897,10 @@ def test_scores_of_any_range_are_rescaled_as_asked(tmp_path):
     }
     for how, values in expected.items():
         np.testing.assert_allclose(read_pool(path, rescale=how).scores[0], values, atol=1e-7)
+    with pytest.raises(InputError, match=r"exp takes log-probabilities, at most 0; one is 3$"):
+        read_pool(path, rescale="exp")
+    below = write_lines(tmp_path / "logs.jsonl", [{"problem_id": 0, "score": -0.5}])
+    np.testing.assert_allclose(read_pool(below, rescale="exp").scores, [[np.exp(-0.5)]], rtol=1e-6)
     with pytest.warns(PoolWarning, match=r"scores are rescaled \(rank\)"):
         PoolSource(str(path), ReadConfig(rescale="rank")).load()
     write_lines(path, [{"problem_id": 0, "score": [0.5, 0.9]}, {"problem_id": 0, "score": [0.1]}])

@@ -102,10 +102,7 @@ def table_of(found: Sequence[Findings], options: Options) -> Table:
     notes += [
         f"{each.outcomes.name}: {n}" for each in found for n in answered(each.outcomes.unanswered)
     ]
-    if all(row.method.name != "mr_thinking" for row in everything):
-        notes.append(
-            "MR-Thinking is left out: it needs a sequential pool (--pools FILE --kind sequential)."
-        )
+    notes += [f"{each.outcomes.name}: {note}" for each in found for note in each.notes]
     if any(row.method.oracle and row.method.name != HINDSIGHT for row in everything):
         notes.append(
             "The oracle knows each problem's law of scores beforehand; it shows what OptScale "

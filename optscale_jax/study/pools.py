@@ -38,8 +38,8 @@ class ReadConfig:
         scores: Which scores to take: the array, field or scorer of that name. scores: the format's
             own.
         clip: Whether to move scores outside [0, 1] to the nearer end instead of refusing them.
-        rescale: How to bring scores of any range into [0, 1]: sigmoid, minmax (the pool's least to
-            0, its greatest to 1) or rank. null: not at all.
+        rescale: How to bring scores of any range into [0, 1]: sigmoid, exp (of log-probabilities),
+            minmax (the pool's least to 0, its greatest to 1) or rank. null: not at all.
         prompts: A file with the problems and gold answers, for formats without.
         kind: Of an optscale file, whether its completions are parallel or sequential. null:
             parallel. The other formats say it themselves.
