@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as Spec
 
 from optscale_jax.errors import InputError, PoolError
 from optscale_jax.policies import Info, Observation, Policy, num_settings
@@ -117,6 +119,8 @@ def _one(policy: Policy, prior: Any, observations: Observation) -> _Stop:
     return note(state, observations.index.shape[0], stopped, stop)[1]
 
 
+_PROBLEMS = "problems"  # the axis of the mesh of devices
+
 # Launch orders are the same for all.
 _OVER: Any = Observation(*cast(Any, (0, 0, 0, None, 0)))
 
@@ -127,9 +131,25 @@ def over_problems_and_orders(one: Callable[..., Any], prior: Any, observations: 
     return jax.vmap(over_problems, in_axes=(None, _OVER))(prior, observations)
 
 
-@jax.jit
-def _run(policy: Policy, prior: Any, observations: Observation) -> _Stop:
-    """[K, P, N] in launch order; the policy single or stacked."""
+@functools.partial(jax.jit, static_argnames="mesh")
+def _run(policy: Policy, prior: Any, observations: Observation, mesh: Mesh | None = None) -> _Stop:
+    """[K, P, N] in launch order; the policy single or stacked.
+
+    Each device of the mesh takes its share of the problems, which must divide by their number.
+    """
+    if mesh is not None:
+        each, settings = Spec(None, _PROBLEMS), [None] * (num_settings(policy) is not None)
+        return jax.shard_map(
+            _run,
+            mesh=mesh,
+            in_specs=(
+                Spec(),
+                Spec(_PROBLEMS),
+                Observation(*cast(Any, (each, each, each, Spec(), each))),
+            ),
+            out_specs=Spec(*settings, None, _PROBLEMS),
+            check_vma=False,  # a policy's constants are the same on every device
+        )(policy, prior, observations)
 
     def one_setting(policy):
         one_order = functools.partial(_one, policy)
@@ -213,6 +233,24 @@ class InLaunchOrder(NamedTuple):
     orders: np.ndarray  # int32 [K, P, N], as `permutations` gives
 
 
+def _on_every_device(policy: Policy, prior: Any, observations: Observation) -> _Stop:
+    """`_run`, the problems shared out over the devices of this process.
+
+    A rule that looks at all problems first runs on one device, and so does all that is asked for
+    within `jax.default_device`.
+    """
+    devices, named = jax.local_devices(), cast(Any, jax.config).jax_default_device
+    if len(devices) == 1 or policy.couples_problems or named is not None:
+        return _run(policy, prior, observations)
+    num_problems = observations.score.shape[1]
+    rows = np.minimum(np.arange(-(-num_problems // len(devices)) * len(devices)), num_problems - 1)
+    prior = jax.tree.map(lambda field: field[rows], prior)
+    filled = jax.tree.map(lambda field: field[:, rows], observations._replace(index=None))
+    observations = filled._replace(index=observations.index)
+    stop = _run(policy, prior, observations, Mesh(np.array(devices), (_PROBLEMS,)))
+    return jax.tree.map(lambda field: np.asarray(field)[..., :num_problems], stop)
+
+
 def collect(pool: Pool, asked: InLaunchOrder, stop: Any) -> ReplayResult:
     """Reads off the pool what the policy returned and spent, of a `_Stop` of [..., K, P]."""
     count, selected, info = stop
@@ -266,7 +304,8 @@ def replay(
 
     Compiles once for policies of equal structure (the same rule, choices and room for samples) over
     pools of equal shape: a loop over values of s_min compiles at its first turn only. A stack
-    (`policies.stack`) takes one call and fits each prefix of the scores once for all settings.
+    (`policies.stack`) takes one call and fits each prefix of the scores once for all settings. The
+    problems are shared out over the local devices, with the same results as on one.
 
     Args:
       pool: P problems, of at least `policy.max_samples` completions each.
@@ -289,7 +328,7 @@ def replay(
         wrong shape, a missing key.
     """
     asked = in_launch_order(pool, policy, key, num_permutations, prior)
-    stop = _run(*asked[:3])
+    stop = _on_every_device(*asked[:3])
     return collect(pool, asked, jax.tree.map(np.asarray, stop))
 
 

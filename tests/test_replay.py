@@ -1,6 +1,10 @@
 """Replay decides as a plain Python loop over the same policy does, and as the paper's rule says."""
 
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +40,10 @@ from optscale_jax.policies import (
 )
 from optscale_jax.policies.stacking import as_arrays
 from optscale_jax.replay import _run, compilations, permutations
+from tests import optimised
+from tests.replayed import results
+
+ROOT = Path(__file__).resolve().parents[1]
 
 KEY = jax.random.key(7)
 PROBLEMS, SAMPLES = 5, 12
@@ -388,3 +396,24 @@ def test_optscale_saves_samples_on_a_pool_that_follows_the_model():
     whole = replay(pool, best_of_n(32), key=KEY, num_permutations=3)
     assert saved.num_samples.mean() < 0.8 * 32
     assert whole.score.mean() - saved.score.mean() < 0.05
+
+
+def test_eight_devices_have_the_results_of_one(tmp_path):
+    flags = f"--xla_force_host_platform_device_count=8 {optimised.PLAINLY}"
+    subprocess.run(
+        [sys.executable, "-m", "tests.replayed", str(tmp_path / "found.npz")],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        check=True,
+        capture_output=True,
+    )
+    expected = results()
+    with np.load(tmp_path / "found.npz") as found:
+        assert set(found) == set(expected)
+        for name, values in expected.items():
+            assert found[name].dtype == values.dtype
+            # A sum over the answers is vectorised as the number of problems beside it allows.
+            if name == "calibrated: confidence":
+                np.testing.assert_array_max_ulp(found[name], values, 2)
+            else:
+                np.testing.assert_array_equal(found[name], values, err_msg=name)
