@@ -133,7 +133,8 @@ def _comparison(config: ReportConfig) -> ReplayConfig:
 def _replay(
     source: PoolSource, pool: Pool, comparison: ReplayConfig, config: ReportConfig, bar: Progress
 ) -> Source:
-    orders = 0 if pool.kind == "sequential" else config.permutations
+    orders = comparison.permutations if config.permutations is None else config.permutations
+    orders = 0 if pool.kind == "sequential" else orders
     own = {"pool": source.path, "permutations": orders, "seed": config.seed, "leave_out": True}
     asked = dataclasses.replace(comparison, **own, **dataclasses.asdict(config.read))
     ran, entries, notes = asked.served(pool)

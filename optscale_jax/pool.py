@@ -514,8 +514,8 @@ def _scores(
         return np.clip(scores, np.float32(0), np.float32(1))
     outside = (scores < 0) | (scores > 1)
     remedy = (
-        "scores are in [0, 1]; rescale them (--rescale rank), or move them to the nearer end with "
-        "clip=True"
+        "scores are in [0, 1]; rescale them (--rescale rank), or move them to the nearer end "
+        "(--clip true)"
     )
     _refuse(outside, numbers, "scores", remedy, source)
     return scores

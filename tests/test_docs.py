@@ -26,11 +26,18 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 PAGES += sorted(DOCS.rglob("*.md"))
-FENCE = re.compile(r"^( *)```(\w+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(
+    r"(?:`([\w.]+\.\w+)`:\n\n)?^( *)```(\w+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL
+)
 FILE = re.compile(r"# ([\w.]+\.\w+)\n")
 RUN = ["tutorial.md", "own_pool.md", "labels.md", "concepts.md", "policies.md", "../README.md"]
 # What needs a model, or minutes.
-PARSED = ["solve --config tiny_vote", "sample --config tiny", "report --pools new.npz"]
+PARSED = [
+    "solve --config tiny_vote",
+    "sample --config tiny",
+    "report --pools new.npz",
+    "show runs/live",
+]
 MOST_LINES = 30  # of an example of how to extend
 # The warnings of inspect_ai and of what it uses are theirs.
 MARKS = {
@@ -40,9 +47,13 @@ OTHERS = {"vllm", "curl", "docker", "hf", "serve", "."}
 
 
 def blocks(text):
-    """Language and text of each fenced block, without the indent of the list that it stands in."""
-    for indent, language, body in FENCE.findall(text):
-        yield language, re.sub(f"^{indent}", "", body, flags=re.MULTILINE)
+    """Language and text of each fenced block, without the indent of the list that it stands in.
+
+    The name of a file before the block, as in "`mine.jsonl`:", becomes its first line.
+    """
+    for file, indent, language, body in FENCE.findall(text):
+        named = f"# {file}\n" if file else ""
+        yield language, named + re.sub(f"^{indent}", "", body, flags=re.MULTILINE)
 
 
 def commands(text):

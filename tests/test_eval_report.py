@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from eval import report as command
-from optscale_jax import Pool, policies, replay
+from optscale_jax import Pool, policies, replay, synthetic_pool
 from optscale_jax.replay import permutations
 from optscale_jax.report.comparison import paper_table, section, table_of
 from optscale_jax.report.page import page
@@ -682,3 +682,22 @@ def test_official_pools_parallel_and_sequential_make_one_table(tmp_path):
     assert (
         "what the verifier reads is not known" in (tmp_path / "parallel" / "index.html").read_text()
     )
+
+
+def test_a_few_problems_without_gold_are_said_to_be_that(tmp_path):
+    pool = synthetic_pool(jax.random.key(2), num_problems=5, num_samples=8)
+    dataclasses.replace(pool, correct=None, gold=None).save(tmp_path / "few.npz")
+    comparison = {
+        "policy": {"name": "best_of_n", "label": "best-of-N", "n": [1, 2, 4, 8]},
+        "baseline": "best-of-N",
+        "permutations": 3,
+    }
+    (tmp_path / "comparison.yaml").write_text(yaml.safe_dump(comparison))
+    arguments = ["--pools", tmp_path / "few.npz", "--comparison", tmp_path / "comparison.yaml"]
+    arguments += ["--resamples", 50, "--laws", "[]", "--out", tmp_path / "out"]
+    assert command.main([*map(str, arguments)]) == 0
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "few: which completions are right is not known" in text
+    assert "few: 5 problems are too few to go by; take tens, better hundreds. Use best-of-N" in text
+    # As many orders as the comparison asks for, where the command does not say.
+    assert "in 3 random orders" in (tmp_path / "out" / "index.html").read_text()

@@ -287,8 +287,8 @@ def test_bad_selection_is_one_clear_line(change, message):
 BAD = {
     "nan": (changed("scores", (1, 2), np.nan), r"scores\[1, 2\] is nan; score every completion"),
     "infinite": (changed("scores", (2, 3), np.inf), r"scores\[2, 3\] is inf; scores are finite"),
-    "above one": (changed("scores", (0, 1), 1.5), r"scores\[0, 1\] is 1.5; .*clip=True"),
-    "below zero": (changed("scores", (0, 1), -0.25), r"scores\[0, 1\] is -0.25; .*clip=True"),
+    "above one": (changed("scores", (0, 1), 1.5), r"scores\[0, 1\] is 1.5; .*--clip true"),
+    "below zero": (changed("scores", (0, 1), -0.25), r"scores\[0, 1\] is -0.25; .*--clip true"),
     "huge": (
         {"scores": np.array([[0.5, 1e300]])},
         r"scores\[0, 1\] is 1e\+300; scores are in \[0, 1\]",

@@ -236,7 +236,7 @@ class Record(NamedTuple):
             raise self.error(
                 *path,
                 says=f"is {shown(value)}; scores are in [0, 1]; rescale them (--rescale rank), or "
-                "move them to the nearer end with clip=True",
+                "move them to the nearer end (--clip true)",
             )
         return min(max(number, 0.0), 1.0)
 

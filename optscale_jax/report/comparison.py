@@ -94,13 +94,20 @@ def table_of(found: Sequence[Findings], options: Options) -> Table:
     )
     notes = [
         f"Settings are chosen on the other folds of the problems ({options.num_folds}-fold "
-        f"cross-fitting): {chosen}.",
+        f"cross-fitting): {chosen}. A figure may so be of several settings; the one that is named "
+        "is what all problems choose.",
         f"±: half the width of the {options.level:.0%} bootstrap interval over problems and "
         "permutations, the settings chosen again in each resample. Bold: the best of each N. "
         "Knobs: how many of a method's arguments are tuned.",
     ]
     notes += [
         f"{each.outcomes.name}: {n}" for each in found for n in answered(each.outcomes.unanswered)
+    ]
+    notes += [
+        f"{each.outcomes.name}: which completions are right is not known (there is no gold, and no "
+        "correct), so the score of what is returned stands in for accuracy."
+        for each in found
+        if each.outcomes.value_kind == "score"
     ]
     notes += [f"{each.outcomes.name}: {note}" for each in found for note in each.notes]
     if any(row.method.oracle and row.method.name != HINDSIGHT for row in everything):

@@ -11,6 +11,7 @@ __all__ = ["Fact", "Headline", "Step", "headline", "recommendation"]
 
 # Probability that a right completion is scored above a wrong one of the same problem.
 AUC_GOOD, AUC_FAIR = 0.8, 0.6
+FEW_PROBLEMS = 20  # with fewer, an interval over problems says little
 
 
 class Fact(NamedTuple):
@@ -54,16 +55,17 @@ def recommendation(found: Findings) -> list[str]:
         return []
     unit, cost = UNITS[found.outcomes.value_kind], found.outcomes.cost_kind
     fixed = f"{best.baseline} ({best.fixed.setting})"
-    point, doubts = best.point, []
+    point, doubts, count = best.point, [], len(found.outcomes.problem_ids)
+    few = f"{count} problems are too few to go by; take tens, better hundreds. "
     if best.label == best.baseline:
         words = f"Use {fixed}: no rule is as good as this, the best fixed n, for fewer {cost}."
     else:
         low, high = (f"{100 * part:.0f}" for part in point.saved[1:])
         words = (
-            f"Use {best.label} ({point.setting}): {unit.value(point.value.mean)} for "
-            f"{point.cost.mean:,.0f} {cost} a problem, {point.saved.mean:.0%} ({low} to {high}) "
-            f"fewer than the best fixed n, {fixed}, with a difference of "
-            f"{unit.ends(point.difference)} {unit.difference}."
+            f"Use {best.label} ({point.setting}), the cheapest that is as good as the best fixed "
+            f"n: {unit.value(point.value.mean)} for {point.cost.mean:,.0f} {cost} a problem, "
+            f"{point.saved.mean:.0%} ({low} to {high}) fewer than the {best.fixed.cost.mean:,.0f} "
+            f"of {fixed}, with a difference of {unit.ends(point.difference)} {unit.difference}."
         )
         doubts += [] if best.saves else ["that it saves at all"]
         if not best.keeps:
@@ -72,7 +74,7 @@ def recommendation(found: Findings) -> list[str]:
         doubts.append(f"that it is better than {' or '.join(best.rivals)}")
     if doubts:
         words += f" The pool is too small to tell {'; nor '.join(doubts)}."
-    return [words]
+    return [few * (count < FEW_PROBLEMS) + words]
 
 
 def _facts(found: Findings) -> Iterator[Fact]:
@@ -125,7 +127,8 @@ def _steps(found: Findings) -> Iterator[Step]:
         )
     if best is not None and best.label in methods:
         method, arguments = methods[best.label], dict(best.point.arguments)
-        if "calibration" in arguments:
+        # One that was given stays: a pool says nothing of a calibration that was learnt on it.
+        if "calibration" in arguments and not isinstance(arguments["calibration"], str):
             arguments["calibration"] = "calibration.json"
             yield Step(
                 "Learn what a score is worth from this pool.",

@@ -90,7 +90,9 @@ def story_table(
     heads += [*[wanted] * bounded, *["P(right)"] * claims, *names]
     for heading in heads:
         number = heading in ("score", wanted, "P(right)", *names)
-        table.add_column(heading, justify="right" if number else "left", no_wrap=True)
+        least = max(len(heading), 5) if number else len(heading)
+        justify = "right" if number else "left"
+        table.add_column(heading, justify=justify, no_wrap=True, min_width=least)
     table.add_column("completion", no_wrap=True, overflow="ellipsis", ratio=1)
     for place, sample in enumerate(samples):
         returned = decision is not None and decision.selected_index == place

@@ -148,14 +148,14 @@ class TunedConfig(ReadConfig):
 
     Attributes:
         permutations: Random orders to replay pools in, at least 1, or 0 for the stored order. A
-            sequential pool has one order only.
+            sequential pool has one order only. null: the comparison's own.
         folds: Folds over problems, at least 2.
         seed: Of the orders, the folds and the bootstrap, at least 0.
         level: Coverage of the confidence intervals, in (0, 1).
         resamples: Bootstrap resamples over problems and permutations, at least 1.
     """
 
-    permutations: int = 20
+    permutations: int | None = None
     folds: int = 5
     seed: int = 0
     level: float = 0.95
