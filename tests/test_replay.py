@@ -412,8 +412,9 @@ def test_eight_devices_have_the_results_of_one(tmp_path):
         assert set(found) == set(expected)
         for name, values in expected.items():
             assert found[name].dtype == values.dtype
-            # A sum over the answers is vectorised as the number of problems beside it allows.
-            if name == "calibrated: confidence":
-                np.testing.assert_array_max_ulp(found[name], values, 2)
+            if values.dtype == np.float32:
+                # XLA vectorises by the number of problems: the last bits of what is computed may
+                # differ. They do for a sum over answers, and on JAX 0.12 for fits.
+                np.testing.assert_allclose(found[name], values, rtol=2e-6, err_msg=name)
             else:
                 np.testing.assert_array_equal(found[name], values, err_msg=name)

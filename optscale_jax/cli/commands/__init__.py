@@ -43,9 +43,10 @@ if not (_here / "eval").is_dir():
 def listing() -> str:
     """All commands with the first sentences of their docstrings; none of them is imported."""
     lines = ["usage: optscale COMMAND [--help] [--config NAME-OR-FILE] [--FIELD VALUE ...]", ""]
+    width = max(map(len, COMMANDS))
     for name, module in COMMANDS.items():
         places = (Path(place, *module.split(".")).with_suffix(".py") for place in __path__)
         text = next(file for file in places if file.is_file()).read_text(encoding="utf-8")
         doc = ast.get_docstring(ast.parse(text)) or ""
-        lines.append(f"  {name:16} {doc.splitlines()[0]}")
+        lines.append(f"  {name:{width}} {doc.splitlines()[0]}")
     return "\n".join(lines)
