@@ -305,7 +305,8 @@ def replay(
     Compiles once for policies of equal structure (the same rule, choices and room for samples) over
     pools of equal shape: a loop over values of s_min compiles at its first turn only. A stack
     (`policies.stack`) takes one call and fits each prefix of the scores once for all settings. The
-    problems are shared out over the local devices, with the same results as on one.
+    problems are shared out over the local devices, with the same results as on one (on some
+    versions of JAX but for the last bits of fitted numbers).
 
     Args:
       pool: P problems, of at least `policy.max_samples` completions each.

@@ -1,12 +1,14 @@
 """Figures and tables: what a reader needs is in them, and nothing hides it."""
 
 import io
+import re
 
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from rich.console import Console
 
+from optscale_jax.cli import show
 from optscale_jax.report.figures import (
     COLUMN_WIDTH,
     PAGE_WIDTH,
@@ -159,6 +161,19 @@ def test_terminal_loses_no_cell(width):
     assert text.count("a|b") == 1  # a heading for both rows
     for cell in ("[c]", "1,000", "n=2", "a note"):
         assert cell in text
+
+
+def test_in_a_narrow_terminal_numbers_and_most_words_stay_whole(monkeypatch, capsys):
+    headings = ["accuracy, %", "difference", "samples", "tokens", "saved, %", "score"]
+    numbers = ["60.0 ±6.0", "-11.0 ±6.9", "10.5", "1,111", "98", "0.547"]
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    show(Table("title", ["rule", "setting", *headings], [["vote", "n=2", *numbers]]).to_rich())
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert max(map(len, lines)) <= 60
+    words = " ".join(lines).split()
+    assert {"samples", "tokens", "saved,", "score"} <= set(words)
+    assert {word for number in numbers for word in number.split()} <= set(words)
 
 
 def test_cells_leave_unknown_values_empty():

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from rich.console import Console
+from rich.table import Table
 
 from optscale_jax.errors import InputError, bad_input
 from optscale_jax.files import atomic_write, new_folder, unfinished
 
 __all__ = ["output_file", "output_folder", "output_place", "show"]
+
+_NARROW = 80  # a terminal of fewer columns gets tables without space around their cells
 
 
 @contextlib.contextmanager
@@ -94,4 +97,7 @@ def show(*parts: Any, style: str | None = None) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)
+    for table in parts:
+        if isinstance(table, Table) and console.width < _NARROW:
+            table.padding = (0, 0)
     console.print(*parts, style=style)
