@@ -7,7 +7,7 @@ import os
 import jax
 import pytest
 
-from tests import optimised
+from tests import plainly
 from tests.browser import missing
 
 NEEDED = {"vllm": "vLLM", "inspect_ai": "inspect_ai", "browser": "a browser"}
@@ -24,8 +24,9 @@ if (reason := missing()) is not None:
 # other by spinning would take the cores from them: SciPy's optimisers took 28 s instead of one.
 for library in ("OMP", "OPENBLAS"):
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")
-# Read when the first function is compiled, here and in the commands that tests start.
-os.environ.setdefault("XLA_FLAGS", optimised.PLAINLY)
+# Read when the first function is compiled, here and in the commands that tests start. Who sets it
+# to "" has all optimisations.
+os.environ.setdefault("XLA_FLAGS", plainly.FLAGS)
 
 
 def _place(nodeid):

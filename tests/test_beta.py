@@ -13,7 +13,6 @@ from eval.bench.reference import TOLERANCES, Reference, columns, errors, referen
 from eval.bench.reference_laws import LAWS
 from optscale_jax.distributions import Beta, LogitNormal
 from optscale_jax.special_beta import digamma_gap, softplus_divergence, stirling_remainder
-from tests import optimised
 
 KEY = jax.random.key(0)
 
@@ -28,7 +27,7 @@ def dtype(request):
 def accuracy(dtype):
     law = LAWS["beta"]
     points = law.points(100, dtype)
-    found = optimised.jit(columns(law))(*map(jnp.asarray, points))
+    found = jax.jit(columns(law))(*map(jnp.asarray, points))
     return points, found, errors(law, points, found, reference(law, points, found.quantile))
 
 

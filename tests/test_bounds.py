@@ -20,7 +20,6 @@ from optscale_jax import (
     success_probability,
 )
 from optscale_jax.bounds import UNREACHABLE, BoundStatus, bound
-from tests import optimised
 
 tfd = tfp.distributions
 KEY = jax.random.key(0)
@@ -35,7 +34,7 @@ def dtype(request):
 @pytest.mark.parametrize("cap", [None, 1, 64, 2047, 2048, 10_000, 2**24, UNREACHABLE - 1])
 def test_the_bound_is_the_least_count(cap, dtype):
     log_f, log_miss, alpha = hard_bounds(dtype)
-    got = optimised.jit(lambda f, a: required_samples(GivenLogCdf(f), 0.5, a, cap))(log_f, alpha)
+    got = jax.jit(lambda f, a: required_samples(GivenLogCdf(f), 0.5, a, cap))(log_f, alpha)
     largest = int(UNREACHABLE) if cap is None else cap
     want = [least_count(float(f), float(m), largest) for f, m in zip(log_f, log_miss, strict=True)]
     np.testing.assert_array_equal(got, want)
@@ -57,7 +56,7 @@ def test_any_law_fused_with_its_own_log_cdf(law, dtype):
     d = law(lambda v: jnp.asarray(v, dtype))
     s_min = jnp.linspace(dtype(0.01), dtype(0.999), 97)[:, None, None]
     alpha = jnp.asarray([0.1, 0.5, 0.9, 0.99, 0.999], dtype)[:, None]
-    got, log_f = optimised.jit(lambda s, a: (required_samples(d, s, a, 100_000), d.log_cdf(s)))(
+    got, log_f = jax.jit(lambda s, a: (required_samples(d, s, a, 100_000), d.log_cdf(s)))(
         s_min, alpha
     )
     log_f, log_miss = np.broadcast_arrays(log_f, jnp.log1p(-alpha))

@@ -24,7 +24,6 @@ from optscale_jax.estimation import (
     negative_log_likelihood,
     negative_log_prior,
 )
-from tests import optimised
 
 COUNTS = (3, 5, 10, 20, 64)
 # What issue and README state: our objective never exceeds SciPy's by more than this, relatively.
@@ -251,9 +250,9 @@ def fit(stats, prior=None, **interval):
 
     stats = jax.tree.map(pad, stats)
     if prior is None:
-        result = optimised.jit(fit_mle)(stats, **interval)
+        result = jax.jit(fit_mle)(stats, **interval)
     else:
-        result = optimised.jit(fit_map)(stats, jax.tree.map(pad, prior), **interval)
+        result = jax.jit(fit_map)(stats, jax.tree.map(pad, prior), **interval)
     return jax.tree.map(cut, result)
 
 

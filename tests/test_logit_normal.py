@@ -8,7 +8,6 @@ import pytest
 from eval.bench.reference import TOLERANCES, Reference, columns, errors, reference
 from eval.bench.reference_laws import LAWS
 from optscale_jax.distributions import LogitNormal
-from tests import optimised
 
 
 @pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"], scope="module")
@@ -21,7 +20,7 @@ def dtype(request):
 def accuracy(dtype):
     law = LAWS["logit_normal"]
     points = law.points(150, dtype)
-    found = optimised.jit(columns(law))(*map(jnp.asarray, points))
+    found = jax.jit(columns(law))(*map(jnp.asarray, points))
     return points, found, errors(law, points, found, reference(law, points, found.quantile))
 
 

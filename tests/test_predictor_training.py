@@ -22,7 +22,7 @@ from optscale_jax.predictor.head import HeadConfig
 from optscale_jax.predictor.losses import LossConfig
 from optscale_jax.predictor.predictor import FILES, Predictor
 from optscale_jax.predictor.training import train
-from tests import optimised
+from tests import plainly
 from tests.predictor_problems import CONFIG, problems
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,7 +83,7 @@ def test_eight_devices_of_two_processes_have_the_loss_curve_of_one(trained):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    flags = f"--xla_force_host_platform_device_count=4 {optimised.PLAINLY}"
+    flags = f"--xla_force_host_platform_device_count=4 {plainly.FLAGS}"
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.predictor_problems", address, "2", str(index)],

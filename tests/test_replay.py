@@ -40,7 +40,7 @@ from optscale_jax.policies import (
 )
 from optscale_jax.policies.stacking import as_arrays
 from optscale_jax.replay import _run, compilations, permutations
-from tests import optimised
+from tests import plainly
 from tests.replayed import results
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -399,7 +399,7 @@ def test_optscale_saves_samples_on_a_pool_that_follows_the_model():
 
 
 def test_eight_devices_have_the_results_of_one(tmp_path):
-    flags = f"--xla_force_host_platform_device_count=8 {optimised.PLAINLY}"
+    flags = f"--xla_force_host_platform_device_count=8 {plainly.FLAGS}"
     subprocess.run(
         [sys.executable, "-m", "tests.replayed", str(tmp_path / "found.npz")],
         cwd=ROOT,

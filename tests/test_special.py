@@ -11,18 +11,17 @@ import scipy.special
 from jax.test_util import check_grads
 
 from optscale_jax import special
-from tests import optimised
 
 # Compiled as wholes, as the library has them: op by op each of their shapes is fifty compilations.
-log1mexp = optimised.jit(jax.nn.log1mexp)
-adjacent_masses = optimised.jit(special.adjacent_masses)
-gaussian_mass = optimised.jit(special.gaussian_mass)
-gaussian_moments = optimised.jit(
+log1mexp = jax.jit(jax.nn.log1mexp)
+adjacent_masses = jax.jit(special.adjacent_masses)
+gaussian_mass = jax.jit(special.gaussian_mass)
+gaussian_moments = jax.jit(
     special.gaussian_moments, static_argnames=("order", "num_nodes", "cutoff")
 )
-log1p_below_one = optimised.jit(special.log1p_below_one)
-log_expm1 = optimised.jit(special.log_expm1)
-mills_ratio = optimised.jit(special.mills_ratio)
+log1p_below_one = jax.jit(special.log1p_below_one)
+log_expm1 = jax.jit(special.log_expm1)
+mills_ratio = jax.jit(special.mills_ratio)
 
 # Relative error of the quadrature's mass, mean and variance.
 QUADRATURE = {np.float32: 8e-6, np.float64: 2e-13}
@@ -88,7 +87,7 @@ def test_gradients_of_logs(function, dtype):
         special.log1p_below_one: lambda v: 1 / (1 + v),
     }[function]
     x = np.array([1e-20, 0.3, np.log(2.0), 0.9], dtype)
-    slope = optimised.jit(jax.vmap(jax.grad(function)))(x)
+    slope = jax.jit(jax.vmap(jax.grad(function)))(x)
     assert_close(slope, exactly(closed, x), dtype, units=16)
 
 
@@ -104,7 +103,7 @@ def test_mills_ratio(dtype):
 
 def test_mills_ratio_derivative_where_erfcx_has_none(dtype):
     x = np.concatenate([np.linspace(0, 20, 81), np.logspace(1.5, 6, 30)]).astype(dtype)
-    slope = optimised.jit(jax.vmap(jax.grad(special.mills_ratio)))(x)
+    slope = jax.jit(jax.vmap(jax.grad(special.mills_ratio)))(x)
     exact = exactly(lambda v: v * mills(v) - 1, x)
     np.testing.assert_allclose(slope, exact, rtol=QUADRATURE[dtype])
 
@@ -126,9 +125,7 @@ def test_gaussian_mass(dtype):
 
 def test_gaussian_mass_derivatives(dtype):
     slope, width = GRID.astype(dtype).T
-    by_slope, by_width = optimised.jit(jax.vmap(jax.grad(special.gaussian_mass, (0, 1))))(
-        slope, width
-    )
+    by_slope, by_width = jax.jit(jax.vmap(jax.grad(special.gaussian_mass, (0, 1))))(slope, width)
 
     def first_moment(a, w):
         with mp.workdps(150):

@@ -22,7 +22,6 @@ from eval.bench.reference import (
     reference,
 )
 from optscale_jax.distributions import TruncatedNormal
-from tests import optimised
 
 DTYPES = [np.float32, np.float64]
 KEY = jax.random.key(0)
@@ -60,7 +59,7 @@ def accuracy(dtype):
     on_device = tuple(map(jnp.asarray, points))
     exact = reference(TRUNCATED_NORMAL, points, points[1])
     plain = columns(TRUNCATED_NORMAL)
-    both = [made(*on_device) for made in (optimised.jit(plain), plain)]
+    both = [made(*on_device) for made in (jax.jit(plain), plain)]
     return points, [(found, errors(TRUNCATED_NORMAL, points, found, exact)) for found in both]
 
 

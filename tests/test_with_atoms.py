@@ -17,7 +17,6 @@ from optscale_jax import (
 )
 from optscale_jax.bounds import BoundStatus, bound
 from optscale_jax.distributions import Beta, WithAtoms
-from tests import optimised
 
 KEY = jax.random.key(0)
 
@@ -52,7 +51,7 @@ def evaluated(law, x=0.5, u=0.5):
 def test_every_point_is_within_tolerance(dtype):
     law = LAWS["with_atoms"]
     points = law.points(100, dtype)
-    found = optimised.jit(columns(law))(*map(jnp.asarray, points))
+    found = jax.jit(columns(law))(*map(jnp.asarray, points))
     for column, error in errors(law, points, found, reference(law, points, found.quantile)).items():
         place = [float(v[np.argmax(error)]) for v in points]
         assert error.max() <= getattr(TOLERANCES[np.dtype(dtype)], column), (column, place)
