@@ -1,5 +1,8 @@
 """The baselines of the bench are right, so that its ratios compare equals."""
 
+import json
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -11,8 +14,11 @@ from eval.bench.core import (
     scipy_fit,
     scipy_objective,
 )
+from eval.bench.live import BenchLiveConfig, models
 from eval.bench.rows import Limit, Report
 from optscale_jax import TruncatedNormal, required_samples
+from optscale_jax.errors import InputError
+from optscale_jax.tiny import verifier_path
 
 SCORES = np.array([0.62, 0.71, 0.88, 0.54, 0.93, 0.77])
 PRIOR = (0.7, 0.15, 0.1, 0.1)
@@ -68,3 +74,22 @@ def test_an_output_that_cannot_be_made_is_refused_before_anything_is_measured(tm
     captured = capsys.readouterr()
     assert captured.err == f"error: --out: {file} is a file; give a folder\n"
     assert captured.out == ""
+
+
+def test_a_shape_is_a_checkpoint_of_its_sizes_without_weights():
+    with models(BenchLiveConfig(shape="qwen2.5-7b")) as (sampling, scoring):
+        folder = Path(sampling.model)
+        config = json.loads((folder / "config.json").read_text())
+        assert (config["hidden_size"], config["num_hidden_layers"]) == (3584, 28)
+        assert config["vocab_size"] == 266
+        assert (folder / "tokenizer.json").exists()
+        assert not list(folder.glob("*.safetensors"))
+        assert sampling.engine.extra == {"load_format": "dummy"}
+        assert scoring.model == str(verifier_path())
+        assert scoring.engine.extra == {}
+    assert not folder.exists()
+
+
+def test_an_unknown_shape_is_refused():
+    with pytest.raises(InputError, match="prm_shape is 'big'; it must be one of tiny, qwen"):
+        BenchLiveConfig(prm_shape="big")

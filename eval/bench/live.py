@@ -1,42 +1,76 @@
 """Speed of the live backends against the straightforward way, as ratios within one run.
 
     python -m eval.bench.live [--quick true] [--out DIR]
+    python -m eval.bench.live --device gpu --shape qwen2.5-7b --prm_shape qwen2.5-7b \
+        --max_tokens 1024 --repeats 2 --in_flight 32
 
 The sampler, one asynchronous request a completion, is held to one blocking `LLM.generate` of the
-same requests: the same engine of vLLM, which returns only when all of them have ended. The verifier
-is held to transformers scoring one completion at a time, in speed and in step scores. The live loop
-is held to the same blocking call where the number of completions is known beforehand, and where a
-policy decides it to the loop that knows it. The models are the two of the small world that ship
-with the package. The exit code is 1 where a figure demanded is missed.
+same requests: the same engine of vLLM, which returns only when all of them have ended. The live
+loop is held to the same blocking call where the number of completions is known beforehand; with the
+verifier beside it to drawing and reading one after the other; and where a policy decides to the
+loop that knows the number. The verifier is held to transformers scoring one completion at a time,
+in speed and in step scores. The models are the two of the small world that ship with the package,
+or have the sizes of a big one, its weights made up, so that nothing is downloaded: vLLM does the
+same work whatever the weights say. A completion of theirs ends as one token in 266 is drawn. The
+exit code is 1 where a figure demanded is missed.
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import json
+import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from optscale_jax import Policy, policies
 from optscale_jax.backends import sample_seed
-from optscale_jax.backends.config import PromptConfig, SamplerConfig, VerifierConfig
+from optscale_jax.backends.config import EngineConfig, PromptConfig, SamplerConfig, VerifierConfig
 from optscale_jax.backends.prm import PrmVerifier, split_steps
 from optscale_jax.backends.vllm_engine import engine_arguments, engine_environment
 from optscale_jax.backends.vllm_sampler import VllmSampler, prompt_token_ids
 from optscale_jax.backends.vllm_verifier import VllmPooler
-from optscale_jax.checks import at_least
+from optscale_jax.checks import at_least, one_of, within
 from optscale_jax.cli import command
 from optscale_jax.errors import BackendError, InputError
 from optscale_jax.live.engine import Solution, solve_async
 from optscale_jax.live.runs import Run
-from optscale_jax.records import Completion, Problem
+from optscale_jax.records import Completion, Problem, Score
 from optscale_jax.tiny import SYSTEM_PROMPT, draw_chains, reasoner_path, verifier_path
 
 from .rows import Limit, Report, finish, timed
+
+# Of transformers' Qwen2Config; the vocabulary stays the tokenizer's.
+SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {},
+    "qwen2.5-1.5b": dict(
+        hidden_size=1536,
+        intermediate_size=8960,
+        num_hidden_layers=28,
+        num_attention_heads=12,
+        num_key_value_heads=2,
+        head_dim=128,
+        max_position_embeddings=4096,
+        dtype="bfloat16",
+    ),
+    "qwen2.5-7b": dict(
+        hidden_size=3584,
+        intermediate_size=18944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        head_dim=128,
+        max_position_embeddings=4096,
+        dtype="bfloat16",
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +80,11 @@ class BenchLiveConfig:
     Attributes:
         reasoner: Folder of the model that is sampled. null: the one that ships with the package.
         verifier: Folder of the process reward model. null: the one that ships with the package.
+        shape: Sizes that the reasoner is given, with weights made up: tiny, qwen2.5-1.5b or
+            qwen2.5-7b. null: its own, and its weights.
+        prm_shape: Likewise of the process reward model, which is then not held to transformers.
+        device: Where the models run, as of an engine.
+        memory_share: Share of a GPU's memory that each engine takes, in (0, 1]; two run at once.
         problems: Problems of the small world, at least 1.
         samples: Completions of each, at least 1.
         repeats: Times that sampling is measured, at least 1; the two ways take turns, and the
@@ -60,6 +99,10 @@ class BenchLiveConfig:
 
     reasoner: str | None = None
     verifier: str | None = None
+    shape: str | None = None
+    prm_shape: str | None = None
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    memory_share: float = 0.45
     problems: int = 64
     samples: int = 8
     repeats: int = 5
@@ -73,6 +116,37 @@ class BenchLiveConfig:
         """Refuses numbers outside their domain."""
         at_least(self, 1, "problems", "samples", "repeats")
         at_least(self, 1, "scored_alone", "max_tokens", "in_flight")
+        within(self, "(0, 1]", "memory_share")
+        for name in ("shape", "prm_shape"):
+            if getattr(self, name) is not None:
+                one_of(self, SHAPES, name)
+
+
+@contextlib.contextmanager
+def models(config: BenchLiveConfig) -> Iterator[tuple[SamplerConfig, VerifierConfig]]:
+    """The reasoner and the verifier; those of a shape have a folder for as long as it lasts."""
+    with tempfile.TemporaryDirectory() as folder:
+
+        def model(name: str, source: str | Path, shape: str | None) -> dict[str, Any]:
+            engine = EngineConfig(config.device, gpu_memory_utilization=config.memory_share)
+            if shape is None:
+                return {"model": str(source), "engine": engine}
+            made = Path(folder) / name
+            shutil.copytree(source, made, ignore=shutil.ignore_patterns("*.safetensors"))
+            sizes = json.loads((made / "config.json").read_text()) | SHAPES[shape]
+            (made / "config.json").write_text(json.dumps(sizes))
+            extra = {"load_format": "dummy"}
+            return {"model": str(made), "engine": dataclasses.replace(engine, extra=extra)}
+
+        sampling = SamplerConfig(
+            **model("reasoner", config.reasoner or reasoner_path(), config.shape),
+            prompt=PromptConfig(),  # the reasoner is taught without a system message
+            temperature=1.0,
+            top_p=1.0,
+            max_tokens=config.max_tokens,
+        )
+        verifier = model("verifier", config.verifier or verifier_path(), config.prm_shape)
+        yield sampling, VerifierConfig(**verifier)
 
 
 class TransformersPrm:
@@ -129,6 +203,14 @@ async def sample_all(
     return await asyncio.gather(*(one(problem) for problem in problems))
 
 
+async def score_all(
+    verifier: PrmVerifier, problems: Sequence[Problem], completions: Sequence[Sequence[Completion]]
+) -> list[list[Score]]:
+    """Scores all completions of each problem at once."""
+    pairs = zip(problems, completions, strict=True)
+    return await asyncio.gather(*(verifier.score(*pair) for pair in pairs))
+
+
 async def solve_in_a_run(
     problems: Sequence[Problem],
     sampler: VllmSampler,
@@ -147,81 +229,141 @@ def sampled_tokens(solutions: Sequence[Solution]) -> int:
     return sum(ledger.completed + ledger.aborted for ledger in ledgers)
 
 
+class Turn:
+    """Times a block.
+
+    Attributes:
+        seconds: How long it took.
+        busy: Processors that this process, without those of the engines, used meanwhile.
+    """
+
+    def __enter__(self) -> "Turn":
+        self._began, self._cpu = time.perf_counter(), time.process_time()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.seconds = time.perf_counter() - self._began
+        self.busy = (time.process_time() - self._cpu) / self.seconds
+
+
 class Rates:
     """Tokens per second of several ways to draw them, which take turns."""
 
     def __init__(self, *ways: str) -> None:
-        self._rates: dict[str, list[float]] = {way: [] for way in ways}
+        self._turns: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
 
-    def add(self, way: str, tokens: int, seconds: float) -> None:
+    def add(self, way: str, tokens: int, turn: Turn) -> None:
         """What one turn drew, and how long it took."""
-        self._rates[way].append(tokens / seconds)
+        self._turns[way].append((tokens / turn.seconds, turn.busy))
 
     def against(self, report: Report, what: str, ways: tuple[str, str], share: float, more: str):
         """A row: the median of one way, in which no less than a share of another's is demanded."""
-        ours, base = (float(np.median(self._rates[way])) for way in ways)
+        (ours, busy), (base, usual) = (np.median(self._turns[way], axis=0) for way in ways)
         report.add(
             what,
-            f"{ours:,.0f} against {base:,.0f}: {ours / base:.2f}{more}",
+            f"{ours:,.0f} against {base:,.0f}: {ours / base:.3f}{more}; beside its engines this "
+            f"process uses {busy:.2f} processors, against {usual:.2f}",
             share=Limit(ours / base, ">=", share),
             **dict(zip(ways, (ours, base), strict=True)),
         )
 
 
+def bench_beside(
+    report: Report,
+    config: BenchLiveConfig,
+    problems: Sequence[Problem],
+    sampler: VllmSampler,
+    verifier: PrmVerifier,
+    runner: asyncio.Runner,
+) -> None:
+    """The loop with the verifier beside it, against drawing and reading one after the other."""
+    rule, seconds, ratios = policies.best_of_n(config.samples), [], []
+    # One turn more, the first, which warms them up.
+    for turn in range(config.repeats + 1):
+        chosen = problems if turn else problems[: max(1, len(problems) // 8)]
+        with Turn() as drawing:
+            completions = runner.run(sample_all(sampler, chosen, config.samples))
+        verifier.forget()
+        with Turn() as reading:
+            scores = runner.run(score_all(verifier, chosen, completions))
+        verifier.forget()
+        with Turn() as both:
+            solved = runner.run(
+                solve_in_a_run(chosen, sampler, verifier, rule, max_in_flight=len(chosen))
+            )
+        if turn:
+            drawn = sum(one.tokens for each in completions for one in each)
+            read = sum(score.tokens for each in scores for score in each)
+            read_too = sum(solution.decision.ledger.verifier for solution in solved)
+            # A batch's rounding changes some completions, and so how much is drawn and read.
+            alone = np.array([drawing.seconds / drawn, reading.seconds / read])
+            alone *= sampled_tokens(solved), read_too
+            seconds.append((both.seconds, *alone))
+            ratios.append(both.seconds / alone.sum())
+    ratio, (took, draws, reads) = np.median(ratios), np.median(seconds, axis=0)
+    report.add(
+        "live loop with the verifier: seconds against drawing and reading, one after the other",
+        f"{took:.1f} against {draws:.1f} + {reads:.1f}: {ratio:.2f} ({sampled_tokens(solved):,} "
+        f"tokens drawn and {read_too:,} read)",
+        ratio=Limit(float(ratio), "<=", 1.15),
+    )
+
+
 def bench_adaptive(
-    report: Report, config: BenchLiveConfig, sampler: VllmSampler, runner: asyncio.Runner
+    report: Report,
+    config: BenchLiveConfig,
+    sampler: VllmSampler,
+    verifier: PrmVerifier,
+    runner: asyncio.Runner,
 ) -> None:
     """Tokens per second where a policy decides, against the loop that knows how many to draw."""
-    scoring = VerifierConfig(model=str(config.verifier or verifier_path()))
-    verifier = PrmVerifier(scoring, VllmPooler(scoring))
     in_flight = max(1, config.in_flight // 4) if config.quick else config.in_flight
     count = 2 * in_flight
     problems = [Problem(str(i), chain.question) for i, chain in enumerate(draw_chains(1, count))]
     cap = 2 * config.samples
+    # Of the small verifier's scale, or of one that knows nothing, so that some problems stop and
+    # others go on to the cap.
+    s_min = 0.7 if config.prm_shape is None else 0.5
     rules = {
         "fixed": policies.best_of_n(config.samples),
-        # Of the small verifier's scale, so that some problems stop and others go on to the cap.
-        "adaptive": policies.optscale(0.7, 0.95, cap, min(4, cap)),
+        "adaptive": policies.optscale(s_min, 0.95, cap, min(4, cap)),
     }
-    rates, drawn, times = Rates(*rules), dict[str, float](), list[float]()
+    rates, drawn = Rates(*rules), dict[str, float]()
     # The first turn compiles the rules and warms up the engines.
-    for turn in range(max(2, config.repeats // 2) + 1):
+    for turn in range(max(1, config.repeats // 2) + 1):
         for name, rule in rules.items():
             chosen = problems if turn else problems[: max(1, count // 8)]
-            with timed(times):
+            verifier.forget()
+            with Turn() as taken:
                 solutions = runner.run(
                     solve_in_a_run(chosen, sampler, verifier, rule, max_in_flight=in_flight)
                 )
             if turn:
-                rates.add(name, sampled_tokens(solutions), times[-1])
+                rates.add(name, sampled_tokens(solutions), taken)
                 drawn[name] = float(np.mean([s.decision.num_samples for s in solutions]))
-    runner.run(verifier.close())
     what = f"adaptive, {count} problems, {in_flight} in flight: tokens/s against a fixed pool"
     more = f" ({drawn['adaptive']:.1f} samples a problem against {drawn['fixed']:.0f})"
     rates.against(report, what, ("adaptive", "fixed"), 0.8, more)
 
 
 def bench_sampler(
-    report: Report, config: BenchLiveConfig, problems: Sequence[Problem], runner: asyncio.Runner
+    report: Report,
+    config: BenchLiveConfig,
+    problems: Sequence[Problem],
+    sampling: SamplerConfig,
+    sampler: VllmSampler,
+    runner: asyncio.Runner,
 ) -> list[list[Completion]]:
-    """Tokens per second of the sampler against one blocking call.
+    """Tokens per second of the sampler and of the loop against one blocking call.
 
     Returns:
         The completions of each problem.
     """
-    sampling = SamplerConfig(
-        model=str(config.reasoner or reasoner_path()),
-        prompt=PromptConfig(),  # the reasoner is taught without a system message
-        temperature=1.0,
-        top_p=1.0,
-        max_tokens=config.max_tokens,
-    )
-    sampler = VllmSampler(sampling, seed=0)
     with engine_environment(sampling.engine, model=sampling.model):
         from vllm import LLM, SamplingParams, TokensPrompt
 
         arguments = engine_arguments(sampling.engine, model=sampling.model, seeded=True)
-        blocking = LLM(**arguments, enable_prefix_caching=True)
+        blocking = LLM(**arguments, **sampling.engine.extra, enable_prefix_caching=True)
     tokenizer = blocking.get_tokenizer()
     prompts, params = [], []
     for problem in problems:
@@ -230,34 +372,32 @@ def bench_sampler(
             prompts.append(TokensPrompt(prompt_token_ids=ids))
             seed = sample_seed(0, problem.id, index)
             params.append(SamplingParams(temperature=1.0, max_tokens=config.max_tokens, seed=seed))
-    rates, times = Rates("sampler", "blocking", "engine"), list[float]()
+    rates = Rates("sampler", "blocking", "engine")
     # Votes, because no verifier belongs to what is compared here.
     rule = policies.best_of_n(config.samples, selection="majority")
-    outputs, completions, together = [], [], len(problems)
+    outputs, completions = [], []
     # One turn of each more, the first, which warms them up.
     for turn in range(config.repeats + 1):
-        with timed(times):
-            outputs = blocking.generate(prompts, params, use_tqdm=False)
-        with timed(times):
-            completions = runner.run(sample_all(sampler, problems, config.samples))
-        with timed(times):
-            solved = runner.run(
-                solve_in_a_run(problems, sampler, None, rule, max_in_flight=together)
-            )
+        count = len(problems) if turn else max(1, len(problems) // 8)
+        chosen, requests = problems[:count], count * config.samples
+        with Turn() as first:
+            outputs = blocking.generate(prompts[:requests], params[:requests], use_tqdm=False)
+        with Turn() as second:
+            completions = runner.run(sample_all(sampler, chosen, config.samples))
+        with Turn() as third:
+            solved = runner.run(solve_in_a_run(chosen, sampler, None, rule, max_in_flight=count))
         if turn:
-            *_, first, second, third = times
             rates.add("blocking", sum(len(one.outputs[0].token_ids) for one in outputs), first)
-            rates.add("sampler", sum(one.tokens for drawn in completions for one in drawn), second)
+            rates.add("sampler", sum(one.tokens for each in completions for one in each), second)
             rates.add("engine", sampled_tokens(solved), third)
     texts = [one.text for drawn in completions for one in drawn]
     same = np.mean([one.outputs[0].text == text for one, text in zip(outputs, texts, strict=True)])
-    del blocking
-    bench_adaptive(report, config, sampler, runner)
-    runner.run(sampler.close())
+    # Now, as the verifier takes its place on a GPU.
+    blocking.llm_engine.engine_core.shutdown()
     what = f"{len(prompts)} requests: tokens/s against one blocking LLM.generate"
     more = f" ({same:.1%} of the texts the same)"
     rates.against(report, f"sampler, {what}", ("sampler", "blocking"), 0.9, more)
-    rates.against(report, f"live loop, {what}", ("engine", "blocking"), 0.9, "")
+    rates.against(report, f"live loop, {what}", ("engine", "blocking"), 0.98, "")
     return completions
 
 
@@ -266,25 +406,16 @@ def bench_verifier(
     config: BenchLiveConfig,
     problems: Sequence[Problem],
     completions: Sequence[Sequence[Completion]],
+    verifier: PrmVerifier,
     runner: asyncio.Runner,
 ) -> None:
     """Speed and step scores of the verifier against transformers, one at a time."""
-    folder = str(config.verifier or verifier_path())
-    scoring = VerifierConfig(model=folder)
-    verifier = PrmVerifier(scoring, VllmPooler(scoring))
-
-    async def score_all(problems, completions):
-        pairs = zip(problems, completions, strict=True)
-        return await asyncio.gather(*(verifier.score(*pair) for pair in pairs))
-
-    # The engine warms up on other texts: those that it has read it would not read again.
-    others = [Problem(f"warm-up {problem.id}", f"{problem.text} ") for problem in problems]
-    runner.run(score_all(others, completions))
+    verifier.forget()
     times: list[float] = []
     with timed(times):
-        scores = runner.run(score_all(problems, completions))
+        scores = runner.run(score_all(verifier, problems, completions))
     distinct = np.mean([len({one.text for one in drawn}) / len(drawn) for drawn in completions])
-    reference = TransformersPrm(folder)
+    reference = TransformersPrm(config.verifier or verifier_path())
     chosen = [
         (problem, split_steps(one.text), score)
         for problem, drawn, scored in zip(problems, completions, scores, strict=True)
@@ -301,7 +432,6 @@ def bench_verifier(
         float(np.max(np.abs(np.subtract(theirs, score.steps))))
         for theirs, (_, _, score) in zip(alone, chosen, strict=True)
     )
-    runner.run(verifier.close())
     report.add(
         "verifier: completions/s against transformers one at a time",
         f"{batched:,.0f} against {single:,.0f}: {batched / single:.1f} ({distinct:.0%} of the "
@@ -328,14 +458,23 @@ def measure(config: BenchLiveConfig) -> Report:
     Raises:
         InputError: If a model cannot be used.
     """
+    # An accelerator's memory is the models'.
+    jax.config.update("jax_platforms", "cpu")
     report = Report()
     count = max(1, config.problems // 4) if config.quick else config.problems
     problems = [Problem(str(i), chain.question) for i, chain in enumerate(draw_chains(0, count))]
     try:
         # One loop for both engines, which cannot change theirs.
-        with asyncio.Runner() as runner:
-            completions = bench_sampler(report, config, problems, runner)
-            bench_verifier(report, config, problems, completions, runner)
+        with asyncio.Runner() as runner, models(config) as (sampling, scoring):
+            sampler = VllmSampler(sampling, seed=0)
+            completions = bench_sampler(report, config, problems, sampling, sampler, runner)
+            verifier = PrmVerifier(scoring, VllmPooler(scoring))
+            bench_beside(report, config, problems, sampler, verifier, runner)
+            bench_adaptive(report, config, sampler, verifier, runner)
+            runner.run(sampler.close())
+            if config.prm_shape is None:
+                bench_verifier(report, config, problems, completions, verifier, runner)
+            runner.run(verifier.close())
     except BackendError as error:
         raise InputError(str(error)) from error
     return report
