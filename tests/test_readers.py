@@ -911,6 +911,19 @@ def test_scores_of_any_range_are_rescaled_as_asked(tmp_path):
     np.testing.assert_allclose(read_pool(path).scores, [[np.exp(-0.5)]], rtol=1e-6)
 
 
+def test_a_score_that_is_named_has_others_beside_it(tmp_path):
+    lines = [{"problem_id": 0, "mean_logprob": -0.5}, {"problem_id": 0, "mean_logprob": -1.0}]
+    path = write_lines(tmp_path / "pool.jsonl", [{**line, "score": 0.9} for line in lines])
+    expected = [[np.exp(-0.5), np.exp(-1.0)]]
+    read = read_pool(path, scores="mean_logprob")
+    np.testing.assert_allclose(read.scores, expected, rtol=1e-6)
+    write_lines(path, [lines[0], {**lines[1], "score": 0.9}])
+    read = read_pool(path, scores="mean_logprob")
+    np.testing.assert_allclose(read.scores, expected, rtol=1e-6)
+    with pytest.raises(InputError, match="line 1: no field 'score', which line 2 has"):
+        read_pool(path)
+
+
 def test_folders_of_parts_and_tables_are_one_data_set(tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()

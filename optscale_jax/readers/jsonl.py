@@ -239,13 +239,15 @@ class _Table:
         self.answer_field = next((name for name in _ANSWER_FIELDS if name in record.value), None)
         # A field that is passed over in favour of this one may come and go.
         last = _ANSWER_FIELDS.index(self.answer_field or _ANSWER_FIELDS[-1])
-        if self.scores is None:
+        named = self.scores is not None
+        if not named:
             self.scores = next((name for name in self.score_fields if name in record.value), None)
         scores = () if self.scores is None else (self.scores,)
         columns = ("index", *scores, "correct", *_ANSWER_FIELDS[: last + 1])
         self.has = {name: name in record.value for name in columns}
-        # A line that gains a score is as wrong as one that loses it.
-        self.has.setdefault("score", False)
+        if not named:
+            # A line that gains a score is as wrong as one that loses it.
+            self.has.setdefault("score", False)
         if self.answer_field is None and self.scores is None:
             raise record.error(
                 says="no field 'score', 'answer', 'answer_id' or 'completion' (it has "
