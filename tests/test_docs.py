@@ -43,7 +43,7 @@ MOST_LINES = 30  # of an example of how to extend
 MARKS = {
     "A policy in inspect_ai": [pytest.mark.inspect_ai, pytest.mark.filterwarnings("ignore")],
 }
-OTHERS = {"vllm", "curl", "docker", "hf", "serve", "."}
+OTHERS = {"vllm", "awk", "curl", "docker", "hf", "serve", "."}
 
 
 def blocks(text):
@@ -142,6 +142,8 @@ def check(words):
         with open(ROOT / "pyproject.toml", "rb") as file:
             known = tomllib.load(file)["project"]["optional-dependencies"]
         assert {one for extra in extras for one in extra.split(",")} <= {*known, "tpu"}, words
+    elif program == "python" and arguments[0] != "-m":
+        assert Path(arguments[0]).exists(), words  # written by the page
     elif program == "optscale" and arguments == ["--help"]:
         assert main(arguments) == 0
     elif program.endswith("python") and arguments[0] == "-m":
