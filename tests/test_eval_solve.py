@@ -128,7 +128,7 @@ def test_runs_that_share_their_models_start_them_once_and_decide_as_ever(
         seen["started"] += 1
         return Sampler(pool), RecordedVerifier(pool)
 
-    monkeypatch.setattr(live_command, "_models", start)
+    monkeypatch.setattr(live_command, "start_models", start)
     problems = tmp_path / "problems.jsonl"
     lines = ({"id": p.id, "problem": p.text, "answer": p.answer} for p in recorded_problems(pool))
     problems.write_text("".join(json.dumps(line) + "\n" for line in lines))

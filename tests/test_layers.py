@@ -115,7 +115,9 @@ INSIDE = {
         "story",
         "inspect_ai",
         "config",
+        "models",
         "session",
+        "shards",
     ],
 }
 CORE_DEPENDENCIES = {"jax", "tensorflow_probability", "numpy", "jaxtyping"}

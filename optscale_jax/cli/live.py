@@ -3,17 +3,17 @@
 They differ in who decides how many completions a problem gets.
 """
 
-import asyncio
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import platform
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import yaml
@@ -22,13 +22,13 @@ from rich.progress import Progress
 
 from optscale_jax.answers import EXTRACTORS
 from optscale_jax.backends.base import Sampler, Verifier
-from optscale_jax.backends.make import make_sampler, make_verifier
-from optscale_jax.backends.recorded import RecordedSampler, RecordedVerifier, recorded_problems
+from optscale_jax.backends.recorded import recorded_problems
 from optscale_jax.cli import output_folder, package_versions, parse, progress, show, to_yaml
 from optscale_jax.equivalence import EquivalenceChecker, comparison
 from optscale_jax.errors import InputError, bad_input
 from optscale_jax.live.config import VOLATILE, LiveConfig, SampleConfig, SolveConfig
 from optscale_jax.live.engine import Solution
+from optscale_jax.live.models import recorded_pool, start_models
 from optscale_jax.live.runs import CONFIG, Run
 from optscale_jax.live.session import Engines, run_live
 from optscale_jax.plugins import load_object
@@ -37,9 +37,11 @@ from optscale_jax.problems import load_problems
 from optscale_jax.records import Problem
 from optscale_jax.report.live import OUTPUTS, live_table, write_live_results
 from optscale_jax.study.allocation import check_budget
-from optscale_jax.study.pools import PoolSource
 from optscale_jax.study.priors import priors_of
 from optscale_jax.study.registry import describe
+
+if TYPE_CHECKING:
+    from optscale_jax.live.shards import Shards
 
 __all__ = ["config_of", "live"]
 
@@ -79,8 +81,7 @@ def live(config: LiveConfig, engines: Engines | None = None) -> None:
         )
     if policy.uses_scores and not config.verify:
         raise InputError(f"verify is false, but {name} reads scores")
-    recorded = config.recorded
-    pool = None if recorded.pool is None else PoolSource(recorded.pool, recorded.read).load()
+    pool = recorded_pool(config)
     origin = config.origin if pool is None else pool.origin
     policy.check_origin(origin)
     budget = config.shared_budget
@@ -90,9 +91,13 @@ def live(config: LiveConfig, engines: Engines | None = None) -> None:
     priors, tokens = priors_of(config.priors_file, name, [problem.id for problem in problems])
     extract = load_object(config.extract, what="extract", shipped=EXTRACTORS)
     comparing = comparison(config.equal, seconds=config.equal_seconds)
-    with comparing as equal, _opened(config, problems, policy.kind) as run:
+    with (
+        comparing as equal,
+        _opened(config, problems, policy.kind) as run,
+        _shards(config, run, priors, tokens) as shards,
+    ):
         console = Console(stderr=True)
-        for note in run.notes:
+        for note in (*run.notes, *_elsewhere(config, run)):
             console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
         before, started = run.num_samples, time.monotonic()
         with progress() as bar:
@@ -113,13 +118,18 @@ def live(config: LiveConfig, engines: Engines | None = None) -> None:
 
                 budget = dataclasses.replace(budget, on_spent=advanced)
 
+            starting = functools.partial(_starting, bar)
+
             def models() -> tuple[Sampler, Verifier | None]:
                 nonlocal started
-                if engines is None or pool is not None:
-                    found = _models(config, pool, bar)
+                if shards is not None:
+                    with starting(f"{config.ray}"):
+                        found = shards.start()
+                elif engines is None or pool is not None:
+                    found = start_models(config, pool, starting)
                 else:
                     asked = repr((config.sampler, config.verify and config.verifier, config.seed))
-                    found = engines.started(asked, lambda: _models(config, pool, bar))
+                    found = engines.started(asked, lambda: start_models(config, pool, starting))
                 started = time.monotonic()
                 bar.reset(task)
                 return found
@@ -138,10 +148,12 @@ def live(config: LiveConfig, engines: Engines | None = None) -> None:
                 budget=budget,
                 on_solution=advanced_by,
                 engines=engines,
+                elsewhere=() if shards is None else shards.all,
             )
         seconds = time.monotonic() - started
-        if isinstance(equal, EquivalenceChecker) and equal.timeouts:
-            print(f"note: {equal.timeouts} answers took too long to read and equal their text only")
+        timeouts = equal.timeouts if isinstance(equal, EquivalenceChecker) else 0
+        if timeouts := timeouts + (0 if shards is None else shards.timeouts):
+            print(f"note: {timeouts} answers took too long to read and equal their text only")
         words = describe(setting, name)
         source = Path(str(config.problems or config.recorded.pool)).stem
         cap = policy.max_samples
@@ -211,6 +223,22 @@ def _opened(config: LiveConfig, problems: list[Problem], kind: str) -> Run:
     )
 
 
+def _shards(
+    config: LiveConfig, run: Run, priors: Mapping[str, Any], tokens: Mapping[str, int]
+) -> "contextlib.AbstractContextManager[Shards | None]":
+    if config.ray.address is None:
+        return contextlib.nullcontext()
+    from optscale_jax.live.shards import Shards
+
+    return Shards(config, run, priors=priors, predictor_tokens=tokens)
+
+
+def _elsewhere(config: LiveConfig, run: Run) -> Iterator[str]:
+    """Says that a run goes on in other places than it was begun in."""
+    if run.num_samples and str(begun := config_of(Path(config.out)).ray) != str(config.ray):
+        yield f"{config.out}: begun in {begun}, goes on in {config.ray}"
+
+
 def _problems(config: LiveConfig, pool: Pool | None) -> list[Problem]:
     if pool is not None:
         if config.problems is not None:
@@ -219,27 +247,6 @@ def _problems(config: LiveConfig, pool: Pool | None) -> list[Problem]:
     if config.problems is None:
         raise InputError("problems is not given; use --problems NAME or PATH")
     return load_problems(config.problems, limit=config.limit)
-
-
-def _models(
-    config: LiveConfig, pool: Pool | None, bar: Progress
-) -> tuple[Sampler, Verifier | None]:
-    if pool is not None:
-        sampler = RecordedSampler(pool, **config.recorded.pace)
-        return sampler, RecordedVerifier(pool) if config.verify else None
-    for name in ("sampler", *["verifier"] * config.verify):
-        if not getattr(config, name).model:
-            raise InputError(f"{name}.model is not given; name a folder, or a model of the hub")
-    with _starting(bar, "the sampler"):
-        sampler = make_sampler(config.sampler, seed=config.seed)
-    if not config.verify:
-        return sampler, None
-    try:
-        with _starting(bar, "the verifier"):
-            return sampler, make_verifier(config.verifier, seed=config.seed)
-    except BaseException:
-        asyncio.run(sampler.close())
-        raise
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ __all__ = [
     "VOLATILE",
     "ConfiguredPolicy",
     "LiveConfig",
+    "RayConfig",
     "RecordedConfig",
     "SampleConfig",
     "SolveConfig",
@@ -32,6 +33,7 @@ VOLATILE = (
     "repair",
     "max_in_flight",
     "max_ahead",
+    "ray",
     "recorded.seconds_per_token",
     "recorded.max_num_seqs",
     "sampler.server",
@@ -97,6 +99,33 @@ class RecordedConfig(ReadConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class RayConfig:
+    """Where a run's shards are at work: actors of Ray, each with its own sampler and verifier.
+
+    Attributes:
+        address: auto, the cluster that this machine is part of; local, one for this run, on this
+            machine; HOST:PORT of a cluster's head, or ray://HOST:PORT. null: no Ray.
+        shards: How many, at least 1.
+        gpus_per_shard: GPUs that each has to itself, at least 0.
+        cpus_per_shard: CPUs that Ray counts for each, at least 0.
+        restarts: How often each is started again when it has died, at least 0.
+    """
+
+    address: str | None = None
+    shards: int = 1
+    gpus_per_shard: float = 0.0
+    cpus_per_shard: float = 1.0
+    restarts: int = 16
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "shards", of="ray.")
+        at_least(self, 0, "gpus_per_shard", "cpus_per_shard", "restarts", of="ray.")
+
+    def __str__(self) -> str:
+        return "one process" if self.address is None else f"{self.shards} shards"
+
+
+@dataclasses.dataclass(frozen=True)
 class LiveConfig:
     """What to ask which models, and where to keep it.
 
@@ -119,6 +148,7 @@ class LiveConfig:
         max_in_flight: Problems at work at once, at least 1.
         max_ahead: Most completions of a problem to draw beyond those that its policy has seen, at
             least 1. null: as many as it asks for.
+        ray: Where shards of the run are at work, each up to max_in_flight problems at once.
         repair: Whether to set aside what is damaged in the directory of the run, and to draw again
             what is missing then; otherwise it is refused.
         out: Directory of the run. One that was cut off goes on where it was.
@@ -136,6 +166,7 @@ class LiveConfig:
     seed: int = 0
     max_in_flight: int = 256
     max_ahead: int | None = None
+    ray: RayConfig = RayConfig()
     repair: bool = False
     out: str = "runs/live"
 

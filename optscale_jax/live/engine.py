@@ -29,7 +29,7 @@ from collections.abc import (
     Sequence,
 )
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -58,6 +58,7 @@ __all__ = [
     "FAILED",
     "Engine",
     "Solution",
+    "Solver",
     "ask_again",
     "solutions_pool",
     "solve",
@@ -98,6 +99,19 @@ class Solution:
         if self.problem.answer is None:
             return None
         return self.selected is not None and bool(self.selected.correct)
+
+
+@runtime_checkable
+class Solver(Protocol):
+    """What solves problems as an `Engine` does, somewhere else."""
+
+    async def ready(self) -> None:
+        """Returns when it can begin."""
+        ...
+
+    async def solve(self, problem: Problem, place: int, count: int) -> Solution:
+        """Solves a problem that is not decided yet; as `Engine.solve`."""
+        ...
 
 
 def ask_again(problem: Problem, previous: str | None) -> Problem:
@@ -227,6 +241,7 @@ async def solve_async(
     max_ahead: int | None = None,
     budget: Budget | None = None,
     on_solution: Callable[[Solution], None] | None = None,
+    elsewhere: Sequence[Solver] = (),
 ) -> list[Solution]:
     """Solves problems with as few samples as a policy asks for.
 
@@ -253,6 +268,8 @@ async def solve_async(
             problem by itself. `most` is by default the sum of `most_tokens` of sampler and
             verifier.
         on_solution: Called with each solution when it is there and, with a run, on disk.
+        elsewhere: What solves the problems in the place of this process, each up to max_in_flight
+            at once; the sampler and the verifier are only asked with a budget then.
 
     Returns:
         One solution a problem, in order; that of a problem that cannot be sampled or scored, such
@@ -287,9 +304,13 @@ async def solve_async(
     solutions: list[Solution | None] = [None] * len(problems)
     queue = iter(enumerate(problems))
 
-    async def work_through_the_queue() -> None:
+    async def work_through_the_queue(solver: Solver | None = None) -> None:
+        if solver is not None:
+            await solver.ready()
         for place, problem in queue:
-            solved(place, await engine.solve(problem, place, len(problems)))
+            decided = run is not None and run.decision(problem.id) is not None
+            solve = engine.solve if solver is None or decided else solver.solve
+            solved(place, await solve(problem, place, len(problems)))
 
     def solved(place: int, solution: Solution) -> None:
         solutions[place] = solution
@@ -303,8 +324,11 @@ async def solve_async(
                 if budget is not None:
                     workers.create_task(engine.share(problems, budget, solved))
                 else:
-                    for _ in range(min(max_in_flight, len(problems))):
-                        workers.create_task(work_through_the_queue())
+                    solvers = elsewhere or [None]
+                    # Not all to the one that is ready first.
+                    each = min(max_in_flight, -(-len(problems) // len(solvers)))
+                    for solver in [*solvers] * each:
+                        workers.create_task(work_through_the_queue(solver))
             if writer is not None:
                 writer.cancel()
     return [solution for solution in solutions if solution is not None]

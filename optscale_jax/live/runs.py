@@ -7,6 +7,8 @@
                      was spent in vain when the run was interrupted; gone when it has finished
     samples.jsonl    completions with their scores, in the project's own format (docs/formats.md)
     decisions.jsonl  one line a problem that is decided: what was returned and what it cost
+    shards/NN        the logs of one shard of a run on Ray (`live.shards`), which go into the run's
+                     own when it has finished
     lock             held by the process that is at it
 
 The three logs are append-only. Lines that come together are written together and synced once, from
@@ -17,15 +19,18 @@ of NAME, and what is missing then is drawn again.
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import fcntl
 import itertools
 import json
 import math
 import os
+import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import yaml
 
@@ -40,10 +45,22 @@ from optscale_jax.records import (
     TokenLedger,
 )
 
-__all__ = ["CONFIG", "DECISIONS", "PROBLEMS", "Run", "read_run"]
+__all__ = ["CONFIG", "DECISIONS", "PROBLEMS", "Earlier", "Part", "Run", "read_run"]
 
 CONFIG, VERSIONS, PROBLEMS, LOCK = "config.yaml", "versions.json", "problems.jsonl", "lock"
 DRAWN, SAMPLES, DECISIONS = "drawn.jsonl", "samples.jsonl", "decisions.jsonl"
+SHARDS = "shards"
+
+# How long a process that was killed may take to be gone.
+_GONE_SECONDS = 60.0
+
+
+class Earlier(NamedTuple):
+    """What earlier processes have left of a problem that is not decided."""
+
+    samples: list[Sample]
+    unscored: list[Completion]
+    spent: TokenLedger
 
 
 class Run:
@@ -69,6 +86,8 @@ class Run:
             difference), is in use by another process, is damaged, or cannot be written.
     """
 
+    _patience = 0.0  # in seconds, with another process that is at it
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -85,9 +104,10 @@ class Run:
         self.kind = kind
         self.notes: list[str] = []
         self._logs: dict[str, _Log] = {}
+        self._begun: list[_Growing] = []
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(self.path / LOCK)
+            self._lock = _lock(self.path / LOCK, self._patience)
         except OSError as error:
             raise RunError(
                 f"{self.path}: cannot hold a run ({error.strerror}); give another folder"
@@ -95,6 +115,11 @@ class Run:
         try:
             self._begin(config, volatile, problems, versions or {}, defaults, repair)
             self._logs = {name: _Log(self.path / name) for name in (DRAWN, SAMPLES, DECISIONS)}
+            for part in _parts(self.path):
+                # A shard of a driver that was killed is killed by Ray, which takes a moment.
+                os.close(_lock(part / LOCK, _GONE_SECONDS))
+                for name in (DRAWN, SAMPLES, DECISIONS):
+                    self._logs[f"{SHARDS}/{part.name}/{name}"] = _Log(part / name)
             self.notes += [log.torn for log in self._logs.values() if log.torn]
             damage = self._read()
             if damage and repair:
@@ -132,14 +157,47 @@ class Run:
     def finish(self) -> None:
         """Removes what only a run that may be resumed needs."""
         self._write()
+        self._gather()
         self._logs[DRAWN].clear()
+
+    def _gather(self) -> None:
+        """Has the run's own logs hold what its shards have kept."""
+        parts = _parts(self.path)
+        for name in (SAMPLES, DECISIONS) if parts else ():
+            seen = set()
+            with atomic_write(self.path / name, binary=True) as whole:
+                for place in (self.path, *parts):
+                    _Log(place / name).close()  # drops a line that a crash cut in two
+                    with open(place / name, "rb") as file:
+                        for line in file:
+                            fields = json.loads(line)
+                            one = fields["problem_id"], fields.get("index")
+                            # In two logs where this was cut off before the shards' own went.
+                            if one not in seen:
+                                seen.add(one)
+                                whole.write(line)
+            self._logs[name].close()
+            self._logs[name] = _Log(self.path / name)
+        self._begun.clear()
+        for name in [name for name in self._logs if name.startswith(SHARDS)]:
+            self._logs.pop(name).close()
+        shutil.rmtree(self.path / SHARDS, ignore_errors=True)
+
+    def begin_part(self) -> Path:
+        """A directory for a `Part` of this run that there is none in yet."""
+        last = max((int(part.name) for part in _parts(self.path)), default=-1)
+        part = self.path / SHARDS / f"{last + 1:02}"
+        part.mkdir(parents=True)
+        self._begun.append(_Growing(part / SAMPLES))
+        return part
 
     # What is there ------------------------------------------------------------------------------
 
     @property
     def num_samples(self) -> int:
         """How many scored completions are on disk."""
-        return self._logs[SAMPLES].lines
+        logs = [log for name, log in self._logs.items() if name.endswith(SAMPLES)]
+        return sum(log.lines for log in (*logs, *self._begun))
 
     def samples(self, problem_id: str) -> list[Sample]:
         """The completions of a problem that were there, scored, when the run was opened.
@@ -164,6 +222,11 @@ class Run:
     def spent(self, problem_id: str) -> TokenLedger:
         """What earlier processes had spent on a problem without a completion to show for it."""
         return self._spent.get(problem_id, TokenLedger())
+
+    def earlier(self, problem_id: str) -> Earlier | None:
+        """All of that for whoever goes on with a problem in a `Part`; None if there is nothing."""
+        found = self.samples(problem_id), self.unscored(problem_id), self.spent(problem_id)
+        return Earlier(*found) if found[0] or found[1] or found[2].total else None
 
     def decision(self, problem_id: str) -> Decision | None:
         """What had been decided about a problem when the run was opened, if it was."""
@@ -327,33 +390,43 @@ class Run:
             DRAWN: self._add_drawn,
         }
         damage: _Damage = {}
-        decided: dict[str, int] = {}
-        for name, restored in restore.items():
-            with open(self._logs[name].path, "rb") as file:
-                for number, line in enumerate(file, 1):
-                    try:
-                        fields = json.loads(line)
-                        if not isinstance(fields, dict):
-                            raise ValueError("not an object")
-                        problem_id = restored(fields)
-                    except (ValueError, KeyError, TypeError, RecursionError) as error:
-                        damage.setdefault(name, {})[number] = _reason(error)
-                    else:
-                        if name == DECISIONS:
-                            decided[problem_id] = number
-        for problem_id, number in decided.items():
-            there = self._samples.get(problem_id, {})
-            needed = range(self._decisions[problem_id].num_samples)
-            missing = next((index for index in needed if index not in there), None)
-            if missing is not None:
-                reason = f"completion {missing} of problem {problem_id!r} is not there"
-                damage.setdefault(DECISIONS, {})[number] = reason
+        decided: dict[str, tuple[str, int]] = {}
+        for kind, restored in restore.items():
+            for name, log in self._logs.items():
+                if not name.endswith(kind):
+                    continue
+                with open(log.path, "rb") as file:
+                    for number, line in enumerate(file, 1):
+                        try:
+                            fields = json.loads(line)
+                            if not isinstance(fields, dict):
+                                raise ValueError("not an object")
+                            problem_id = restored(fields, name == kind)
+                        except (ValueError, KeyError, TypeError, RecursionError) as error:
+                            damage.setdefault(name, {})[number] = _reason(error)
+                        else:
+                            if kind == DECISIONS:
+                                decided[problem_id] = name, number
+        for problem_id, (name, number) in decided.items():
+            if missing := self._missing(problem_id):
+                damage.setdefault(name, {})[number] = missing
         return damage
+
+    def _missing(self, problem_id: str) -> str:
+        """What a decision rests on and is not there, in words; "" for nothing."""
+        there = self._samples.get(problem_id, {})
+        needed = range(self._decisions[problem_id].num_samples)
+        missing = next((index for index in needed if index not in there), None)
+        return (
+            ""
+            if missing is None
+            else f"completion {missing} of problem {problem_id!r} is not there"
+        )
 
     def _set_aside(self, damage: "_Damage") -> None:
         for name, lines in damage.items():
             log = self._logs[name]
-            aside = log.path.with_name(f"{name}.damaged")
+            aside = log.path.with_name(f"{log.path.name}.damaged")
             with open(log.path, "rb") as file, open(aside, "ab") as bad:
                 good = []
                 for number, line in enumerate(file, 1):
@@ -366,16 +439,18 @@ class Run:
             self._logs[name] = _Log(log.path)
             self.notes.append(f"{aside}: has {len(lines)} lines of {name} that were damaged")
 
-    def _add_old_decision(self, fields: dict[str, Any]) -> str:
+    def _add_old_decision(self, fields: dict[str, Any], own: bool) -> str:
         decision = _decision(fields)
         self._decisions[decision.problem_id] = decision
         return decision.problem_id
 
-    def _add_old(self, fields: dict[str, Any]) -> None:
+    def _add_old(self, fields: dict[str, Any], own: bool) -> None:
         sample = _sample(fields)
         index = sample.completion.index
         of_problem = self._samples.setdefault(sample.problem_id, {})
         if index in of_problem:
+            if not own:
+                return  # a shard's, which `finish` had gathered when it was cut off
             raise ValueError(f"completion {index} of {sample.problem_id!r} is there already")
         decision = self._decisions.get(sample.problem_id)
         if decision is not None and index != decision.selected_index:
@@ -384,7 +459,7 @@ class Run:
             )
         of_problem[index] = sample
 
-    def _add_drawn(self, fields: dict[str, Any]) -> None:
+    def _add_drawn(self, fields: dict[str, Any], own: bool) -> None:
         problem_id = _known(fields, "problem_id", str)
         if "launched" in fields:
             self._launches.setdefault(problem_id, []).append(_count(fields, "launched"))
@@ -396,6 +471,40 @@ class Run:
         if problem_id in self._decisions or completion.index in self._samples.get(problem_id, {}):
             return
         self._drawn.setdefault(problem_id, {})[completion.index] = completion
+
+
+class Part(Run):
+    """What one shard of a run keeps, in a directory that only this shard has ever written to.
+
+    Args:
+        path: The directory, of `Run.begin_part`.
+        kind: The run's.
+
+    Raises:
+        RunError: As of `Run`; if another process is at it still after a minute.
+    """
+
+    _patience = _GONE_SECONDS
+
+    def __init__(self, path: str | os.PathLike[str], *, kind: str):
+        super().__init__(path, config="", problems=(), kind=kind)
+
+    def _begin(self, *asked: Any) -> None:
+        """Its run has the configuration and the problems."""
+
+    def _missing(self, problem_id: str) -> str:
+        return ""  # it may be in another part
+
+    def take(self, problem_id: str, earlier: Earlier | None) -> None:
+        """Takes over what earlier processes have left of a problem, once in this one's life."""
+        if earlier is None:
+            return
+        samples = {one.completion.index: one for one in earlier.samples}
+        samples |= self._samples.get(problem_id, {})
+        drawn = {one.index: one for one in earlier.unscored} | self._drawn.get(problem_id, {})
+        self._samples[problem_id] = samples
+        self._drawn[problem_id] = {i: one for i, one in drawn.items() if i not in samples}
+        self._spent[problem_id] = self.spent(problem_id) + earlier.spent
 
 
 def read_run(
@@ -415,20 +524,23 @@ def read_run(
     """
     path, found = Path(path), {}
     for name, parse in ((DECISIONS, _decision), (SAMPLES, _sample)):
-        try:
-            lines = (path / name).read_bytes().splitlines(keepends=True)
-        except OSError as error:
-            raise RunError(
-                f"{path / name}: {error.strerror}; give the directory of a live run"
-            ) from error
         records = found[name] = []
-        for number, line in enumerate(lines, 1):
-            if not line.endswith(b"\n"):
-                break  # cut short
+        for place in (path, *_parts(path)):
             try:
-                records.append(parse(json.loads(line)))
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                raise RunError(_damaged(path, {name: {number: _reason(error)}})) from error
+                lines = (place / name).read_bytes().splitlines(keepends=True)
+            except OSError as error:
+                if place != path:
+                    continue  # just begun, or gathered
+                raise RunError(
+                    f"{path / name}: {error.strerror}; give the directory of a live run"
+                ) from error
+            for number, line in enumerate(lines, 1):
+                if not line.endswith(b"\n"):
+                    break  # cut short
+                try:
+                    records.append(parse(json.loads(line)))
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                    raise RunError(_damaged(place, {name: {number: _reason(error)}})) from error
     decisions = {decision.problem_id: decision for decision in found[DECISIONS]}
     drawn: dict[str, dict[int, Sample]] = {}
     for sample in found[SAMPLES]:
@@ -439,6 +551,28 @@ def read_run(
         count = decisions[name].num_samples if name in decisions else None
         samples[name] = [by_index[index] for index in itertools.islice(whole, count)]
     return decisions, samples
+
+
+def _parts(path: Path) -> list[Path]:
+    """The directories of a run's shards, in the order in which they were begun."""
+    return sorted((path / SHARDS).glob("[0-9]*"), key=lambda part: int(part.name))
+
+
+class _Growing:
+    """A log that another process appends to."""
+
+    def __init__(self, path: Path):
+        self._path, self._end, self._lines = path, 0, 0
+
+    @property
+    def lines(self) -> int:
+        """How many whole lines it has by now."""
+        with contextlib.suppress(FileNotFoundError), open(self._path, "rb") as file:
+            file.seek(self._end)
+            more = file.read()
+            self._end += more.rfind(b"\n") + 1
+            self._lines += more.count(b"\n")
+        return self._lines
 
 
 class _Log:
@@ -658,18 +792,24 @@ def _reason(error: BaseException) -> str:
 # Files --------------------------------------------------------------------------------------------
 
 
-def _lock(path: Path) -> int:
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        # Given free by the system when the process ends, however it does.
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        owner = os.pread(file, 32, 0).decode(errors="replace").strip()
-        os.close(file)
-        raise RunError(
-            f"{path.parent}: process {owner or '?'} is at this run; wait for it, or give another "
-            "folder"
-        ) from error
+def _lock(path: Path, seconds: float = 0.0) -> int:
+    """Takes the lock of a directory, for which it waits so long."""
+    file, until = os.open(path, os.O_RDWR | os.O_CREAT, 0o644), time.monotonic() + seconds
+    while True:
+        try:
+            # Given free by the system when the process ends, however it does.
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError as error:
+            if time.monotonic() < until:
+                time.sleep(0.1)
+                continue
+            owner = os.pread(file, 32, 0).decode(errors="replace").strip()
+            os.close(file)
+            raise RunError(
+                f"{path.parent}: process {owner or '?'} is at this run; wait for it, or give "
+                "another folder"
+            ) from error
     os.ftruncate(file, 0)
     os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
     return file

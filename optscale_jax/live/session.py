@@ -16,7 +16,7 @@ from optscale_jax.answers import Equal, Extract, answers_equal, extract_answer
 from optscale_jax.backends.base import Sampler, Verifier
 from optscale_jax.backends.prm import PrmVerifier
 from optscale_jax.errors import BackendError, EngineError, PoolError, RunError, Terminated
-from optscale_jax.live.engine import Solution, solve_async
+from optscale_jax.live.engine import Solution, Solver, solve_async
 from optscale_jax.live.runs import Run
 from optscale_jax.policies import Policy
 from optscale_jax.records import Problem
@@ -87,6 +87,7 @@ def run_live(
     budget: Budget | None = None,
     on_solution: Callable[[Solution], None] | None = None,
     engines: Engines | None = None,
+    elsewhere: Sequence[Solver] = (),
 ) -> list[Solution]:
     """Solves the problems of a run and finishes it.
 
@@ -105,6 +106,7 @@ def run_live(
         budget: Likewise.
         on_solution: Likewise.
         engines: What holds the models for several runs; None: this run has its own.
+        elsewhere: As for `solve_async`; `models` starts them.
 
     Returns:
         One solution a problem, in order.
@@ -131,6 +133,7 @@ def run_live(
             max_ahead=max_ahead,
             budget=budget,
             on_solution=on_solution,
+            elsewhere=elsewhere,
         )
         if engines is None:
             solutions = asyncio.run(_until_terminated(_closing(work, sampler, verifier)))

@@ -1,0 +1,406 @@
+"""Shards of a live run on Ray: actors that each have a sampler and a verifier of their own.
+
+    with Shards(config, run) as shards:
+        run_live(problems, shards.start, policy, run, elsewhere=shards.all)
+
+The driver, which is the process of the command, hands out problems one by one; a shard solves those
+that it has by the loop of `live.engine`, and keeps what it draws in its part of the run's directory
+(`live.runs`). A shard that dies is started again by Ray and asked the same again; what it had drawn
+it finds in its part. With a budget one queue decides for all problems, in the order of launches, so
+the loop is the driver's, and shards only draw and score.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import jax
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from optscale_jax.answers import EXTRACTORS
+from optscale_jax.backends.base import Sampler, Verifier, lost, metered
+from optscale_jax.backends.text import one_line
+from optscale_jax.equivalence import comparison
+from optscale_jax.errors import BackendError, EngineError, InputError, ProblemError
+from optscale_jax.live.config import LiveConfig, RayConfig
+from optscale_jax.live.decider import Decider
+from optscale_jax.live.engine import Engine, Solution
+from optscale_jax.live.models import recorded_pool, start_models
+from optscale_jax.live.runs import Earlier, Part, Run
+from optscale_jax.plugins import load_object
+from optscale_jax.records import Completion, Problem, Score
+from optscale_jax.signals import terminations
+
+__all__ = ["Shards"]
+
+T = TypeVar("T")
+
+_STORE = 128 << 20
+"""Bytes of shared memory for a cluster of this run's own: what goes through it is small."""
+_REACHED_SECONDS = 10.0
+_STOP_SECONDS = 30.0
+
+
+# The driver ---------------------------------------------------------------------------------------
+
+
+class Shards:
+    """All shards of a run, for as long as it is open; where Ray is connected already, on that.
+
+    Args:
+        config: The run's configuration, with an address of Ray.
+        run: The run.
+        priors: As for `solve_async`.
+        predictor_tokens: Likewise.
+
+    Attributes:
+        all: The shards, which solve problems once they are started.
+    """
+
+    def __init__(
+        self,
+        config: LiveConfig,
+        run: Run,
+        *,
+        priors: Mapping[str, Any],
+        predictor_tokens: Mapping[str, int],
+    ):
+        self._config, self._own = config, False
+        self.all = [
+            _Remote(number, config, run, priors, predictor_tokens)
+            for number in range(config.ray.shards)
+        ]
+
+    def __enter__(self) -> "Shards":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for shard in self.all:
+            shard.kill()
+        if self._own:
+            ray.shutdown()
+
+    @property
+    def timeouts(self) -> int:
+        """Answers that took too long to read, in shards that are stopped."""
+        return sum(shard.timeouts for shard in self.all)
+
+    def start(self) -> tuple[Sampler, Verifier | None]:
+        """Starts all, and returns once one is ready: a sampler and a verifier for a budget.
+
+        Raises:
+            InputError: If there is no Ray at the address, or the cluster has no room.
+            BackendError: A model cannot be started, and others as `start_models`.
+        """
+        if not ray.is_initialized():
+            self._own = True
+            _connect(self._config.ray)
+        _check_room(self._config.ray)
+        beginning = [shard.begin() for shard in self.all]
+        (first, *_), _ = ray.wait(beginning)
+        with _plainly("a shard"):
+            sampler_most, verifier_most = ray.get(first)
+        verifier = _RemoteVerifier(self.all, verifier_most) if self._config.verify else None
+        return _RemoteSampler(self.all, sampler_most), verifier
+
+
+class _Remote:
+    """A shard, as the driver has it."""
+
+    def __init__(
+        self,
+        number: int,
+        config: LiveConfig,
+        run: Run,
+        priors: Mapping[str, Any],
+        predictor_tokens: Mapping[str, int],
+    ):
+        self._name = f"shard {number} of {config.ray.shards}"
+        self._config, self._run = config, run
+        self._priors, self._predictor_tokens = priors, predictor_tokens
+        self._actor: Any = None
+        self._ready: Any = None
+        self.busy = self.timeouts = 0
+
+    def begin(self) -> Any:
+        """Starts it; what comes of it is there when it is ready."""
+        where = self._config.ray
+        in_flight = max(self._config.max_in_flight, getattr(self._config, "batch", 1))
+        options = ray.remote(_Shard).options(
+            num_cpus=where.cpus_per_shard,
+            num_gpus=where.gpus_per_shard,
+            max_restarts=where.restarts,
+            max_task_retries=-1,
+            max_concurrency=in_flight + 2,
+            scheduling_strategy="SPREAD",
+        )
+        part = self._run.begin_part().resolve()
+        self._actor = options.remote(self._config, part, Path.cwd())
+        self._ready = self._actor.ready.remote()
+        return self._ready
+
+    async def ready(self) -> None:
+        """Returns when its models are there."""
+        with _plainly(self._name):
+            await self._ready
+
+    async def solve(self, problem: Problem, place: int, count: int) -> Solution:
+        """Has it solve a problem; as `Engine.solve`."""
+        prior = self._priors.get(problem.id)
+        tokens = self._predictor_tokens.get(problem.id, 0)
+        earlier = self._run.earlier(problem.id)
+        return await self.ask("solve", problem, place, count, prior, tokens, earlier)
+
+    async def ask(self, method: str, *given: Any) -> Any:
+        """What its method gives."""
+        self.busy += 1
+        try:
+            with _plainly(self._name):
+                return await getattr(self._actor, method).remote(*given)
+        finally:
+            self.busy -= 1
+
+    async def stop(self) -> None:
+        """Has it keep what it has, and end what is under way."""
+        if self._actor is not None:
+            with contextlib.suppress(RayError, TimeoutError):
+                stopped = self._actor.stop.options(max_task_retries=0).remote()
+                self.timeouts = await asyncio.wait_for(stopped, _STOP_SECONDS)
+
+    def kill(self) -> None:
+        """Ends its process."""
+        if self._actor is not None:
+            ray.kill(self._actor)
+
+
+class _RemoteSampler:
+    """Draws where least is under way."""
+
+    def __init__(self, shards: Sequence[_Remote], most_tokens: int | None):
+        self._shards = shards
+        self.most_tokens = most_tokens
+
+    async def sample(
+        self, problem: Problem, n: int, first_index: int, *, abort: asyncio.Event
+    ) -> AsyncIterator[Completion]:
+        """Gives completions once all have ended; with a budget none is aborted."""
+        for completion in await _least_busy(self._shards, "sample", problem, n, first_index):
+            yield completion
+
+    async def close(self) -> None:
+        """Stops all shards."""
+        await asyncio.gather(*(shard.stop() for shard in self._shards))
+
+
+class _RemoteVerifier:
+    """Scores where least is under way."""
+
+    def __init__(self, shards: Sequence[_Remote], most_tokens: int | None):
+        self._shards = shards
+        self.most_tokens = most_tokens
+
+    async def score(self, problem: Problem, completions: Sequence[Completion]) -> list[Score]:
+        """Has them scored."""
+        return await _least_busy(self._shards, "score", problem, completions)
+
+    async def close(self) -> None:
+        """Does nothing: the sampler has stopped the shards."""
+
+
+async def _least_busy(shards: Sequence[_Remote], method: str, *given: Any) -> Any:
+    shard = min(shards, key=lambda one: one.busy)
+    found, tokens = await shard.ask(method, *given)
+    lost(tokens)
+    if isinstance(found, ProblemError):
+        raise found
+    return found
+
+
+@contextlib.contextmanager
+def _plainly(shard: str) -> Iterator[None]:
+    """Raises what went wrong in a shard as if it had gone wrong here."""
+    try:
+        yield
+    except RayTaskError as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, (InputError, BackendError, EngineError, ImportError)):
+            raise cause from error
+        raise
+    except RayActorError as error:
+        raise BackendError(
+            f"{shard} has died more often than ray.restarts: {one_line(error)}"
+        ) from error
+
+
+def _connect(config: RayConfig) -> None:
+    address = config.address or ""
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    own = {"include_dashboard": False, "object_store_memory": _STORE} if address == "local" else {}
+    # As a command has set them.
+    before = {one: signal.getsignal(one) for one in terminations()}
+    try:
+        if address not in ("auto", "local"):
+            # Ray itself tries for minutes.
+            at = parts.hostname or "", parts.port or 0
+            socket.create_connection(at, _REACHED_SECONDS).close()
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"ray.address: {address}: no Ray there ({one_line(error)}); start one (ray start "
+            "--head), or give local"
+        ) from error
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def _check_room(config: RayConfig) -> None:
+    """Raises an `InputError` if the nodes have no room for all shards: some would never start."""
+    needs = {"GPU": config.gpus_per_shard, "CPU": config.cpus_per_shard}
+    needs = {name: amount for name, amount in needs.items() if amount}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not needs:
+        return
+    room = sum(
+        min(int(node.get(name, 0) / amount + 1e-6) for name, amount in needs.items())
+        for node in nodes
+    )
+    if room < config.shards:
+        asked = " and ".join(f"{amount:g} {name}s" for name, amount in needs.items())
+        there = ", ".join(
+            " and ".join(f"{node.get(name, 0):g} {name}s" for name in needs) for node in nodes
+        )
+        raise InputError(
+            f"ray.shards: {config.shards} shards of {asked} each do not fit the cluster, which has "
+            f"room for {room} (its nodes have {there}); lower it, or what each shard asks for"
+        )
+
+
+# A shard ------------------------------------------------------------------------------------------
+
+
+class _Shard:
+    """The actor.
+
+    Args:
+        config: The run's.
+        part: Its part of the run's directory.
+        folder: The driver's, which relative paths start from.
+    """
+
+    def __init__(self, config: LiveConfig, part: Path, folder: Path):
+        os.chdir(folder)
+        # The models' accelerator is not for decisions of a few scalars.
+        jax.config.update("jax_platforms", "cpu")
+        self._config, self._part = config, part
+        self._closing = contextlib.ExitStack()
+        self._solving: dict[str, asyncio.Task[Solution]] = {}
+        # Here a failure would have Ray start it again and again.
+        self._starting = asyncio.ensure_future(self._start())
+
+    async def _start(self) -> Engine:
+        config = self._config
+        policy = config.configured_policy().policy
+        run = self._closing.enter_context(Part(self._part, kind=policy.kind))
+        self._writing = asyncio.ensure_future(run.keep_writing())
+        pool = await asyncio.to_thread(recorded_pool, config)
+        sampler, verifier = await asyncio.to_thread(start_models, config, pool)
+        return Engine(
+            sampler=sampler,
+            verifier=verifier,
+            policy=policy,
+            decide=Decider(policy),
+            run=run,
+            extract=load_object(config.extract, what="extract", shipped=EXTRACTORS),
+            equal=self._closing.enter_context(
+                comparison(config.equal, seconds=config.equal_seconds)
+            ),
+            max_ahead=config.max_ahead if policy.kind == "parallel" else 1,
+        )
+
+    async def ready(self) -> tuple[int | None, int | None]:
+        """The most tokens of a completion and of a score, once the models are there."""
+        engine = await self._starting
+        models = engine.sampler, engine.verifier
+        sampler, verifier = (getattr(model, "most_tokens", None) for model in models)
+        return sampler, verifier
+
+    async def solve(
+        self,
+        problem: Problem,
+        place: int,
+        count: int,
+        prior: Any,
+        predictor_tokens: int,
+        earlier: Earlier | None,
+    ) -> Solution:
+        """Solves a problem; asked again, as Ray does where an answer was lost, it is the same."""
+        if problem.id not in self._solving:
+            work = self._solve(problem, place, count, prior, predictor_tokens, earlier)
+            self._solving[problem.id] = asyncio.ensure_future(work)
+        return await self._solving[problem.id]
+
+    async def _solve(
+        self,
+        problem: Problem,
+        place: int,
+        count: int,
+        prior: Any,
+        predictor_tokens: int,
+        earlier: Earlier | None,
+    ) -> Solution:
+        engine = await self._starting
+        assert isinstance(engine.run, Part)
+        engine.run.take(problem.id, earlier)
+        priors = {} if prior is None else {problem.id: prior}
+        engine = engine._replace(priors=priors, predictor_tokens={problem.id: predictor_tokens})
+        return await engine.solve(problem, place, count)
+
+    async def sample(self, problem: Problem, n: int, first_index: int) -> tuple[Any, int]:
+        """Draws completions, or says why not, and how many tokens were lost."""
+        sampler = (await self._starting).sampler
+
+        async def drawn() -> list[Completion]:
+            given = sampler.sample(problem, n, first_index, abort=asyncio.Event())
+            return [completion async for completion in given]
+
+        return await _metered(drawn)
+
+    async def score(self, problem: Problem, completions: Sequence[Completion]) -> tuple[Any, int]:
+        """Scores completions, or says why not, and how many tokens were lost."""
+        verifier = (await self._starting).verifier
+        assert verifier is not None
+        return await _metered(lambda: verifier.score(problem, completions))
+
+    async def stop(self) -> int:
+        """Ends what is under way, keeps what it has cost, closes the models; answers not read."""
+        works = [*self._solving.values(), self._starting]
+        for work in works:
+            work.cancel()
+        await asyncio.gather(*works, return_exceptions=True)
+        if self._starting.cancelled() or self._starting.exception() is not None:
+            return 0
+        engine = self._starting.result()
+        self._writing.cancel()
+        await asyncio.wait([self._writing])
+        self._closing.close()
+        for model in (engine.sampler, engine.verifier):
+            if model is not None:
+                await model.close()
+        return getattr(engine.equal, "timeouts", 0)
+
+
+async def _metered(work: Callable[[], Awaitable[T]]) -> tuple[T | ProblemError, int]:
+    with metered() as tokens:
+        try:
+            return await work(), sum(tokens)
+        except ProblemError as error:
+            return error, sum(tokens)
