@@ -9,7 +9,7 @@ import resource
 import pytest
 
 from optscale_jax.errors import RunError
-from optscale_jax.live.runs import Run
+from optscale_jax.live.runs import Earlier, Part, Run, read_run
 from optscale_jax.readers import read_pool
 from optscale_jax.records import Completion, Decision, Problem, Sample, TokenLedger
 
@@ -391,3 +391,80 @@ def test_decisions_of_before_laws_had_names_are_read(tmp_path):
             back = run.decision("b")
             assert back is not None
             assert back.params == params
+
+
+def begun(run, *added):
+    """What a shard has left in a part of a run."""
+    part = run.begin_part()
+    with Part(part, kind="parallel") as kept:
+        for one in added:
+            kept.add_decision(one) if isinstance(one, Decision) else kept.add_sample(one)
+    return part
+
+
+def test_parts_are_read_whatever_they_are_called_and_become_the_runs_own(tmp_path):
+    with opened(tmp_path) as run:
+        run.add_sample(sample())
+        begun(run, sample(index=1))
+        # What a decision rests on need not be in the same part.
+        begun(run, sample(index=2), decision(num_samples=3), sample("b"))
+    decided, samples = read_run(tmp_path)
+    assert decided == {"a": decision(num_samples=3)}
+    assert [one.completion.index for one in samples["a"]] == [0, 1, 2]
+    with opened(tmp_path) as run:
+        assert run.notes == []
+        assert run.num_samples == 4
+        assert {one.completion.index for one in run.samples("a")} == {0, 1, 2}
+        assert run.earlier("b") == Earlier([sample("b")], [], TokenLedger())
+        assert run.begin_part().name == "02"
+        run.add_decision(decision("b"))
+        run.finish()
+        assert run.num_samples == 4
+    assert not (tmp_path / "shards").exists()
+    assert len((tmp_path / "samples.jsonl").read_bytes().splitlines()) == 4
+    with opened(tmp_path) as run:
+        assert run.decision("a") == decision(num_samples=3)
+        assert run.decision("b") == decision("b")
+
+
+def test_a_finish_that_was_cut_off_keeps_nothing_twice(tmp_path):
+    with opened(tmp_path) as run:
+        part = begun(run, sample(), decision())
+    for name in ("samples.jsonl", "decisions.jsonl"):  # gathered, and the part is still there
+        (tmp_path / name).write_bytes((part / name).read_bytes())
+    with opened(tmp_path) as run:
+        assert run.samples("a") == [sample()]
+        run.finish()
+    for name in ("samples.jsonl", "decisions.jsonl"):
+        assert len((tmp_path / name).read_bytes().splitlines()) == 1
+
+
+def test_a_part_that_is_damaged_is_named_and_set_aside(tmp_path):
+    with opened(tmp_path) as run:
+        part = begun(run, sample(), sample(index=1), decision(num_samples=2))
+    log = part / "samples.jsonl"
+    first, _ = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(first + b"{}\n" + b'{"problem_id": "a", "ind')
+    with pytest.raises(RunError, match=r"shards/00/samples\.jsonl: line 2: .* and 1 lines more"):
+        opened(tmp_path)
+    with opened(tmp_path, repair=True) as run:
+        assert run.samples("a") == [sample()]
+        assert run.decision("a") is None
+    assert log.with_name("samples.jsonl.damaged").read_bytes() == b"{}\n"
+
+
+def test_a_part_goes_on_from_what_it_and_others_hold(tmp_path):
+    lost = Completion(3, "half", 5, "stop")
+    with opened(tmp_path) as run:
+        run.add_drawn("a", lost)
+        run.add_spent("a", TokenLedger(aborted=4))
+        run.add_sample(sample())
+    with opened(tmp_path) as run:
+        earlier = run.earlier("a")
+        assert run.earlier("b") is None
+        part = begun(run, sample(index=1))
+        with Part(part, kind="parallel") as kept:
+            kept.take("a", earlier)
+            assert kept.samples("a") == [sample(), sample(index=1)]
+            assert kept.unscored("a") == [lost]
+            assert kept.spent("a") == TokenLedger(aborted=4)

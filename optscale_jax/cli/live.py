@@ -11,7 +11,7 @@ import platform
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +97,7 @@ def live(config: LiveConfig, engines: Engines | None = None) -> None:
         _shards(config, run, priors, tokens) as shards,
     ):
         console = Console(stderr=True)
-        for note in (*run.notes, *_elsewhere(config, run)):
+        for note in (*run.notes, *_elsewhere(config, run, problems)):
             console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
         before, started = run.num_samples, time.monotonic()
         with progress() as bar:
@@ -233,10 +233,11 @@ def _shards(
     return Shards(config, run, priors=priors, predictor_tokens=tokens)
 
 
-def _elsewhere(config: LiveConfig, run: Run) -> Iterator[str]:
+def _elsewhere(config: LiveConfig, run: Run, problems: Sequence[Problem]) -> Iterator[str]:
     """Says that a run goes on in other places than it was begun in."""
-    if run.num_samples and str(begun := config_of(Path(config.out)).ray) != str(config.ray):
-        yield f"{config.out}: begun in {begun}, goes on in {config.ray}"
+    left = any(run.decision(problem.id) is None for problem in problems)
+    if left and run.num_samples and str(begun := config_of(run.path).ray) != str(config.ray):
+        yield f"{run.path}: begun in {begun}, goes on in {config.ray}"
 
 
 def _problems(config: LiveConfig, pool: Pool | None) -> list[Problem]:

@@ -122,7 +122,8 @@ class RayConfig:
         at_least(self, 0, "gpus_per_shard", "cpus_per_shard", "restarts", of="ray.")
 
     def __str__(self) -> str:
-        return "one process" if self.address is None else f"{self.shards} shards"
+        many = "s" if self.shards > 1 else ""
+        return "one process" if self.address is None else f"{self.shards} shard{many}"
 
 
 @dataclasses.dataclass(frozen=True)

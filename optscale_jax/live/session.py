@@ -133,7 +133,7 @@ def run_live(
             max_ahead=max_ahead,
             budget=budget,
             on_solution=on_solution,
-            elsewhere=elsewhere,
+            elsewhere=() if decided else elsewhere,
         )
         if engines is None:
             solutions = asyncio.run(_until_terminated(_closing(work, sampler, verifier)))

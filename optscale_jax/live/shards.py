@@ -16,6 +16,7 @@ import logging
 import os
 import signal
 import socket
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +24,7 @@ from urllib.parse import urlsplit
 
 import jax
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
 from optscale_jax.answers import EXTRACTORS
 from optscale_jax.backends.base import Sampler, Verifier, lost, metered
@@ -171,7 +172,7 @@ class _Remote:
     async def stop(self) -> None:
         """Has it keep what it has, and end what is under way."""
         if self._actor is not None:
-            with contextlib.suppress(RayError, TimeoutError):
+            with _plainly(self._name), contextlib.suppress(RayActorError, TimeoutError):
                 stopped = self._actor.stop.options(max_task_retries=0).remote()
                 self.timeouts = await asyncio.wait_for(stopped, _STOP_SECONDS)
 
@@ -236,12 +237,14 @@ def _plainly(shard: str) -> Iterator[None]:
         raise
     except RayActorError as error:
         raise BackendError(
-            f"{shard} has died more often than ray.restarts: {one_line(error)}"
+            f"{shard} has died more often than ray.restarts allows; Ray's logs say why"
         ) from error
 
 
 def _connect(config: RayConfig) -> None:
     address = config.address or ""
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS", address)
     parts = urlsplit(address if "://" in address else f"//{address}")
     own = {"include_dashboard": False, "object_store_memory": _STORE} if address == "local" else {}
     # As a command has set them.
@@ -251,11 +254,15 @@ def _connect(config: RayConfig) -> None:
             # Ray itself tries for minutes.
             at = parts.hostname or "", parts.port or 0
             socket.create_connection(at, _REACHED_SECONDS).close()
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
+        with warnings.catch_warnings():
+            # Ray's own processes are other programs, which have no use for JAX's threads.
+            warnings.filterwarnings("ignore", r"os\.fork", RuntimeWarning)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
     except (OSError, ValueError, RuntimeError) as error:
+        why = getattr(error, "strerror", None) or one_line(error)
         raise InputError(
-            f"ray.address: {address}: no Ray there ({one_line(error)}); start one (ray start "
-            "--head), or give local"
+            f"ray.address: {address}: no Ray there ({why}); start one (ray start --head), or give "
+            "local"
         ) from error
     finally:
         for one, handler in before.items():
@@ -274,9 +281,9 @@ def _check_room(config: RayConfig) -> None:
         for node in nodes
     )
     if room < config.shards:
-        asked = " and ".join(f"{amount:g} {name}s" for name, amount in needs.items())
+        asked = " and ".join(f"{amount:g} {name}" for name, amount in needs.items())
         there = ", ".join(
-            " and ".join(f"{node.get(name, 0):g} {name}s" for name in needs) for node in nodes
+            " and ".join(f"{node.get(name, 0):g} {name}" for name in needs) for node in nodes
         )
         raise InputError(
             f"ray.shards: {config.shards} shards of {asked} each do not fit the cluster, which has "

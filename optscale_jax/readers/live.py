@@ -57,10 +57,10 @@ def read_live_run(
     path = Path(path)
     decided = {
         record.label("problem_id"): record.whole("num_samples", least=0, says=_COUNT)
-        for record in _whole_lines(path / DECISIONS)
+        for record in _records(path, DECISIONS)
     }
     drawn: dict[str, set[int]] = {}
-    for record in _whole_lines(path / SAMPLES):
+    for record in _records(path, SAMPLES):
         drawn.setdefault(record.label("problem_id"), set()).add(_index(record))
     counts = {
         name: decided.get(name, next(i for i in itertools.count() if i not in indices))
@@ -71,7 +71,7 @@ def read_live_run(
     return pool_of_records(
         (
             record
-            for record in _whole_lines(path / SAMPLES)
+            for record in _records(path, SAMPLES)
             if _index(record) < counts[record.label("problem_id")]
         ),
         source=str(path / SAMPLES),
@@ -99,6 +99,12 @@ def _origin(path: Path, scores: str) -> Origin:
 
 def _index(record: Record) -> int:
     return record.whole("index", least=0, says="count a problem's completions from 0")
+
+
+def _records(path: Path, name: str) -> Iterator[Record]:
+    """Those of the run itself, then those that shards at work on it still have."""
+    for file in (path / name, *sorted(path.glob(f"shards/*/{name}"))):
+        yield from _whole_lines(file)
 
 
 def _whole_lines(path: Path) -> Iterator[Record]:
