@@ -43,7 +43,7 @@ MOST_LINES = 30  # of an example of how to extend
 MARKS = {
     "A policy in inspect_ai": [pytest.mark.inspect_ai, pytest.mark.filterwarnings("ignore")],
 }
-OTHERS = {"vllm", "awk", "curl", "docker", "hf", "serve", "."}
+OTHERS = {"vllm", "vllm-router", "awk", "curl", "docker", "hf", "serve", "ray", "cd", "."}
 
 
 def blocks(text):
