@@ -16,7 +16,8 @@ paired. The output folder gets
     versions.json          packages, device, and the pool's size and checksum
 
 An empty cell is a value that is not known. Permutations count from 1; 0 is the stored order. A
-policy's name and its setting tell every row of a policy from all others.
+policy's name and its setting tell every row of a policy from all others. A pool of more than 8,192
+problems is replayed in blocks, and there is no per_problem.csv.
 """
 
 import dataclasses
@@ -29,8 +30,8 @@ from typing import Any
 
 import jax
 
-from optscale_jax import Pool
 from optscale_jax.cli import command, output_folder, package_versions, progress, show, to_yaml
+from optscale_jax.pool_directory import AnyPool
 from optscale_jax.report.replay import (
     result_columns,
     summary_columns,
@@ -41,7 +42,7 @@ from optscale_jax.report.replay import (
 from optscale_jax.report.tables import Table, answered, write_csv
 from optscale_jax.study.comparison import Options
 from optscale_jax.study.config import ReplayConfig
-from optscale_jax.study.entries import replay_comparison
+from optscale_jax.study.entries import num_steps, replay_comparison
 from optscale_jax.study.outcomes import Outcomes
 from optscale_jax.study.pools import SYNTHETIC, PoolSource, SyntheticPoolConfig
 from optscale_jax.study.summary import MethodSummary, summarise_methods
@@ -64,12 +65,12 @@ OUTPUTS = (
 def run(config: ReplayConfig) -> None:
     """Replays, compares, writes the files and shows the table."""
     config.entries()  # before the pool is read: what cannot be made should not cost that time
-    pool = config.source.load()
+    pool = config.source.open()
     if config.pool != SYNTHETIC:
         config = dataclasses.replace(config, synthetic=SyntheticPoolConfig())
     config, entries, notes = config.served(pool)
     with output_folder(Path(config.out), OUTPUTS) as folder, progress() as bar:
-        task = bar.add_task("replaying", total=2 * len(entries) + 1)
+        task = bar.add_task("replaying", total=num_steps(entries, pool) + len(entries) + 1)
         outcomes = replay_comparison(
             pool,
             entries,
@@ -88,7 +89,7 @@ def run(config: ReplayConfig) -> None:
         )
         bar.update(task, description="writing")
         orders = f"{config.permutations} permutations" if config.permutations else "stored order"
-        size = f"{pool.num_problems} problems x {pool.num_samples} completions"
+        size = f"{pool.num_problems:,} problems x {pool.num_samples} completions"
         table = summary_table(
             summaries,
             title=f"{outcomes.name}: {size}, {orders}",
@@ -107,13 +108,13 @@ def _write(
     outcomes: Outcomes,
     summaries: Sequence[MethodSummary],
     table: Table,
-    pool: Pool,
+    pool: AnyPool,
     config: ReplayConfig,
 ) -> None:
     write_csv(folder / "results.csv", result_columns(outcomes))
     write_csv(folder / "summary.csv", summary_columns(summaries, config.baseline))
     (folder / "summary.md").write_text(table.to_markdown(), encoding="utf-8")
-    if config.per_problem:
+    if config.per_problem and outcomes.num_grouped is None:
         write_per_problem(folder / "per_problem.csv", outcomes)
     if config.outcomes:
         outcomes.save(folder / "outcomes.npz")
@@ -128,7 +129,7 @@ def _write(
     (folder / "versions.json").write_text(versions + "\n")
 
 
-def _versions(pool: Pool, source: PoolSource | None) -> dict[str, Any]:
+def _versions(pool: AnyPool, source: PoolSource | None) -> dict[str, Any]:
     packages = ("optscale-jax", "jax", "jaxlib", "tfp-nightly", "numpy", "matplotlib")
     return {
         "python": platform.python_version(),

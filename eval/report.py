@@ -31,13 +31,13 @@ from typing import NamedTuple
 
 from rich.progress import Progress
 
-from optscale_jax import Pool
 from optscale_jax.cli import command, output_folder, parse, progress, show, to_yaml
 from optscale_jax.errors import InputError
+from optscale_jax.pool_directory import AnyPool
 from optscale_jax.report.tables import Table, write_csv
 from optscale_jax.study.comparison import check_problems
 from optscale_jax.study.config import ReplayConfig, ReportConfig
-from optscale_jax.study.entries import replay_comparison
+from optscale_jax.study.entries import num_steps, replay_comparison
 from optscale_jax.study.findings import Findings, find
 from optscale_jax.study.outcomes import Outcomes
 from optscale_jax.study.pools import PoolSource
@@ -70,7 +70,7 @@ class Source(NamedTuple):
     """What is reported on in one section."""
 
     outcomes: Outcomes
-    pool: Pool | None  # for what concerns its scores; None if it is no longer there
+    pool: AnyPool | None  # for what concerns its scores; None if it is no longer there
     notes: list[str]  # what is left out, and why
     folder: str = ""  # the section's
     ran: ReplayConfig | None = None  # what was replayed here; None for a folder of eval.replay
@@ -85,8 +85,8 @@ def run(config: ReportConfig) -> None:
     # All are read before the first is replayed: a bad one should not cost the others' time.
     sources = [_read_run(Path(path)) for path in config.runs]
     for source in sources:
-        check_problems(len(source.outcomes.problem_ids), source.outcomes.name)
-    pools = [(source := PoolSource(path, config.read), source.load()) for path in config.pools]
+        check_problems(source.outcomes.num_problems, source.outcomes.name)
+    pools = [(source := PoolSource(path, config.read), source.open()) for path in config.pools]
     for source, pool in pools:
         check_problems(pool.num_problems, source.path)
     comparison = _comparison(config) if pools else None
@@ -131,7 +131,7 @@ def _comparison(config: ReportConfig) -> ReplayConfig:
 
 
 def _replay(
-    source: PoolSource, pool: Pool, comparison: ReplayConfig, config: ReportConfig, bar: Progress
+    source: PoolSource, pool: AnyPool, comparison: ReplayConfig, config: ReportConfig, bar: Progress
 ) -> Source:
     orders = comparison.permutations if config.permutations is None else config.permutations
     orders = 0 if pool.kind == "sequential" else orders
@@ -140,7 +140,7 @@ def _replay(
     ran, entries, notes = asked.served(pool)
     known, task = (
         source.with_checksum(),
-        bar.add_task(f"replaying {source.name}", total=len(entries)),
+        bar.add_task(f"replaying {source.name}", total=num_steps(entries, pool)),
     )
     outcomes = replay_comparison(
         pool,
@@ -161,7 +161,7 @@ def _read_run(folder: Path) -> Source:
     changed = source and source.what_changed()
     if source is None or changed:
         return Source(outcomes, None, [f"{changed}: no figures of scores"] if changed else [])
-    return Source(outcomes, source.load(), [])
+    return Source(outcomes, source.open(), [])
 
 
 def _named(sources: list[Source], names: list[str] | None) -> list[Source]:

@@ -10,7 +10,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, Literal, cast, get_args
 
 import numpy as np
@@ -21,7 +21,10 @@ from optscale_jax.errors import PoolError
 from optscale_jax.files import atomic_write, refuse_bomb
 from optscale_jax.hub import POOL_FILE, local
 
-__all__ = ["Pool", "PoolKind", "Rescale"]
+__all__ = ["BLOCK", "Pool", "PoolKind", "Rescale"]
+
+BLOCK = 8192
+"""Problems of a block: a pool of more is drawn for, replayed and read in blocks of so many."""
 
 PoolKind = Literal["parallel", "sequential"]
 """Whether completions are independent draws, or each was written with the one before in view."""
@@ -142,6 +145,11 @@ class Pool:
     def has_tokens(self) -> bool:
         """Whether the length of every completion is known."""
         return bool(np.all(self.tokens[self.mask] >= 0))
+
+    @property
+    def signal_names(self) -> tuple[str, ...]:
+        """Names of its signals."""
+        return tuple(self.signals)
 
     @property
     def num_unanswered(self) -> tuple[int, int] | None:
@@ -305,7 +313,9 @@ class Pool:
         if not path.exists():
             raise PoolError(f"{source}: no such file; give the path of a pool's .npz")
         if path.is_dir():
-            raise PoolError(f"{source}: a folder; give the path of a pool's .npz")
+            raise PoolError(
+                f"{source}: a folder; give the path of a pool's .npz, or read it with read_pool"
+            )
         try:
             file = open(path, "rb")  # noqa: SIM115 (closed by the with below)
         except OSError as error:
@@ -362,7 +372,29 @@ class Pool:
             kept = _arguments({name: a[problems] for name, a in self._arrays().items()})
         except IndexError as error:
             raise PoolError(f"subset: {error}") from error
-        return Pool.from_arrays(**kept, kind=self.kind, origin=self.origin)
+        pool = Pool.from_arrays(**kept, kind=self.kind, origin=self.origin)
+        # What is not known of all problems is not known of these either.
+        return pool if self.correct is not None else dataclasses.replace(pool, correct=None)
+
+    def blocks(self, size: int = BLOCK) -> Iterator["Pool"]:
+        """The pool in parts of `size` problems, in order, with the same N; the last may have fewer.
+
+        They are views of its arrays.
+        """
+        for first in range(0, self.num_problems, size):
+            yield self._taken(slice(first, first + size))
+
+    def filled(self, num_problems: int) -> "Pool":
+        """The pool with its last problem again and again, for programs of a fixed shape.
+
+        Its `problem_ids` are then no longer unique.
+        """
+        rows = np.minimum(np.arange(num_problems), self.num_problems - 1)
+        return self if num_problems == self.num_problems else self._taken(rows)
+
+    def _taken(self, rows: Any) -> "Pool":
+        arrays = {name: array[rows] for name, array in self._arrays().items()}
+        return dataclasses.replace(self, **_arguments(arrays))
 
     def _arrays(self) -> dict[str, Any]:
         """The arrays that there are, by name, as `save` writes them."""

@@ -8,7 +8,7 @@ the fit of the law of scores, is computed once for all of them.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -21,13 +21,17 @@ from optscale_jax.errors import InputError, PoolError
 from optscale_jax.policies import Info, Observation, Policy, num_settings
 from optscale_jax.policies.prior import of_each_problem
 from optscale_jax.policies.stacking import as_arrays, axes
-from optscale_jax.pool import Pool
+from optscale_jax.pool import BLOCK, Pool
+from optscale_jax.pool_directory import AnyPool
 from optscale_jax.typing import Array
 
 __all__ = [
+    "Block",
     "InLaunchOrder",
     "Refusal",
     "ReplayResult",
+    "block_key",
+    "blocks_to_replay",
     "collect",
     "compilations",
     "in_launch_order",
@@ -75,7 +79,8 @@ def permutations(pool: Pool, key: Array | None, num_permutations: int) -> np.nda
 
     Returns:
       int32 [max(K, 1), P, N], columns of the pool in launch order; columns that the mask excludes
-      come last.
+      come last. Those of more than `BLOCK` problems are drawn block by block, from keys of their
+      own (`blocks_to_replay`).
 
     Raises:
       ValueError: num_permutations < 0, or a key is missing.
@@ -87,9 +92,46 @@ def permutations(pool: Pool, key: Array | None, num_permutations: int) -> np.nda
         return np.broadcast_to(np.arange(pool.num_samples, dtype=np.int32), shape)
     if key is None:
         raise ValueError("replay in random order needs a key, such as jax.random.key(0)")
+    if pool.num_problems > BLOCK:
+        parts = [
+            permutations(block.pool, block_key(key, block.index), num_permutations)
+            for block in blocks_to_replay(pool)
+        ]
+        return np.concatenate(parts, axis=1)[:, : pool.num_problems]
     # Uniform draws are in [0, 1): 2 sorts after all of them.
     draws = np.where(pool.mask, np.asarray(jax.random.uniform(key, shape)), 2.0)
     return np.argsort(draws, axis=-1, kind="stable").astype(np.int32)
+
+
+class Block(NamedTuple):
+    """Some problems of a pool, which are replayed at once."""
+
+    index: int  # of the block
+    first: int  # place of its first problem in the whole pool
+    num_problems: int
+    pool: Pool  # the problems; of a pool of several blocks the last is filled up to their size
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Place in the whole pool of each problem of `pool`."""
+        return self.first + np.minimum(np.arange(self.pool.num_problems), self.num_problems - 1)
+
+
+def blocks_to_replay(pool: AnyPool) -> Iterator[Block]:
+    """A pool in blocks of `BLOCK` problems, each replayed with the key that `block_key` gives.
+
+    What a replay of the whole pool gives for a problem a replay of its block gives too, unless the
+    policy looks at all problems first.
+    """
+    for index, part in enumerate(pool.blocks(BLOCK)):
+        first = index * BLOCK
+        whole = part.filled(BLOCK) if index else part
+        yield Block(index, first, part.num_problems, whole)
+
+
+def block_key(key: Array, index: int) -> Array:
+    """The key of a block's orders."""
+    return jax.random.fold_in(key, index) if index else key
 
 
 def _one(policy: Policy, prior: Any, observations: Observation) -> _Stop:
@@ -175,7 +217,7 @@ class Refusal(NamedTuple):
     remedy: str = ""  # what to do; "" where there is nothing
 
 
-def refusal(pool: Pool, policy: Policy, num_permutations: int) -> Refusal | None:
+def refusal(pool: AnyPool, policy: Policy, num_permutations: int) -> Refusal | None:
     """Why a policy cannot be replayed over a pool, in K permutations, or None if it can."""
     if policy.kind != pool.kind:
         if pool.kind == "sequential":
@@ -207,10 +249,10 @@ def refusal(pool: Pool, policy: Policy, num_permutations: int) -> Refusal | None
     if policy.rule_uses_tokens and not pool.has_tokens:
         return Refusal("it lacks the length of some completions, which this policy needs")
     for name in policy.signals:
-        if name not in pool.signals:
+        if name not in pool.signal_names:
             return Refusal(
                 f"it has no signal {name!r}, which this policy reads (it has "
-                f"{', '.join(pool.signals) or 'none'})"
+                f"{', '.join(pool.signal_names) or 'none'})"
             )
     deepest = int(np.max(policy.max_samples))
     short = pool.samples_per_problem < deepest

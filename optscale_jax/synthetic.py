@@ -5,7 +5,8 @@ The model is one of problems (difficulty decides accuracy, score law and length)
 """
 
 import dataclasses
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,15 @@ from jax.scipy.special import ndtr, ndtri
 from jaxtyping import Array, Float, PRNGKeyArray, UInt32
 
 from optscale_jax.checks import at_least, finite, one_of, positive, within
-from optscale_jax.pool import Pool
+from optscale_jax.pool import BLOCK, Pool
 
-__all__ = ["SyntheticConfig", "SyntheticProblems", "synthetic_pool", "synthetic_problems"]
+__all__ = [
+    "SyntheticConfig",
+    "SyntheticProblems",
+    "synthetic_blocks",
+    "synthetic_pool",
+    "synthetic_problems",
+]
 
 Key = PRNGKeyArray | UInt32[Array, "2"]
 ScoreLaw = Literal["truncated_normal", "mixture"]
@@ -155,12 +162,40 @@ def synthetic_pool(
     Raises:
         ValueError: If `num_problems` or `num_samples` is below 1.
     """
+    parts = synthetic_blocks(key, num_problems=num_problems, num_samples=num_samples, config=config)
+    first, *others = parts
+    if not others:
+        return first
+    names = ("scores", "correct", "tokens", "answers", "gold", "problem_ids")
+    whole: dict[str, Any] = {
+        n: np.concatenate([getattr(p, n) for p in (first, *others)]) for n in names
+    }
+    return Pool.from_arrays(**whole, source="synthetic pool")
+
+
+def synthetic_blocks(
+    key: Key, *, num_problems: int, num_samples: int, config: SyntheticConfig | None = None
+) -> Iterator[Pool]:
+    """The pool that `synthetic_pool` draws, and raises as it, in blocks of `BLOCK` problems."""
     if num_samples < 1:
         raise ValueError(f"num_samples is {num_samples}; it must be at least 1")
     c = config or SyntheticConfig()
     problems = synthetic_problems(key, num_problems=num_problems, config=c)
+    for index, first in enumerate(range(0, num_problems, BLOCK)):
+        own = SyntheticProblems(*(field[first : first + BLOCK] for field in problems))
+        yield _drawn(_generator(key, 1, *([index] if index else [])), own, first, num_samples, c)
+
+
+def _drawn(
+    generator: np.random.Generator,
+    problems: SyntheticProblems,
+    first: int,
+    num_samples: int,
+    c: SyntheticConfig,
+) -> Pool:
+    """Completions of some problems, the first of which has the number `first`."""
     difficulty, accuracy, loc, scale = (field[:, None] for field in problems)
-    generator = _generator(key, 1)
+    num_problems = len(difficulty)
     shape = (num_problems, num_samples)
     latent, noise, length_noise = generator.standard_normal((3, *shape))
     answerless = generator.random(shape) < c.answerless
@@ -191,14 +226,14 @@ def synthetic_pool(
         tokens=np.where(answerless, c.max_tokens, tokens),
         answers=np.where(answerless, -1, np.where(correct, 0, distractor)),
         gold=np.zeros(num_problems, np.int32),
-        problem_ids=[f"synthetic/{index}" for index in range(num_problems)],
+        problem_ids=[f"synthetic/{first + index}" for index in range(num_problems)],
         source="synthetic pool",
     )
 
 
-def _generator(key: Key, stream: int) -> np.random.Generator:
+def _generator(key: Key, *stream: int) -> np.random.Generator:
     # The key seeds NumPy, whose generators start at once: jax.random takes seconds to compile.
-    return np.random.default_rng([*np.ravel(jax.random.key_data(key)), stream])
+    return np.random.default_rng([*np.ravel(jax.random.key_data(key)), *stream])
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

@@ -42,6 +42,7 @@ CORE = [
     "derived_signals",
     "records",
     "pool",
+    "pool_directory",
     "synthetic",
     "replay",
 ]
@@ -121,8 +122,8 @@ INSIDE = {
     ],
 }
 CORE_DEPENDENCIES = {"jax", "tensorflow_probability", "numpy", "jaxtyping"}
-# Imported inside its functions, where a path names a hub.
-ALONE = {f"{PACKAGE}.hub": "huggingface_hub"}
+# Imported inside its functions, where a path names a hub or a pool directory.
+ALONE = {f"{PACKAGE}.hub": "huggingface_hub", f"{PACKAGE}.pool_directory": "pyarrow"}
 HEAVY = [
     "torch",
     "transformers",
@@ -138,6 +139,7 @@ HEAVY = [
     "scipy.stats",
     "huggingface_hub",
     "orjson",
+    "pyarrow",
 ]
 
 

@@ -56,7 +56,7 @@ def run(config: CalibrationConfig) -> None:
     """
     if config.pool is None:
         raise InputError("pool is not given; use --pool PATH")
-    pool = PoolSource(config.pool, config.read).load()
+    pool = PoolSource(config.pool, config.read).open()
     names = None if config.signals is None else signal_names(config.signals)
     found = learn_calibration(
         pool,

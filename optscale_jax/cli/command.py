@@ -22,7 +22,7 @@ __all__ = ["EXTRAS", "command", "excuse_missing_packages", "exit_code"]
 ConfigT = TypeVar("ConfigT")
 
 EXTRAS = {
-    "readers": ("orjson", "zipfile_zstd"),
+    "readers": ("orjson", "pyarrow", "zipfile_zstd"),
     "predictor": ("flax", "optax", "orbax", "safetensors", "tensorboardX", "torch"),
     "hub": ("huggingface_hub",),
     "live": ("anyio", "datasets", "httpx", "transformers"),

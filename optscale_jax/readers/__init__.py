@@ -6,7 +6,15 @@ file may be larger than the memory, and it refuses what it cannot rely on with a
 names the file, the record, the field and the remedy.
 """
 
-from optscale_jax.readers.detect import FORMATS, Format, Source, detect_format, read_pool
+from optscale_jax.readers.detect import (
+    FORMATS,
+    Format,
+    Source,
+    detect_format,
+    open_pool,
+    pool_blocks,
+    read_pool,
+)
 from optscale_jax.readers.inspect_ai import read_inspect
 from optscale_jax.readers.jsonl import read_jsonl, write_jsonl
 from optscale_jax.readers.layouts import LAYOUTS, Layout, read_batch, read_layout
@@ -22,6 +30,8 @@ __all__ = [
     "Layout",
     "Source",
     "detect_format",
+    "open_pool",
+    "pool_blocks",
     "read_batch",
     "read_inspect",
     "read_jsonl",

@@ -5,23 +5,24 @@ import functools
 import inspect
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from optscale_jax.errors import PoolError, bad_input
 from optscale_jax.plugins import PluginError, load_object
 from optscale_jax.pool import Pool
+from optscale_jax.pool_directory import MANIFEST, AnyPool, PoolDirectory
 from optscale_jax.readers.inspect_ai import read_inspect
-from optscale_jax.readers.jsonl import read_jsonl
+from optscale_jax.readers.jsonl import jsonl_blocks, read_jsonl
 from optscale_jax.readers.layouts import LAYOUTS, read_batch, read_layout
-from optscale_jax.readers.live import DECISIONS, SAMPLES, read_live_run
+from optscale_jax.readers.live import DECISIONS, SAMPLES, live_blocks, read_live_run
 from optscale_jax.readers.lm_eval import read_lm_eval, sample_logs
 from optscale_jax.readers.optscale import read_optscale
 from optscale_jax.readers.records import Record, data_path, open_file, read_records
 from optscale_jax.readers.search_and_learn import read_search_and_learn
 
-__all__ = ["FORMATS", "Format", "Source", "detect_format", "read_pool"]
+__all__ = ["FORMATS", "Format", "Source", "detect_format", "open_pool", "pool_blocks", "read_pool"]
 
 
 class Source(NamedTuple):
@@ -42,7 +43,9 @@ class Format(NamedTuple):
     """A format: whether a source is of it, and its reader."""
 
     knows: Callable[[Source], bool]
-    read: Callable[..., Pool]
+    read: Callable[..., AnyPool]
+    # As `read`, some problems at a time, for options that concern each completion by itself.
+    blocks: Callable[..., Iterator[Pool]] | None = None
 
 
 def _has(*names: str) -> Callable[[Source], bool]:
@@ -50,7 +53,8 @@ def _has(*names: str) -> Callable[[Source], bool]:
 
 
 FORMATS: dict[str, Format] = {
-    "live": Format(lambda source: (source.path / DECISIONS).is_file(), read_live_run),
+    "live": Format(lambda source: (source.path / DECISIONS).is_file(), read_live_run, live_blocks),
+    "parquet": Format(lambda source: (source.path / MANIFEST).is_file(), PoolDirectory),
     "npz": Format(lambda source: any(m.endswith(".npy") for m in source.members), Pool.load),
     "inspect_ai": Format(
         lambda source: (
@@ -75,17 +79,24 @@ FORMATS: dict[str, Format] = {
         )
         for name, layout in LAYOUTS.items()
     },
-    "jsonl": Format(_has("problem_id"), read_jsonl),
+    "jsonl": Format(_has("problem_id"), read_jsonl, jsonl_blocks),
 }
 """The formats by the names that `read_pool` takes; the first that knows a source reads it."""
 
 
 def read_pool(path: str | os.PathLike[str], *, format: str = "auto", **options: Any) -> Pool:
-    """Reads a pool from a file of any of the formats.
+    """Reads a pool from a file of any of the formats, as `open_pool`, all of it into memory."""
+    pool = open_pool(path, format=format, **options)
+    return pool if isinstance(pool, Pool) else pool.load()
+
+
+def open_pool(path: str | os.PathLike[str], *, format: str = "auto", **options: Any) -> AnyPool:
+    """Opens a pool of any of the formats; a pool directory stays on disk, to be read in blocks.
 
     Args:
         path: The file, packed by gzip or not; a folder with the files of one data set, of a live
-            run, or of the harness's logs; or `hf://OWNER/NAME` for a data set on the hub.
+            run, or of the harness's logs; a pool directory; or `hf://OWNER/NAME` for a data set on
+            the hub.
         format: One of `FORMATS`, or "auto" to find out from the file's beginning; or
             `module:function` for a reader of one's own, a function of the path.
         **options: Options of the format's reader, such as `prompts=` and `kind=` for "optscale",
@@ -98,6 +109,33 @@ def read_pool(path: str | os.PathLike[str], *, format: str = "auto", **options: 
         InputError: If the format is unknown or cannot be told, if its reader has no such option,
             or as the reader.
     """
+    path, format, reader = _reader(path, format, options)
+    pool = reader.read(path, **options)
+    if not isinstance(pool, Pool | PoolDirectory):
+        raise PoolError(f"{path}: the reader {format} gives {pool!r}; a reader returns a Pool")
+    return pool
+
+
+def pool_blocks(
+    path: str | os.PathLike[str], *, format: str = "auto", **options: Any
+) -> Iterator[Pool]:
+    """Reads a pool some problems at a time, as `open_pool`.
+
+    Of JSON lines, live runs and pool directories as many are in memory. In JSON lines a problem's
+    have to stand together then. Pools of other formats, and those that are rescaled, are in memory
+    as a whole.
+    """
+    place, _, reader = _reader(path, format, options)
+    if reader.blocks is None or "rescale" in options:
+        yield from open_pool(path, format=format, **options).blocks()
+    else:
+        yield from reader.blocks(place, **options)
+
+
+def _reader(
+    path: str | os.PathLike[str], format: str, options: Mapping[str, Any]
+) -> tuple[Path, str, Format]:
+    """Where a pool is, the name of its format, and that format, which has the options."""
     path = data_path(path)
     if (path / SAMPLES).is_file() and format != "live" and not (path / DECISIONS).is_file():
         path = path / SAMPLES
@@ -105,21 +143,19 @@ def read_pool(path: str | os.PathLike[str], *, format: str = "auto", **options: 
         format = detect_format(path)
     with bad_input(str(path), (PluginError,)):
         found = load_object(format, what="format", shipped=FORMATS, must_call=False)
-    reader = found.read if isinstance(found, Format) else found
-    if not callable(reader):
-        raise PoolError(f"{path}: {format} is no function of a path, and no Format")
-    _, *known = inspect.signature(reader).parameters
+    if not isinstance(found, Format):
+        if not callable(found):
+            raise PoolError(f"{path}: {format} is no function of a path, and no Format")
+        found = Format(lambda source: True, cast(Any, found))
+    _, *known = inspect.signature(found.read).parameters
     known = [name for name in known if name != "layout"]
     for option in options:
         if option not in known:
             raise PoolError(
                 f"{path}: a file of format {format!r} has no option {option!r} (it has "
-                f"{', '.join(known)})"
+                f"{', '.join(known) or 'none'})"
             )
-    pool = reader(path, **options)
-    if not isinstance(pool, Pool):
-        raise PoolError(f"{path}: the reader {format} gives {pool!r}; a reader returns a Pool")
-    return pool
+    return path, format, found
 
 
 def _begins(path: Path, magic: bytes) -> bool:
@@ -148,7 +184,9 @@ def detect_format(path: str | os.PathLike[str]) -> str:
             raise PoolError(f"{path}: not a complete .npz file or .eval log; copy or make it again")
         with bad_input(str(path), (zipfile.BadZipFile, OSError)), zipfile.ZipFile(path) as archive:
             source = source._replace(members=tuple(archive.namelist()))
-    elif not path.is_dir() or not any(FORMATS[name].knows(source) for name in ("live", "lm_eval")):
+    elif not path.is_dir() or not any(
+        FORMATS[name].knows(source) for name in ("live", "parquet", "lm_eval")
+    ):
         # Closed here rather than when the garbage collector finds it half read.
         with contextlib.closing(read_records(path)) as records:
             first = next(records, None)

@@ -8,7 +8,7 @@ import array
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,12 @@ from optscale_jax.derived_signals import (
 )
 from optscale_jax.errors import PoolError, RecordError
 from optscale_jax.files import atomic_write
-from optscale_jax.pool import Pool, Rescale
+from optscale_jax.pool import BLOCK, Pool, Rescale
 from optscale_jax.readers.layouts import aggregator
 from optscale_jax.readers.records import Record, are_numbers, read_records, shown
 from optscale_jax.records import finish_reason
 
-__all__ = ["pool_of_records", "read_jsonl", "write_jsonl"]
+__all__ = ["blocks_of_records", "jsonl_blocks", "pool_of_records", "read_jsonl", "write_jsonl"]
 
 # How the answers of a file are given; the first that a line has is taken.
 _ANSWER_FIELDS = ("answer_id", "answer", "completion")
@@ -134,6 +134,41 @@ def read_jsonl(
         extract=extract,
         equal=equal,
     )
+
+
+def jsonl_blocks(path: str | os.PathLike[str], **options: Any) -> Iterator[Pool]:
+    """What `read_jsonl` reads, with its options but for `rescale`, as `blocks_of_records`."""
+    return blocks_of_records(read_records(path), source=str(path), **options)
+
+
+def blocks_of_records(
+    records: Iterable[Record],
+    *,
+    source: str,
+    clip: bool = False,
+    scores: str | None = None,
+    aggregation: str | None = None,
+    extract: Extract = extract_answer,
+    equal: Equal = answers_equal,
+    score_fields: Sequence[str] = _SCORE_FIELDS,
+) -> Iterator[Pool]:
+    """Makes pools of `BLOCK` problems each, in the memory of one; arguments of `pool_of_records`.
+
+    A pool ends where a problem begins for which it has no room, so that the lines of a problem have
+    to stand together.
+    """
+
+    def empty() -> _Table:
+        return _Table(source, clip, scores, aggregation, extract, score_fields)
+
+    table = empty()
+    for record in records:
+        full = len(table.problems) == BLOCK
+        if full and record.label("problem_id") not in table.problems:
+            yield table.pool(equal, None)
+            table = empty()
+        table.add(record)
+    yield table.pool(equal, None)
 
 
 def pool_of_records(

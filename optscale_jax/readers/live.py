@@ -9,7 +9,7 @@ that is still missing.
 import contextlib
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import yaml
@@ -17,10 +17,10 @@ import yaml
 from optscale_jax.calibration import NOT_KNOWN, Origin
 from optscale_jax.errors import PoolError
 from optscale_jax.pool import Pool, Rescale
-from optscale_jax.readers.jsonl import pool_of_records
+from optscale_jax.readers.jsonl import blocks_of_records, pool_of_records
 from optscale_jax.readers.records import Record, read_records
 
-__all__ = ["DECISIONS", "SAMPLES", "read_live_run"]
+__all__ = ["DECISIONS", "SAMPLES", "live_blocks", "read_live_run"]
 
 _COUNT = "give the number of completions decided on"
 _SCORE_FIELDS = {"score": "score", "logprob": "mean_logprob"}
@@ -52,34 +52,72 @@ def read_live_run(
         InputError: If a file cannot be read or holds what is not a record of a run, or if no
             problem has a completion yet.
     """
+    path = Path(path)
+    fields = _score_fields(scores)
+    records = _counted(path, _counts(path))
+    found = pool_of_records(
+        records, source=str(path / SAMPLES), clip=clip, rescale=rescale, score_fields=fields
+    )
+    return found.with_origin(_origin(path, scores))
+
+
+def live_blocks(
+    path: str | os.PathLike[str], *, scores: str = "score", clip: bool = False
+) -> Iterator[Pool]:
+    """What `read_live_run` reads, in pools of `BLOCK` problems each, in the memory of one.
+
+    Problems are in the order in which the last of their completions ended. The records of those
+    that were being drawn at the same time are in memory, too.
+    """
+    path = Path(path)
+    fields, counts = _score_fields(scores), _counts(path)
+    records = _together(_counted(path, counts), counts)
+    blocks = blocks_of_records(records, source=str(path / SAMPLES), clip=clip, score_fields=fields)
+    yield from (block.with_origin(_origin(path, scores)) for block in blocks)
+
+
+def _score_fields(scores: str) -> tuple[str]:
+    """What a run did not score has no scores, whatever else is known of it."""
     if scores not in _SCORE_FIELDS:
         raise ValueError(f"scores={scores!r}: a live run has {' or '.join(_SCORE_FIELDS)}")
-    path = Path(path)
-    decided = {
+    return (_SCORE_FIELDS[scores],)
+
+
+def _counts(path: Path) -> dict[str, int]:
+    """How many completions of each problem count: those decided on, or up to a missing one."""
+    counts = {
         record.label("problem_id"): record.whole("num_samples", least=0, says=_COUNT)
         for record in _records(path, DECISIONS)
     }
     drawn: dict[str, set[int]] = {}
     for record in _records(path, SAMPLES):
-        drawn.setdefault(record.label("problem_id"), set()).add(_index(record))
-    counts = {
-        name: decided.get(name, next(i for i in itertools.count() if i not in indices))
+        if (name := record.label("problem_id")) not in counts:
+            drawn.setdefault(name, set()).add(_index(record))
+    counts |= {
+        name: next(i for i in itertools.count() if i not in indices)
         for name, indices in drawn.items()
     }
     if not any(counts.values()):
         raise PoolError(f"{path}: no problem has a completion yet")
-    return pool_of_records(
-        (
-            record
-            for record in _records(path, SAMPLES)
-            if _index(record) < counts[record.label("problem_id")]
-        ),
-        source=str(path / SAMPLES),
-        clip=clip,
-        rescale=rescale,
-        # What a run did not score has no scores, whatever else is known of it.
-        score_fields=(_SCORE_FIELDS[scores],),
-    ).with_origin(_origin(path, scores))
+    return counts
+
+
+def _counted(path: Path, counts: Mapping[str, int]) -> Iterator[Record]:
+    """The records that count."""
+    for record in _records(path, SAMPLES):
+        if _index(record) < counts[record.label("problem_id")]:
+            yield record
+
+
+def _together(records: Iterable[Record], counts: Mapping[str, int]) -> Iterator[Record]:
+    """The same records, each problem's one after the other, as soon as all of them are there."""
+    held: dict[str, list[Record]] = {}
+    for record in records:
+        name = record.label("problem_id")
+        held.setdefault(name, []).append(record)
+        if len(held[name]) == counts[name]:
+            yield from held.pop(name)
+    yield from itertools.chain(*held.values())
 
 
 def _origin(path: Path, scores: str) -> Origin:

@@ -555,7 +555,7 @@ def _rows(path: Path) -> Iterator[Record]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise RecordError(f"{path}: pip install 'optscale-jax[live]' to read Parquet") from error
+        raise RecordError(f"{path}: pip install 'optscale-jax[readers]' to read Parquet") from error
     number = 0
     try:
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=64):

@@ -55,7 +55,7 @@ def recommendation(found: Findings) -> list[str]:
         return []
     unit, cost = UNITS[found.outcomes.value_kind], found.outcomes.cost_kind
     fixed = f"{best.baseline} ({best.fixed.setting})"
-    point, doubts, count = best.point, [], len(found.outcomes.problem_ids)
+    point, doubts, count = best.point, [], found.outcomes.num_problems
     few = f"{count} problems are too few to go by; take tens, better hundreds. "
     if best.label == best.baseline:
         words = f"Use {fixed}: no rule is as good as this, the best fixed n, for fewer {cost}."
@@ -141,7 +141,7 @@ def _steps(found: Findings) -> Iterator[Step]:
         )
     if best is not None and (best.rivals or not best.saves or not best.keeps):
         yield Step(
-            f"To tell what {len(outcomes.problem_ids)} problems cannot, sample more problems, not "
+            f"To tell what {outcomes.num_problems} problems cannot, sample more problems, not "
             "more completions of these: four times as many halve the intervals."
         )
     if found.fit is not None and not found.fit.verdict.trusted:

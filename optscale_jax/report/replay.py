@@ -209,6 +209,9 @@ def write_per_problem(path: Path, outcomes: Outcomes) -> None:
     with open(path, "w", encoding="utf-8", newline="") as file:
         write_rows(file, [[name] for name in _PER_PROBLEM])
         for method in outcomes.methods:
+            # Means over groups of problems are not written.
+            assert method.selected_index is not None
+            assert method.stop_reason is not None
             for index in range(len(method.settings)):
                 selected, tokens = method.selected_index[index], method.tokens[index]
                 unknown = [""] * len(problems)

@@ -199,6 +199,12 @@ class Row(NamedTuple):
         claims = self.method.confidence
         return None if claims is None else self._of_fold(claims)
 
+    @property
+    def verifier_tokens(self) -> np.ndarray | None:
+        """Tokens that the verifier read and wrote [K, G], likewise; None if it is not kept."""
+        read = self.method.verifier_tokens
+        return None if read is None else self._of_fold(read)
+
     def _of_fold(self, values: np.ndarray) -> np.ndarray:
         chosen = self.indices[self.fit.of_problem]
         return values[chosen, :, np.arange(len(chosen))].T
@@ -230,7 +236,7 @@ def compare(
     Raises:
       InputError: there is one problem only, which leaves none to tune on.
     """
-    check_problems(len(outcomes.problem_ids), outcomes.name)
+    check_problems(outcomes.num_problems, outcomes.name)
     caps = outcomes.caps if caps is None else caps
     return [row for cap in caps for row in _rows_at(outcomes, int(cap), options or Options())]
 

@@ -8,7 +8,7 @@ import dataclasses
 from optscale_jax.checks import at_least, within
 from optscale_jax.errors import InputError
 from optscale_jax.laws import make_law
-from optscale_jax.pool import Pool
+from optscale_jax.pool_directory import AnyPool
 from optscale_jax.study.comparison import Options
 from optscale_jax.study.entries import (
     by_cap,
@@ -17,6 +17,7 @@ from optscale_jax.study.entries import (
     in_words,
     leave_out,
     lowered_to,
+    notes_on_blocks,
 )
 from optscale_jax.study.pools import SYNTHETIC, PoolSource, ReadConfig, SyntheticPoolConfig
 from optscale_jax.study.registry import Entry, PolicyConfig, within_depth
@@ -119,7 +120,7 @@ class ReplayConfig(ReadConfig):
             raise InputError(f"show.over is {self.show.over!r}, which no policy varies")
         return entries
 
-    def served(self, pool: Pool) -> tuple["ReplayConfig", list[Entry], list[str]]:
+    def served(self, pool: AnyPool) -> tuple["ReplayConfig", list[Entry], list[str]]:
         """The comparison as a pool can serve it, its policies, and notes on what it cannot.
 
         What would draw more than the pool has draws what there is. All else that it cannot serve is
@@ -138,6 +139,7 @@ class ReplayConfig(ReadConfig):
             notes += in_words(left_out)
             if not entries:
                 raise InputError(f"{self.pool}: no policy is left: {notes[-1]}")
+        notes += notes_on_blocks(pool, entries)
         known = self.baseline in [entry.label for entry in entries]
         return config if known else dataclasses.replace(config, baseline=None), entries, notes
 

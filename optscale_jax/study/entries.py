@@ -4,6 +4,7 @@ entries = entries_of([PolicyConfig("optscale", s_min=[.9, .95], ...), PolicyConf
 outcomes = replay_comparison(pool, entries, seed=0, num_permutations=20)
 """
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,12 +13,30 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from optscale_jax.derived_signals import VERIFIER_TOKENS
 from optscale_jax.errors import InputError, bad_input
 from optscale_jax.policies import Policy
-from optscale_jax.pool import Pool, PoolError
-from optscale_jax.replay import ReplayResult, refusal, replay
+from optscale_jax.policies.prior import of_each_problem
+from optscale_jax.pool import BLOCK, Pool, PoolError
+from optscale_jax.pool_directory import AnyPool
+from optscale_jax.replay import (
+    Block,
+    ReplayResult,
+    block_key,
+    blocks_to_replay,
+    permutations,
+    refusal,
+    replay,
+)
+from optscale_jax.study.blocks import (
+    Gathering,
+    groups,
+    is_large,
+    read_by_verifier,
+    sample_of_folds,
+)
 from optscale_jax.study.goodness_of_fit import fitted_law
-from optscale_jax.study.learning import learnt_on_the_others
+from optscale_jax.study.learning import learns, learnt_on_the_others
 from optscale_jax.study.outcomes import Method, Outcomes
 from optscale_jax.study.pools import PoolSource
 from optscale_jax.study.priors import priors_of_entries
@@ -32,6 +51,8 @@ __all__ = [
     "in_words",
     "leave_out",
     "lowered_to",
+    "notes_on_blocks",
+    "num_steps",
     "replay_comparison",
 ]
 
@@ -119,7 +140,7 @@ def in_words(left_out: Iterable[LeftOut]) -> list[str]:
 
 
 def leave_out(
-    entries: Iterable[Entry], pool: Pool, num_permutations: int
+    entries: Iterable[Entry], pool: AnyPool, num_permutations: int
 ) -> tuple[list[Entry], list[LeftOut]]:
     """Keeps the settings that a pool can serve; returns the entries, and what is left out."""
     kept, left_out = [], []
@@ -138,7 +159,7 @@ def leave_out(
     return kept, left_out
 
 
-def lowered_to(pool: Pool, caps: Iterable[int]) -> list[str]:
+def lowered_to(pool: AnyPool, caps: Iterable[int]) -> list[str]:
     """A note on the N that are more than a pool has, and were lowered; none where none were."""
     if not (above := ", ".join(map(str, sorted(caps)))):
         return []
@@ -147,8 +168,23 @@ def lowered_to(pool: Pool, caps: Iterable[int]) -> list[str]:
     return [f"N = {above} is compared at N = {depth}: problem {name!r} has no more completions"]
 
 
+def notes_on_blocks(pool: AnyPool, entries: Iterable[Entry]) -> list[str]:
+    """What is other than usual of a pool that is replayed in blocks; nothing of others."""
+    if not is_large(pool):
+        return []
+    count = int(groups(pool.num_problems).max()) + 1
+    found = [
+        f"intervals are over {count:,} groups of {pool.num_problems // count:,} problems each, "
+        "and outcomes are kept of the groups alone"
+    ]
+    coupling = [e.label for e in entries if any(p.couples_problems for p in e.policies)]
+    if coupling:
+        found.append(f"{', '.join(coupling)}: problems are ranked among {BLOCK:,} at a time")
+    return found
+
+
 def replay_comparison(
-    pool: Pool,
+    pool: AnyPool,
     entries: Sequence[Entry],
     *,
     seed: int,
@@ -159,6 +195,10 @@ def replay_comparison(
 ) -> Outcomes:
     """Replays a comparison over a pool, all policies in the same orders.
 
+    A pool of more than `BLOCK` problems is replayed block by block, and what is kept are means over
+    groups of problems (`study.blocks`). A rule that looks at all problems first then looks at a
+    block's.
+
     Args:
         pool: The pool.
         entries: The comparison.
@@ -167,37 +207,30 @@ def replay_comparison(
         num_folds: Folds over problems for rules that learn: what a rule knows of a problem is
             learnt on the other folds.
         source: Where the pool came from, for messages and for the record; names it in tables.
-        advance: Called after each entry.
+        advance: Called `num_steps` times in all.
 
     Raises:
         InputError: If the pool cannot serve a policy, or a policy's file of priors cannot be used.
     """
     called = "pool" if source is None else source.path
-    priors, predictor_tokens = priors_of_entries(entries, pool)
-    for entry in entries:
-        told = entry.label in priors or any(s.get("prior") is not None for s in entry.settings)
-        if entry.name == ORACLE and pool.has_scores and not told:
-            priors[entry.label] = fitted_law(pool)
-        if entry.label not in priors and all(policy.prior is None for policy in entry.policies):
-            with bad_input(entry.where, (InputError,)):
-                found = learnt_on_the_others(
-                    entry.policies[0], pool, num_folds=num_folds, seed=seed, where=called
-                )
-            if found is not None:
-                priors[entry.label] = found
+    knowledge = _Knowledge(entries, pool, num_folds, seed, called)
 
-    def one(entry: Entry, policy: Policy) -> ReplayResult:
-        given, key = priors.get(entry.label), jax.random.key(seed)
-        return replay(pool, policy, key=key, num_permutations=num_permutations, prior=given)
+    def one(entry: Entry, policy: Policy, block: Block) -> ReplayResult:
+        given, own = knowledge.of(entry, block), block_key(key, block.index)
+        with bad_input(f"{called}: {entry.where}", (PoolError,)):
+            return replay(
+                block.pool, policy, key=own, num_permutations=num_permutations, prior=given
+            )
 
-    def method(entry: Entry, parts: Sequence[tuple[list[int], ReplayResult]]) -> Method:
+    def method(entry: Entry, block: Block, parts: Sequence[tuple[list[int], Any]]) -> Method:
         order = np.argsort([index for at, _ in parts for index in at])
-        results = [part for _, part in parts]
+        results = [part.result() for _, part in parts]
         result = jax.tree.map(lambda *fields: np.concatenate(fields)[order], *results)
-        if (read := predictor_tokens.get(entry.label)) is not None:
+        if (read := knowledge.tokens_of(entry, block)) is not None:
             spent = np.where(result.tokens >= 0, result.tokens + read, -1)
             result = result._replace(tokens=spent.astype(np.int32))
-        return Method.from_result(
+        advance()
+        made = Method.from_result(
             entry.label,
             result,
             caps=caps_of(entry).tolist(),
@@ -208,31 +241,110 @@ def replay_comparison(
             oracle=entry.name == ORACLE,
             reads_scores=entry.policies[0].uses_scores,
         )
+        if not (large and VERIFIER_TOKENS in pool.signal_names):
+            return made
+        orders = permutations(block.pool, block_key(key, block.index), num_permutations)
+        read = read_by_verifier(block.pool, orders, made.num_samples)
+        return dataclasses.replace(made, verifier_tokens=read)
 
-    # Compilation takes most of the time; XLA does it without the interpreter's lock, so a second
-    # core helps. More threads than two would only hold more results in the making.
-    methods = []
+    large, key = is_large(pool), jax.random.key(seed)
+    gathering = Gathering(pool.num_problems, in_groups=large)
+    stacks = [(entry, entry.stacks()) for entry in entries]
+
+    def gather(block: Block, pending: list[Any]) -> None:
+        made = []
+        for (entry, _), parts in zip(stacks, pending, strict=True):
+            made.append(method(entry, block, parts))
+            parts.clear()
+        gathering.add(block, made)
+
+    # Compilation takes most of the time of a pool of one block; XLA does it without the
+    # interpreter's lock, so a second core helps. More threads than two would only hold more results
+    # in the making.
     with ThreadPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as executor:
-        pending = [
-            [(at, executor.submit(one, entry, policy)) for at, policy in entry.stacks()]
-            for entry in entries
-        ]
         try:
-            for entry, futures in zip(entries, pending, strict=True):
-                with bad_input(f"{called}: {entry.where}", (PoolError,)):
-                    parts = [(at, future.result()) for at, future in futures]
-                methods.append(method(entry, parts))
-                futures.clear()
-                advance()
+            before = None
+            for block in blocks_to_replay(pool):
+                pending = [
+                    [(at, executor.submit(one, entry, policy, block)) for at, policy in own]
+                    for entry, own in stacks
+                ]
+                # The next block is under way while this one's outcomes are gathered.
+                if before is not None:
+                    gather(*before)
+                before = block, pending
+            assert before is not None
+            gather(*before)
         except BaseException:
             executor.shutdown(cancel_futures=True)
             raise
+    methods = gathering.methods()
     return Outcomes(
         name="pool" if source is None else source.name,
         methods=methods,
-        problem_ids=pool.problem_ids,
+        problem_ids=np.arange(methods[0].num_samples.shape[-1]).astype(str)
+        if large
+        else pool.problem_ids,
         stored_order=num_permutations == 0,
         baselines=[m.label for base in _BASELINES for m in methods if m.name == base],
         source=source,
         unanswered=pool.num_unanswered,
+        num_grouped=pool.num_problems if large else None,
     )
+
+
+def num_steps(entries: Sequence[Entry], pool: AnyPool) -> int:
+    """How often `replay_comparison` says that it has advanced."""
+    return len(entries) * -(-pool.num_problems // BLOCK)
+
+
+class _Knowledge:
+    """What the rules of a comparison are told of problems beforehand, as far as they are."""
+
+    def __init__(
+        self, entries: Sequence[Entry], pool: AnyPool, num_folds: int, seed: int, called: str
+    ):
+        self._priors, self._tokens = priors_of_entries(entries, pool)
+        self._oracles: set[str] = set()
+        # Where each problem has its prior, for rules that learnt on some of a large pool.
+        self._places: dict[str, np.ndarray] = {}
+        self._num_problems = pool.num_problems
+        for entry in entries:
+            told = entry.label in self._priors or any(
+                s.get("prior") is not None for s in entry.settings
+            )
+            if entry.name == ORACLE and pool.has_scores and not told:
+                self._oracles.add(entry.label)
+            elif not told and all(policy.prior is None for policy in entry.policies):
+                with bad_input(entry.where, (InputError,)):
+                    self._learn(entry, pool, num_folds, seed, called)
+
+    def _learn(self, entry: Entry, pool: AnyPool, num_folds: int, seed: int, called: str) -> None:
+        policy, places = entry.policies[0], None
+        if not learns(policy):
+            return
+        if is_large(pool):
+            pool, places = sample_of_folds(pool, num_folds, seed)
+        assert isinstance(pool, Pool)
+        found = learnt_on_the_others(policy, pool, num_folds=num_folds, seed=seed, where=called)
+        if found is not None:
+            self._priors[entry.label] = found
+            if places is not None:
+                self._places[entry.label] = places
+
+    def of(self, entry: Entry, block: Block) -> Any:
+        """The priors of a block's problems; None where nothing is told."""
+        if entry.label in self._oracles:
+            return fitted_law(block.pool)
+        if (prior := self._priors.get(entry.label)) is None:
+            return None
+        rows = block.rows
+        if (places := self._places.get(entry.label)) is not None:
+            return jax.tree.map(lambda field: field[places[rows]], prior)
+        whole = of_each_problem(prior, self._num_problems)
+        return jax.tree.map(lambda field: field[rows], whole)
+
+    def tokens_of(self, entry: Entry, block: Block) -> np.ndarray | None:
+        """What predicting the priors of a block's problems took; None where nothing was."""
+        tokens = self._tokens.get(entry.label)
+        return None if tokens is None else tokens[block.rows]

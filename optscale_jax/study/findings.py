@@ -15,6 +15,8 @@ from optscale_jax.distributions import TruncatedNormal
 from optscale_jax.errors import InputError
 from optscale_jax.laws import make_law
 from optscale_jax.pool import Pool
+from optscale_jax.pool_directory import AnyPool
+from optscale_jax.study.blocks import is_large, sample_of
 from optscale_jax.study.comparison import (
     Frontier,
     Options,
@@ -63,7 +65,8 @@ class Findings(NamedTuple):
 
     Attributes:
         outcomes: What was replayed, and the hindsight oracle if the pool says what is right.
-        pool: The pool, for what concerns its completions; None if it is no longer there.
+        pool: The pool, for what concerns its completions, or `BLOCK` problems of a larger one;
+            None if it is no longer there.
         options: How settings are tuned and means estimated.
         rows: Every method at every N.
         frontiers: Every method, all its N together.
@@ -99,12 +102,12 @@ class Findings(NamedTuple):
         depth = max(outcomes.caps) if self.pool is None else self.pool.num_samples
         orders = f"{outcomes.num_permutations} random orders"
         order = "their stored order" if outcomes.stored_order else orders
-        return f"{len(outcomes.problem_ids)} problems x {depth} completions, in {order}"
+        return f"{outcomes.num_problems:,} problems x {depth} completions, in {order}"
 
 
 def find(
     outcomes: Outcomes,
-    pool: Pool | None,
+    pool: AnyPool | None,
     options: Options,
     *,
     caps: Sequence[int] | None = None,
@@ -125,8 +128,14 @@ def find(
         InputError: If no method has one of the N, or there is one problem only.
     """
     there = outcomes.caps
+    some, notes = None, list(notes)
     if pool is not None:
-        outcomes = with_hindsight(outcomes, pool, options.seed)
+        outcomes, some = with_hindsight(outcomes, pool, options.seed), sample_of(pool)
+        if is_large(pool):
+            notes.append(
+                f"what the completions alone say (the law of scores, the verifier, pass@k) is said "
+                f"of {some.num_problems:,} of the problems, drawn at random"
+            )
     wanted = PAPER_N if caps is None else caps
     shown = [cap for cap in wanted if cap in there] or (there if caps is None else [])
     rows = compare(outcomes, shown, options)
@@ -137,15 +146,15 @@ def find(
     deepest = {row.method.label: row for row in sorted(rows, key=lambda row: row.cap)}
     return Findings(
         outcomes=outcomes,
-        pool=pool,
+        pool=some,
         options=options,
         rows=rows,
         frontiers=curves,
         sensitivities={name: parts for name, parts in varied.items() if parts},
-        fit=None if pool is None or not pool.has_scores else fit_of(pool, options, laws),
-        subsets={} if pool is None else subset_accuracies(pool),
+        fit=None if some is None or not some.has_scores else fit_of(some, options, laws),
+        subsets={} if some is None else subset_accuracies(some),
         notes=notes,
-        with_verifier=tokens_with_verifier(outcomes, rows, pool, options.seed),
+        with_verifier=tokens_with_verifier(outcomes, rows, some, options.seed),
         reliabilities={
             label: _reliability(claims, row.fit.correct)
             for label, row in deepest.items()
@@ -153,7 +162,7 @@ def find(
             and (claims := row.confidence) is not None
             and not np.isnan(claims).all()
         },
-        roc=None if pool is None else roc_of(pool, options),
+        roc=None if some is None else roc_of(some, options),
         recommendation=None if base is None else recommend(curves, base[0], options),
     )
 

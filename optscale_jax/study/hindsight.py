@@ -11,7 +11,9 @@ import numpy as np
 
 from optscale_jax.policies import StopReason
 from optscale_jax.pool import Pool
-from optscale_jax.replay import permutations
+from optscale_jax.pool_directory import AnyPool
+from optscale_jax.replay import block_key, blocks_to_replay, permutations
+from optscale_jax.study.blocks import Gathering
 from optscale_jax.study.outcomes import Method, Outcomes
 
 __all__ = ["HINDSIGHT", "with_hindsight"]
@@ -19,7 +21,7 @@ __all__ = ["HINDSIGHT", "with_hindsight"]
 HINDSIGHT = "hindsight"
 
 
-def with_hindsight(outcomes: Outcomes, pool: Pool, seed: int) -> Outcomes:
+def with_hindsight(outcomes: Outcomes, pool: AnyPool, seed: int) -> Outcomes:
     """Outcomes with the hindsight oracle as their last method, for each N that there is.
 
     It stops at the first right completion, and where none of the first N is right after one: a rule
@@ -35,18 +37,28 @@ def with_hindsight(outcomes: Outcomes, pool: Pool, seed: int) -> Outcomes:
     Returns:
         The outcomes as they are if the pool does not say what is right, or is sequential.
     """
-    if outcomes.value_kind == "score" or pool.correct is None or pool.kind == "sequential":
+    if outcomes.value_kind == "score" or pool.kind == "sequential":
         return outcomes
-    orders = permutations(
-        pool, jax.random.key(seed), 0 if outcomes.stored_order else outcomes.num_permutations
-    )
+    caps = np.array(outcomes.caps)
+    count = 0 if outcomes.stored_order else outcomes.num_permutations
+    gathering = Gathering(pool.num_problems, in_groups=outcomes.num_grouped is not None)
+    for block in blocks_to_replay(pool):
+        if block.pool.correct is None:
+            return outcomes
+        orders = permutations(block.pool, block_key(jax.random.key(seed), block.index), count)
+        gathering.add(block, [_method(block.pool, orders, caps)])
+    return dataclasses.replace(outcomes, methods=[*outcomes.methods, *gathering.methods()])
+
+
+def _method(pool: Pool, orders: np.ndarray, caps: np.ndarray) -> Method:
+    """The oracle with each N [S] in orders [K, P, N] of a pool that says what is right."""
+    assert pool.correct is not None
     problems = np.arange(pool.num_problems)[:, None]
     right = (pool.correct & pool.eligible)[problems, orders]
     tokens = pool.tokens[problems, orders]
     unknown = np.cumsum(tokens < 0, axis=-1) > 0
     spent = np.where(unknown, -1, np.cumsum(np.maximum(tokens, 0), axis=-1))
     first, some = right.argmax(-1), right.any(-1)
-    caps = np.array(outcomes.caps)
     correct = some & (first < caps[:, None, None])
     last = np.where(correct, first, 0)
     order, row = np.arange(len(orders))[:, None], problems[:, 0]
@@ -54,7 +66,7 @@ def with_hindsight(outcomes: Outcomes, pool: Pool, seed: int) -> Outcomes:
     eligible = pool.eligible[row, column]
     scores = np.full(pool.mask.shape, np.nan) if pool.scores is None else pool.scores
     settings = [{"N": cap} for cap in caps.tolist()]
-    method = Method(
+    return Method(
         name=HINDSIGHT,
         label="hindsight oracle",
         settings=settings,
@@ -70,4 +82,3 @@ def with_hindsight(outcomes: Outcomes, pool: Pool, seed: int) -> Outcomes:
         oracle=True,
         reads_scores=False,
     )
-    return dataclasses.replace(outcomes, methods=[*outcomes.methods, method])

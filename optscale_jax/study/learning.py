@@ -31,12 +31,15 @@ from optscale_jax.policies import Policy
 from optscale_jax.policies.calibrated_vote import CalibratedVote
 from optscale_jax.policies.hit_or_gain import HitOrGain
 from optscale_jax.pool import Pool
+from optscale_jax.pool_directory import AnyPool
+from optscale_jax.study.blocks import sample_of
 from optscale_jax.study.tuning import folds
 
 __all__ = [
     "FEW_PROBLEMS",
     "cross_fitted",
     "learn_calibration",
+    "learns",
     "learnt_on_the_others",
     "signs_of_quality",
 ]
@@ -52,13 +55,13 @@ _RIDGE = 3.0
 _RIDGE_SLOPES = 0.1
 
 
-def signs_of_quality(pool: Pool) -> tuple[str, ...]:
+def signs_of_quality(pool: AnyPool) -> tuple[str, ...]:
     """Names of the signals that a calibration may learn from: all that are no cost."""
-    return tuple(name for name in pool.signals if name != VERIFIER_TOKENS)
+    return tuple(name for name in pool.signal_names if name != VERIFIER_TOKENS)
 
 
 def learn_calibration(
-    pool: Pool,
+    pool: AnyPool,
     *,
     labels: Labels = "pool",
     signals: Sequence[str] | None = None,
@@ -76,7 +79,8 @@ def learn_calibration(
     "none of them", at 1, 2, 3, 4, 6, 8, ... completions, penalised towards `DEFAULT_WEIGHTS`.
 
     Args:
-      pool: P >= num_folds problems with scores, answers, and correctness or golds.
+      pool: P >= num_folds problems with scores, answers, and correctness or golds; of more than
+        `BLOCK` so many, drawn at random, teach.
       labels: what is taken for the truth. "none": the answer that leads a vote over all completions
         with the default weights, scores taken for probabilities.
       signals: which of the pool's signals to try; default all of them but
@@ -89,6 +93,7 @@ def learn_calibration(
       InputError: the pool has no scores, answers or correctness, one class only, scores that are
         all equal, or fewer problems than folds.
     """
+    pool = sample_of(pool, seed)
     data = _Data.of_pool(pool, labels, signals, where)
     if data.num_problems < num_folds:
         raise InputError(
@@ -115,7 +120,9 @@ def learnt_on_the_others(
 ) -> Any:
     """What a rule without a prior learns for each problem, on the problems of other folds.
 
-    A rule of one's own that learns is registered: `@learnt_on_the_others.register(MyRule)`.
+    A rule of one's own that learns is registered: `@learnt_on_the_others.register(MyRule)`. Of a
+    pool of more than `BLOCK` problems it sees as many, and what it learns for one problem of a fold
+    stands for all of that fold.
 
     Args:
       policy: the rule; one of its settings stands for all.
@@ -129,6 +136,12 @@ def learnt_on_the_others(
     """
     del policy, pool, num_folds, seed, where
     return None
+
+
+def learns(policy: Policy) -> bool:
+    """Whether a rule learns something by `learnt_on_the_others`."""
+    plain = learnt_on_the_others.dispatch(object)
+    return learnt_on_the_others.dispatch(type(policy)) is not plain
 
 
 def _folds(pool: Pool, num_folds: int, seed: int, where: str) -> np.ndarray:

@@ -34,15 +34,19 @@ ValueKind = Literal["accuracy", "score"]
 CostKind = Literal["tokens", "samples"]
 _ABOUT = ("name", "label", "settings", "words", "varying", "oracle", "reads_scores")
 # The fields of a method that are arrays [S, K, P], as in `ReplayResult`.
-_ARRAYS = ("num_samples", "tokens", "score", "correct", "selected_index", "stop_reason")
-_ARRAYS += ("confidence",)
+_OF_RESULT = ("num_samples", "tokens", "score", "correct", "selected_index", "stop_reason")
+_OF_RESULT += ("confidence",)
+_ARRAYS = (*_OF_RESULT, "verifier_tokens")
 # Those that may be missing, in all methods or in some.
-_OPTIONAL = ("correct", "confidence")
+_OPTIONAL = ("correct", "confidence", "selected_index", "stop_reason", "verifier_tokens")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Method:
     """One policy's outcomes, arrays over its S settings, K permutations and P problems.
+
+    Of a pool of very many problems they are over groups of problems instead, and floats, the means
+    over each group (`study.blocks`).
 
     Attributes:
       name: the policy's name in the registry.
@@ -54,13 +58,16 @@ class Method:
       tokens: int [S, K, P], tokens of all completions drawn; -1 where one of them is unknown.
       score: float [S, K, P], score of the completion returned; NaN if there is none.
       correct: bool [S, K, P], whether it is correct; None if the pool does not know.
-      selected_index: int [S, K, P], its column in the pool; -1 = none was eligible.
-      stop_reason: int [S, K, P] `StopReason`.
+      selected_index: int [S, K, P], its column in the pool; -1 = none was eligible. None of groups.
+      stop_reason: int [S, K, P] `StopReason`. None of groups.
       varying: the arguments that were given several values.
       oracle: whether it knows what no policy can know, and so does not compete.
       confidence: float [S, K, P], P(the completion returned is right) as it claims; None if it
         claims none.
       reads_scores: whether it needs a verifier.
+      share_scored: float [S, K], of groups: the share of problems whose completion has a score.
+      verifier_tokens: float [S, K, P], of groups: tokens that the verifier read and wrote for the
+        completions drawn; None where the pool does not say.
     """
 
     name: str
@@ -72,12 +79,14 @@ class Method:
     tokens: np.ndarray
     score: np.ndarray
     correct: np.ndarray | None
-    selected_index: np.ndarray
-    stop_reason: np.ndarray
+    selected_index: np.ndarray | None
+    stop_reason: np.ndarray | None
     varying: Sequence[str] = ()
     oracle: bool = False
     confidence: np.ndarray | None = None
     reads_scores: bool = True
+    share_scored: np.ndarray | None = None
+    verifier_tokens: np.ndarray | None = None
 
     @classmethod
     def from_result(
@@ -113,7 +122,7 @@ class Method:
             result = jax.tree.map(lambda *fields: np.stack(fields), *result)
         elif result.num_samples.ndim == 2:
             result = jax.tree.map(lambda field: field[None], result)
-        arrays: dict[str, Any] = {field: getattr(result, field) for field in _ARRAYS}
+        arrays: dict[str, Any] = {field: getattr(result, field) for field in _OF_RESULT}
         if np.isnan(arrays["confidence"]).all():
             arrays["confidence"] = None
         count = len(arrays["num_samples"])
@@ -176,6 +185,8 @@ class Outcomes:
         has one setting there.
       source: where the pool came from; None if it is not known.
       unanswered: `Pool.num_unanswered` of the pool.
+      num_grouped: how many problems there are where the methods' arrays are over groups of them,
+        [S, K, G], and `problem_ids` are the groups' numbers; None where they are over problems.
     """
 
     name: str
@@ -185,6 +196,7 @@ class Outcomes:
     baselines: Sequence[str] = ()
     source: PoolSource | None = None
     unanswered: tuple[int, int] | None = None
+    num_grouped: int | None = None
 
     @classmethod
     def from_results(
@@ -249,6 +261,11 @@ class Outcomes:
         )
 
     @property
+    def num_problems(self) -> int:
+        """P."""
+        return len(self.problem_ids) if self.num_grouped is None else self.num_grouped
+
+    @property
     def num_permutations(self) -> int:
         """K, 1 for the stored order."""
         return self.methods[0].num_samples.shape[1]
@@ -281,7 +298,10 @@ class Outcomes:
 
     def value(self, method: Method) -> np.ndarray:
         """What a method won, float [S, K, P]; a score of 0 where none was returned."""
-        return np.nan_to_num(method.metric(self.value_kind))
+        value = np.nan_to_num(method.metric(self.value_kind))
+        if self.value_kind == "accuracy" or method.share_scored is None:
+            return value
+        return value * method.share_scored[..., None]
 
     def cost(self, method: Method) -> np.ndarray:
         """What a method spent, float [S, K, P]."""
@@ -312,10 +332,8 @@ class Outcomes:
             "baselines": list(self.baselines),
             "source": self.source and dataclasses.asdict(self.source),
             "unanswered": self.unanswered,
-            "methods": [
-                {field: getattr(method, field) for field in _ABOUT} | {"caps": method.caps.tolist()}
-                for method in self.methods
-            ],
+            "num_grouped": self.num_grouped,
+            "methods": [_told(method) for method in self.methods],
         }
         arrays: dict[str, Any] = {}
         for field in _ARRAYS:
@@ -365,6 +383,15 @@ class Outcomes:
             raise InputError(f"{file}: damaged or cut short; run eval.replay again") from error
 
 
+def _told(method: Method) -> dict[str, Any]:
+    """What is kept of a method as JSON."""
+    share = method.share_scored
+    return {field: getattr(method, field) for field in _ABOUT} | {
+        "caps": method.caps.tolist(),
+        "share_scored": None if share is None else share.tolist(),
+    }
+
+
 class _OtherVersion(Exception):
     """A file of another version; the message says of which."""
 
@@ -386,10 +413,10 @@ def _unpacked(arrays: dict[str, np.ndarray]) -> Outcomes:
         part = slice(start, start + len(method["caps"]))
         start = part.stop
         own: dict[str, Any] = {field: array[part] for field, array in arrays.items()}
-        if "confidence" in own and np.isnan(own["confidence"]).all():
-            own["confidence"] = None
-        caps = np.array(method.pop("caps"))
-        methods.append(Method(caps=caps, **{"correct": None, **own, **method}))
+        own |= {n: None for n in ("confidence", "verifier_tokens") if np.isnan(own.get(n, 0)).all()}
+        caps, share = np.array(method.pop("caps")), method.pop("share_scored", None)
+        own["share_scored"] = None if share is None else np.array(share)
+        methods.append(Method(caps=caps, **(dict.fromkeys(_OPTIONAL) | own | method)))
     source = about["source"] and PoolSource.from_json(about["source"])
     return Outcomes(
         about["name"],
@@ -399,6 +426,7 @@ def _unpacked(arrays: dict[str, np.ndarray]) -> Outcomes:
         about["baselines"],
         source,
         unanswered=tuple(about["unanswered"]) if about.get("unanswered") else None,
+        num_grouped=about.get("num_grouped"),
     )
 
 

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import hashlib
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +18,11 @@ from optscale_jax.calibration import Origin
 from optscale_jax.equivalence import comparison
 from optscale_jax.errors import PoolWarning, bad_input
 from optscale_jax.plugins import load_object
-from optscale_jax.pool import Pool, Rescale
-from optscale_jax.readers import read_pool
+from optscale_jax.pool import BLOCK, Pool, Rescale
+from optscale_jax.pool_directory import MANIFEST, AnyPool, PoolDirectory
+from optscale_jax.readers import open_pool, pool_blocks
 from optscale_jax.readers.records import data_path
-from optscale_jax.synthetic import SyntheticConfig, synthetic_pool
+from optscale_jax.synthetic import SyntheticConfig, synthetic_blocks, synthetic_pool
 
 __all__ = ["SYNTHETIC", "PoolSource", "ReadConfig", "SyntheticPoolConfig", "checksum"]
 
@@ -99,8 +101,16 @@ class SyntheticPoolConfig(SyntheticConfig):
     def make(self) -> Pool:
         """The pool; an `InputError` if a number is outside its domain."""
         with bad_input():
-            key, shape = jax.random.key(self.seed), (self.num_problems, self.num_samples)
-            return synthetic_pool(key, num_problems=shape[0], num_samples=shape[1], config=self)
+            return synthetic_pool(jax.random.key(self.seed), **self._arguments)
+
+    def blocks(self) -> Iterator[Pool]:
+        """The same, in blocks."""
+        with bad_input():
+            yield from synthetic_blocks(jax.random.key(self.seed), **self._arguments)
+
+    @property
+    def _arguments(self) -> dict[str, Any]:
+        return {"num_problems": self.num_problems, "num_samples": self.num_samples, "config": self}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,9 +138,34 @@ class PoolSource:
 
     def load(self) -> Pool:
         """Reads the pool, or makes it; an `InputError` if it cannot be."""
+        pool = self.open()
+        return pool if isinstance(pool, Pool) else pool.load()
+
+    def open(self) -> AnyPool:
+        """The same; a large pool directory stays on disk, to be read in blocks."""
         if self.synthetic is not None:
             return self.synthetic.make()
-        # Only what was asked for: a format refuses options that it does not have.
+        with self._options() as options:
+            origin = Origin(*(options.pop(field, None) for field in Origin._fields))
+            pool = open_pool(self.path, **options).with_origin(origin)
+            if isinstance(pool, PoolDirectory) and pool.num_problems <= BLOCK:
+                pool = pool.load()
+        self._warn()
+        return pool
+
+    def blocks(self) -> Iterator[Pool]:
+        """The pool some problems at a time, so few as its format allows (`readers.pool_blocks`)."""
+        if self.synthetic is not None:
+            yield from self.synthetic.blocks()
+            return
+        self._warn()
+        with self._options() as options:
+            origin = Origin(*(options.pop(field, None) for field in Origin._fields))
+            yield from (b.with_origin(origin) for b in pool_blocks(self.path, **options))
+
+    @contextlib.contextmanager
+    def _options(self) -> Iterator[dict[str, Any]]:
+        """The reader's options, of which only what was asked for: a format refuses others."""
         asked, defaults = dataclasses.asdict(self.read), dataclasses.asdict(ReadConfig())
         options = {name: value for name, value in asked.items() if value != defaults[name]}
         with bad_input(errors=(ImportError, ValueError)), contextlib.ExitStack() as stack:
@@ -138,12 +173,12 @@ class PoolSource:
                 options["extract"] = load_object(extract, what="extract", shipped=EXTRACTORS)
             if equal := options.get("equal"):
                 options["equal"] = stack.enter_context(comparison(equal))
-            origin = Origin(*(options.pop(field, None) for field in Origin._fields))
-            pool = read_pool(self.path, **options).with_origin(origin)
+            yield options
+
+    def _warn(self) -> None:
         if rescaled := self.read.rescale:
             words = f"{self.path}: scores are rescaled ({rescaled})"
-            warnings.warn(words, PoolWarning, stacklevel=2)
-        return pool
+            warnings.warn(words, PoolWarning, stacklevel=3)
 
     def with_checksum(self) -> "PoolSource":
         """The same, with the checksum of the file as it is now."""
@@ -173,8 +208,9 @@ def checksum(path: str) -> str:
     place = data_path(path)
     files = [place]
     if place.is_dir():
-        samples = place / "samples.jsonl"
-        files = [samples] if samples.exists() else sorted(place.rglob("*.*"))
+        # A manifest has its parts' checksums; lines of completions are all that a run's pool is.
+        alone = [file for name in (MANIFEST, "samples.jsonl") if (file := place / name).exists()]
+        files = alone[:1] or sorted(place.rglob("*.*"))
     digest = hashlib.sha256()
     for file in filter(Path.is_file, files):
         with open(file, "rb") as opened:

@@ -11,7 +11,7 @@ import numpy as np
 
 from optscale_jax.errors import InputError, PoolError, bad_input
 from optscale_jax.estimation import Prior
-from optscale_jax.pool import Pool
+from optscale_jax.pool_directory import AnyPool
 from optscale_jax.readers.records import read_records
 from optscale_jax.study.registry import Entry, PriorConfig, find_rule, prior_of
 
@@ -66,7 +66,7 @@ def priors_of(
 
 
 def priors_of_entries(
-    entries: Sequence[Entry], pool: Pool
+    entries: Sequence[Entry], pool: AnyPool
 ) -> tuple[dict[str, Prior], dict[str, np.ndarray]]:
     """Reads the priors of the entries that have a file of them, as `priors_of` does.
 
@@ -75,11 +75,11 @@ def priors_of_entries(
         predicting them took, [P].
     """
     priors, tokens = {}, {}
-    ids = [str(each) for each in pool.problem_ids]
     for entry in entries:
         config = entry.settings[0].get("prior")
         if not isinstance(config, PriorConfig) or config.file is None:
             continue
+        ids = [str(each) for each in pool.problem_ids]
         with bad_input(entry.where, (InputError,)):
             found, spent = priors_of(config.file, entry.name, ids)
         priors[entry.label] = Prior(

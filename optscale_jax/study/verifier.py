@@ -10,6 +10,7 @@ from scipy.stats import rankdata
 from optscale_jax.derived_signals import VERIFIER_TOKENS
 from optscale_jax.pool import Pool
 from optscale_jax.replay import permutations
+from optscale_jax.study.blocks import read_by_verifier
 from optscale_jax.study.comparison import Options, Row
 from optscale_jax.study.metrics import Interval
 from optscale_jax.study.outcomes import Outcomes
@@ -91,19 +92,18 @@ def tokens_with_verifier(
         pool: knows the verifier's tokens if it has them as its signal `VERIFIER_TOKENS`.
         seed: that of the replay's orders.
     """
-    read = None if pool is None else pool.signals.get(VERIFIER_TOKENS)
     if outcomes.cost_kind != "tokens":
         return [np.nan] * len(rows)
-    spent = None
-    if read is not None and pool is not None:
+    orders = None
+    if pool is not None and VERIFIER_TOKENS in pool.signals and outcomes.num_grouped is None:
         count = 0 if outcomes.stored_order else outcomes.num_permutations
         orders = permutations(pool, jax.random.key(seed), count)
-        spent = np.cumsum(read[np.arange(pool.num_problems)[:, None], orders], axis=-1, dtype=float)
-    found = []
-    for row in rows:
-        more = 0.0
-        if row.method.reads_scores:
-            last = np.maximum(row.num_samples - 1, 0)[..., None]
-            more = np.nan if spent is None else np.take_along_axis(spent, last, -1).mean()
-        found.append(float(row.cost.mean + more))
-    return found
+
+    def read(row: Row) -> float:
+        if not row.method.reads_scores:
+            return 0.0
+        if orders is not None and pool is not None:
+            return float(read_by_verifier(pool, orders, row.num_samples).mean())
+        return np.nan if row.verifier_tokens is None else float(row.verifier_tokens.mean())
+
+    return [float(row.cost.mean) + read(row) for row in rows]

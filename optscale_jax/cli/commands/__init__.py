@@ -20,6 +20,7 @@ COMMANDS = {
     "train": "train.predictor",
     "train-calibration": "train.calibration",
     "predict": "eval.predict",
+    "convert": "eval.convert",
     "push": "eval.push",
     "compare-priors": "eval.compare_priors",
     "compare-losses": "eval.compare_losses",
