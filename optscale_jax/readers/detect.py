@@ -53,8 +53,8 @@ def _has(*names: str) -> Callable[[Source], bool]:
 
 
 FORMATS: dict[str, Format] = {
-    "live": Format(lambda source: (source.path / DECISIONS).is_file(), read_live_run, live_blocks),
     "parquet": Format(lambda source: (source.path / MANIFEST).is_file(), PoolDirectory),
+    "live": Format(lambda source: (source.path / DECISIONS).is_file(), read_live_run, live_blocks),
     "npz": Format(lambda source: any(m.endswith(".npy") for m in source.members), Pool.load),
     "inspect_ai": Format(
         lambda source: (
