@@ -169,7 +169,12 @@ class TokenLedger:
     def __add__(self, other: "TokenLedger") -> "TokenLedger":
         if not isinstance(other, TokenLedger):
             return NotImplemented
-        return jax.tree.map(lambda a, b: a + b, self, other)
+        return TokenLedger(
+            self.completed + other.completed,
+            self.aborted + other.aborted,
+            self.verifier + other.verifier,
+            self.predictor + other.predictor,
+        )
 
     def __radd__(self, other: Any) -> "TokenLedger":
         # sum() starts from the integer 0.

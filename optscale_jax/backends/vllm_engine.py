@@ -6,8 +6,10 @@ print goes to a log of their own, unless the user has set VLLM_LOGGING_LEVEL to 
 """
 
 import asyncio
+import atexit
 import contextlib
 import dataclasses
+import gc
 import logging
 import os
 import re
@@ -119,7 +121,9 @@ def start_engine(
             # LLM (1,024 sequences at once on an H100), not those of an engine of unknown use (128).
             use = UsageContext.LLM_CLASS
             args = AsyncEngineArgs(**{**values, **arguments, **config.extra})
-            return Engine(AsyncLLM.from_engine_args(args, usage_context=use), model, log)
+            engine = Engine(AsyncLLM.from_engine_args(args, usage_context=use), model, log)
+            _freeze_heap()
+            return engine
         # vLLM has no type of its own for what can go wrong here: memory, files, the network, an
         # architecture that it does not know.
         except Exception as error:
@@ -134,6 +138,19 @@ def start_engine(
             unknown = log is None and elsewhere
             held = _memory_of_others() if unknown or "memory" in why.lower() else ""
             raise BackendError(f"{model}: vLLM cannot start it{why}{held}") from error
+
+
+def _freeze_heap() -> None:
+    """Has Python's collector pass over what there is by now, as vLLM's server does at its start.
+
+    vLLM, torch and JAX leave a million objects, and looking through all of them holds up the event
+    loop, and with it every request, for half a second.
+    """
+    gc.collect()
+    gc.freeze()
+    # Libraries complain at the end about what is never collected.
+    atexit.unregister(gc.unfreeze)
+    atexit.register(gc.unfreeze)
 
 
 def register_models() -> None:

@@ -544,6 +544,9 @@ class Engine(NamedTuple):
         return decisions
 
 
+_NOTHING = TokenLedger()
+
+
 class _Work:
     """A problem's completions so far.
 
@@ -650,7 +653,7 @@ class _Work:
         completion = self._ended.get(index) if sample is None else sample.completion
         # How far one had come that was under way when a process was cut off is not known: it counts
         # in full, beside what it takes now that it is drawn again.
-        lost = self._lost.get(index, TokenLedger())
+        lost = self._lost.get(index, _NOTHING)
         if completion is None:
             return TokenLedger(aborted=times * self._most) + lost
         tokens = measured(completion.tokens)
@@ -665,7 +668,8 @@ class _Work:
             try:
                 yield
             finally:
-                self._lost[index] += TokenLedger(**{entry: sum(tokens)})
+                if tokens:
+                    self._lost[index] += TokenLedger(**{entry: sum(tokens)})
 
     async def draw_one(self, index: int) -> None:
         """Has a completion drawn and scored, unless that is done; keeps what is wrong with it."""
