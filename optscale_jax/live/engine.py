@@ -16,6 +16,7 @@ on, and stay open until it is spent.
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import math
 import threading
 from collections import Counter, defaultdict
@@ -578,6 +579,8 @@ class _Work:
         self.seen = 0
         self.launched = 0
         self.samples: dict[int, Sample] = {}
+        # With limits, how many of the samples have been counted, and their tokens.
+        self._counted, self._used = 0, Counter[str]()
         # Those that have ended, by launch order; some are scored by now, and are samples.
         self._ended: dict[int, Completion] = {}
         self.failed: dict[int, str] = {}
@@ -725,13 +728,14 @@ class _Work:
 
     def _count_up(self) -> None:
         if self._limits is not None:
-            ended = [sample.completion for sample in self.samples.values()]
-            self._limits.spend(
-                calls=self.seen,
-                tokens=sum(max(one.tokens, 0) for one in ended),
-                prompt=sum(one.prompt_tokens for one in ended),
-                verifier=sum(max(one.verifier_tokens, 0) for one in self.samples.values()),
-            )
+            # Those that came since the last time: a sum over all would be the square of them.
+            for one in itertools.islice(self.samples.values(), self._counted, None):
+                ended, read = one.completion, max(one.verifier_tokens, 0)
+                self._used.update(
+                    tokens=max(ended.tokens, 0), prompt=ended.prompt_tokens, verifier=read
+                )
+            self._counted = len(self.samples)
+            self._limits.spend(calls=self.seen, **self._used)
 
     async def with_the_rest(self, state: State) -> State:
         """The state with what has come behind one that is missing, once a limit was reached."""

@@ -63,6 +63,10 @@ class Earlier(NamedTuple):
     spent: TokenLedger
 
 
+# Made once: `json.dumps` makes one a line.
+_encoded = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+
+
 class Run:
     """A run directory, open for one process.
 
@@ -305,8 +309,7 @@ class Run:
 
     def _add(self, name: str, fields: Mapping[str, Any]) -> None:
         # "replace": a server's JSON can hold half of a surrogate pair, which UTF-8 cannot.
-        line = json.dumps(fields, ensure_ascii=False, allow_nan=False)
-        self._logs[name].waiting.append(line.encode("utf-8", "replace") + b"\n")
+        self._logs[name].waiting.append(_encoded(fields).encode("utf-8", "replace") + b"\n")
         self._more.set()
 
     def _take(self) -> dict[str, bytes]:
