@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from optscale_jax import policies
-from optscale_jax.calibration import SCORE, Calibration, Origin, Table
+from optscale_jax.calibration import SCORE, Calibration, Origin, Table, reliability
 from optscale_jax.cli.console import main
 from optscale_jax.errors import InputError
 from optscale_jax.policies import Observation, StopReason
@@ -159,6 +159,18 @@ def test_a_calibration_finds_the_log_odds_that_scores_were_drawn_with():
     assert np.abs(error).max() < 4 * 0.18 / 2
     assert found.reliability.error < 0.03
     assert found.num_problems == 400
+
+
+def test_claims_hold_where_the_vote_stops_on_problems_left_out():
+    pool = Pool.load(pool_path())
+    policy = policies.stack([policies.calibrated_vote(None, b, 64) for b in (2.0, 8.0, 32.0)])
+    evidence = cross_fitted(pool, folds(pool.num_problems, 5))
+    result = replay(pool, policy, key=jax.random.key(0), num_permutations=5, prior=evidence)
+    rng = np.random.default_rng(0)
+    for claimed, correct in zip(result.confidence, result.correct, strict=True):
+        # Were the claims perfect: one draw a problem, as its orders mostly end alike.
+        perfect = [reliability(claimed, rng.random(400) < claimed).error for _ in range(200)]
+        assert reliability(claimed, correct).error < np.quantile(perfect, 0.95)
 
 
 def test_a_file_says_what_was_learnt(pool, tmp_path):

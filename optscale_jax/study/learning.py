@@ -50,6 +50,8 @@ FEW_PROBLEMS = 20
 _BINS = 24  # of scores, each with as many completions
 _PREFIXES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _ORDERS = 4  # in which each problem's completions are looked at
+# In mean completions, from one to so many that the default, 32, is in the middle of the logarithms.
+_BUDGETS = 1.0, 1024.0
 # What the defaults weigh against the problems: as much as three of them would.
 _RIDGE = 3.0
 _RIDGE_SLOPES = 0.1
@@ -76,7 +78,8 @@ def learn_calibration(
     holds where there are few. More signals enter by such tables of their ranks, weighed by a
     penalised logistic regression, if that predicts completions of problems left out better by more
     than a standard error. The weights are a conditional logit over the answers seen so far and
-    "none of them", at 1, 2, 3, 4, 6, 8, ... completions, penalised towards `DEFAULT_WEIGHTS`.
+    "none of them", at 1, 2, 3, 4, 6, 8, ... completions, as often as the vote gets there,
+    penalised towards `DEFAULT_WEIGHTS`.
 
     Args:
       pool: P >= num_folds problems with scores, answers, and correctness or golds; of more than
@@ -464,33 +467,68 @@ def _logistic(
 
 
 def _weights(data: _Data, g: np.ndarray, seed: int) -> tuple[float, ...]:
-    """Weights of the vote: a conditional logit of the right answer among those seen, or none."""
-    towards = np.array(DEFAULT_WEIGHTS)
-    rows, chosen, share = [], [], []
+    """Weights of the vote: a conditional logit of the right answer among those seen, or none.
+
+    The rule decides at each n that it reaches, and what is at stake, its gain (1 - p) / spent,
+    falls as 1 / n. So the log loss at n counts by P(the rule reaches n) / n. Prefixes are about
+    even in log n, in which 1 / n is contained. What is reached depends on the weights: it is told
+    by the default ones first, then by those that this gives.
+    """
+    prefixes = list(_prefixes_of_orders(data, g, seed))
+    count = np.array([[prefix.count] for prefix in prefixes])
+    there = np.tile(data.mask.sum(1), _ORDERS) >= count
     right = np.tile(data.right, _ORDERS)
-    drawn = np.tile(data.mask.sum(1), _ORDERS)
-    for prefix in _prefixes_of_orders(data, g, seed):
-        here = prefix.votes[np.arange(len(right)), right] > 0
-        none = prefix.votes.shape[1]
-        features = prefix.features()
-        features[:, :-1][prefix.votes == 0] = np.nan
-        there = drawn >= prefix.count
-        rows.append(features[there])
-        chosen.append(np.where((right >= 0) & here, right, none)[there])
-        share.append(np.flatnonzero(there))
-    features, target, row = map(np.concatenate, (rows, chosen, share))
-    seen = ~np.isnan(features[..., 0])
-    features = np.nan_to_num(features)
-    # A problem counts once, however many prefixes and orders it has.
-    share = 1 / (_ORDERS * np.bincount(row, minlength=len(right))[row])
-    picked = features[np.arange(len(target)), target]
+    seen = np.stack([prefix.votes > 0 for prefix in prefixes])
+    is_right = seen & (np.arange(seen.shape[2]) == right[:, None])
+    # "None of them" comes last, is always there, and is right if no other is.
+    seen = np.concatenate([seen, np.ones_like(seen[..., :1])], axis=2)
+    is_right = np.concatenate([is_right, ~is_right.any(2, keepdims=True)], axis=2)
+    features = np.stack([prefix.features() for prefix in prefixes])[there]
+    weights = DEFAULT_WEIGHTS
+    for _ in range(2):
+        doubt = np.stack([1 - prefix.leader(weights)[1] for prefix in prefixes])
+        share = _reached(count, doubt, there)[there] / _ORDERS
+        weights = _conditional_logit(features, seen[there], is_right[there], share)
+    return weights
+
+
+def _reached(count: np.ndarray, doubt: np.ndarray, there: np.ndarray) -> np.ndarray:
+    """How often a problem's vote gets to each of S prefixes, as shares [S, R] of its whole.
+
+    A vote stops at n = budget * doubt, and budgets are even in their logarithm, in `_BUDGETS`.
+
+    Args:
+      count: [S, 1] completions.
+      doubt: [S, R] P(the leader is wrong).
+      there: [S, R] whether the problem has as many completions.
+    """
+    least, most = _BUDGETS
+    enough = np.maximum.accumulate(count / np.maximum(doubt, 1 / most), axis=0)
+    before = np.concatenate([np.full_like(enough[:1], least), enough[:-1]])
+    reached = np.where(there, np.maximum(np.log(most / before), 0), 0)
+    return reached / np.maximum(reached.sum(0), np.finfo(float).tiny)
+
+
+def _conditional_logit(
+    features: np.ndarray, seen: np.ndarray, is_right: np.ndarray, share: np.ndarray
+) -> tuple[float, ...]:
+    """Weights for features [M, A, 4] of which one answer is right, penalised towards the default.
+
+    Args:
+      features: of each of A answers.
+      seen: [M, A] whether it is one of those.
+      is_right: [M, A].
+      share: [M] how much each of M choices counts, in problems.
+    """
+    towards = np.array(DEFAULT_WEIGHTS)
+    picked = features[is_right]
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
         u = np.where(seen, features @ weights, -np.inf)
         log_p = special.log_softmax(u, axis=1)
         expected = np.einsum("ra,rai->ri", np.exp(log_p), features)
         off = weights - towards
-        value = -share @ log_p[np.arange(len(target)), target] + _RIDGE * off @ off
+        value = -share @ log_p[is_right] + _RIDGE * off @ off
         return value, -share @ (picked - expected) + 2 * _RIDGE * off
 
     return tuple(optimize.minimize(loss, towards, jac=True, method="BFGS").x.tolist())
