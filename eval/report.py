@@ -13,6 +13,7 @@ output folder gets
                      search on the test set would have claimed, and its optimism
     curves.csv       area under each method's curve, tokens to reach best-of-N's accuracy, accuracy
                      within budgets, as good as the best fixed n, and at best
+    pairs.csv        for each of these aims, what one method wins and spends above another
     laws.csv         each law of scores on held-out scores: nats a score, and how much to the best
     roc.csv          how well the verifier tells right completions from wrong ones
     reliability.csv  P(right) as claimed at the stop, and the share that is right
@@ -57,8 +58,8 @@ FIGURES = (
     "calibration",
 )
 BENCHMARKS_ACROSS = 3  # in a terminal, which is not wide enough for many
-TABLES = ("table.csv", "table.md", "table.tex", "comparison.csv", "curves.csv", "laws.csv")
-TABLES += ("roc.csv", "reliability.csv")
+TABLES = ("table.csv", "table.md", "table.tex", "comparison.csv", "curves.csv", "pairs.csv")
+TABLES += ("laws.csv", "roc.csv", "reliability.csv")
 OUTPUTS = (
     "index.html",
     *TABLES,
@@ -196,6 +197,7 @@ def _write(
         comparison_columns,
         curve_columns,
         law_columns,
+        pair_columns,
         reliability_columns,
         roc_columns,
         section,
@@ -208,6 +210,7 @@ def _write(
     (folder / "table.tex").write_text(table.to_latex(), encoding="utf-8")
     write_csv(folder / "comparison.csv", comparison_columns(found))
     write_csv(folder / "curves.csv", curve_columns(found))
+    write_csv(folder / "pairs.csv", pair_columns(found))
     write_csv(folder / "laws.csv", law_columns(found))
     write_csv(folder / "roc.csv", roc_columns(found))
     write_csv(folder / "reliability.csv", reliability_columns(found))

@@ -2,7 +2,9 @@
 
 import csv
 import dataclasses
+import itertools
 import json
+import operator
 import re
 from pathlib import Path
 
@@ -527,6 +529,28 @@ def test_comparison_and_curves_hold_the_numbers_of_the_table(written):
         assert float(row["optimism_value"]) == pytest.approx(peeking, abs=1e-12)
     curves = read_csv(written / "curves.csv")
     assert [row["method"] for row in curves] == ["OptScale⁰", "best-of-N", "oracle"] * 2
+    own = {(row["pool"], row["method"]): row for row in curves}
+    pairs = read_csv(written / "pairs.csv")
+    assert {(p["method"], p["against"]) for p in pairs} == set(
+        itertools.permutations(["OptScale⁰", "best-of-N"])
+    )
+    for row in pairs:
+        ours, theirs = (own[row["pool"], row[name]] for name in ("method", "against"))
+        for part in ("value", "cost"):
+            low, mean, high = (
+                float(row[f"{part}_difference{end}"]) for end in ("_low", "", "_high")
+            )
+            means = (float(each[f"{row['aim']}_{part}"]) for each in (ours, theirs))
+            assert mean == pytest.approx(operator.sub(*means), abs=1e-9)
+            assert low <= high
+    # The best fixed n is best-of-N's for its aim, so that these are its paired differences too.
+    for row in pairs:
+        if row["aim"] == "as_good_as_best_n" and row["against"] == "best-of-N":
+            curve = own[row["pool"], row["method"]]
+            for end in ("_low", "", "_high"):
+                assert float(row[f"value_difference{end}"]) == pytest.approx(
+                    float(curve[f"as_good_as_best_n_difference{end}"]), abs=1e-9
+                )
 
 
 def test_runs_of_one_name_share_their_columns_and_names_are_text(tmp_path):

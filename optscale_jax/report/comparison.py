@@ -3,6 +3,7 @@
 The paper's main table has methods under each N, and a pair of columns for each benchmark.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,6 +49,7 @@ __all__ = [
     "drawings",
     "law_columns",
     "law_table",
+    "pair_columns",
     "paper_table",
     "reach_table",
     "reliability_columns",
@@ -241,15 +243,10 @@ def curve_columns(found: Sequence[Findings]) -> dict[str, list[Any]]:
         "knobs": [curve.knobs for _, curve in pairs],
         **{
             heading: column
-            for name, points in (
-                *(
-                    (f"within_{s:.0%}".rstrip("%"), [c.within.get(s) for _, c in pairs])
-                    for s in SHARES
-                ),
-                ("as_good_as_best_n", [curve.equal for _, curve in pairs]),
-                ("best", [curve.best for _, curve in pairs]),
-            )
-            for heading, column in _point_columns(name, points).items()
+            for name in (pairs[0][1].points if pairs else ())
+            for heading, column in _point_columns(
+                name, [curve.points[name] for _, curve in pairs]
+            ).items()
         },
         "share_of_hindsight_saving": cells([curve.share_of_hindsight for _, curve in pairs]),
     }
@@ -263,6 +260,23 @@ def _point_columns(name: str, points: Sequence[Point | None]) -> dict[str, list[
         **interval_columns(f"{name}_cost", [point and point.cost for point in points]),
         **interval_columns(f"{name}_difference", [point and point.difference for point in points]),
         **interval_columns(f"{name}_saved", [point and point.saved for point in points]),
+    }
+
+
+def pair_columns(found: Sequence[Findings]) -> dict[str, list[Any]]:
+    """The columns of pairs.csv: for each aim, what one method wins and spends above another."""
+    rows = [
+        (each.outcomes.name, name, one.label, other.label, *point.above(beside, each.options))
+        for each in found
+        for one, other in itertools.permutations([c for c in each.frontiers if not c.oracle], 2)
+        for name, point in one.points.items()
+        if point is not None and (beside := other.points[name]) is not None
+    ]
+    columns = list(zip(*rows, strict=True)) or [()] * 6
+    return {
+        **dict(zip(("pool", "aim", "method", "against"), map(list, columns[:4]), strict=True)),
+        **interval_columns("value_difference", columns[4]),
+        **interval_columns("cost_difference", columns[5]),
     }
 
 

@@ -309,6 +309,12 @@ class Point(NamedTuple):
     difference: Interval  # of the value above the best fixed n's; NaN without a baseline
     saved: Interval  # share of the best fixed n's cost
 
+    def above(self, other: "Point", options: Options) -> tuple[Interval, Interval]:
+        """Value and cost less those of another method, in the same resamples."""
+        own, its = (np.stack([point.value.mean, point.cost.mean]) for point in (self, other))
+        found = options.interval_of(own - its, self.means - other.means)
+        return found.at(0), found.at(1)
+
 
 class Frontier(NamedTuple):
     """What one method wins at each of B budgets, all its S settings and N together."""
@@ -341,6 +347,12 @@ class Frontier(NamedTuple):
     within: Mapping[float, Point] = {}
     equal: Point | None = None
     share_of_hindsight: float = np.nan  # of the hindsight oracle's saving, both as good as that n
+
+    @property
+    def points(self) -> dict[str, Point | None]:
+        """What it does for each aim that all methods have, by the aim's name; None: it cannot."""
+        within = {f"within_{100 * share:.0f}": self.within.get(share) for share in SHARES}
+        return {**within, "as_good_as_best_n": self.equal, "best": self.best}
 
 
 def frontiers(
