@@ -16,10 +16,11 @@ import logging
 import os
 import signal
 import socket
+import uuid
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import jax
@@ -48,6 +49,17 @@ _STORE = 128 << 20
 """Bytes of shared memory for a cluster of this run's own: what goes through it is small."""
 _REACHED_SECONDS = 10.0
 _STOP_SECONDS = 30.0
+
+
+class _Asked(NamedTuple):
+    """A problem that a shard is to solve; as `solve_async` and `Engine.solve` have the fields."""
+
+    problem: Problem
+    place: int
+    count: int
+    prior: Any
+    predictor_tokens: int
+    earlier: Earlier | None
 
 
 # The driver ---------------------------------------------------------------------------------------
@@ -129,18 +141,22 @@ class _Remote:
         self._priors, self._predictor_tokens = priors, predictor_tokens
         self._actor: Any = None
         self._ready: Any = None
+        self._born = ""
+        self._asked: dict[str, tuple[_Asked, asyncio.Future[Solution]]] = {}
+        self._new: list[_Asked] = []
+        self._received: list[str] = []
+        self._working: asyncio.Task[None] | None = None
         self.busy = self.timeouts = 0
 
     def begin(self) -> Any:
         """Starts it; what comes of it is there when it is ready."""
         where = self._config.ray
-        in_flight = max(self._config.max_in_flight, getattr(self._config, "batch", 1))
         options = ray.remote(_Shard).options(
             num_cpus=where.cpus_per_shard,
             num_gpus=where.gpus_per_shard,
             max_restarts=where.restarts,
             max_task_retries=-1,
-            max_concurrency=in_flight + 2,
+            max_concurrency=getattr(self._config, "batch", 0) + 2,
             scheduling_strategy="SPREAD",
         )
         part = self._run.begin_part().resolve()
@@ -157,8 +173,34 @@ class _Remote:
         """Has it solve a problem; as `Engine.solve`."""
         prior = self._priors.get(problem.id)
         tokens = self._predictor_tokens.get(problem.id, 0)
-        earlier = self._run.earlier(problem.id)
-        return await self.ask("solve", problem, place, count, prior, tokens, earlier)
+        asked = _Asked(problem, place, count, prior, tokens, self._run.earlier(problem.id))
+        solved: asyncio.Future[Solution] = asyncio.get_running_loop().create_future()
+        self._asked[problem.id] = asked, solved
+        self._new.append(asked)
+        if self._working is None or self._working.done():
+            self._working = asyncio.ensure_future(self._work())
+        return await solved
+
+    async def _work(self) -> None:
+        """Hands it problems and takes solutions, many with one call, as long as there are any."""
+        try:
+            while self._asked:
+                new, self._new = self._new, []
+                born, found = await self.ask("work", self._born, new, self._received)
+                if born != self._born:  # it has been started, again perhaps, and knows of nothing
+                    self._born, self._received = born, []
+                    self._new = [asked for asked, _ in self._asked.values()]
+                    continue
+                self._received = [solution.problem.id for solution in found]
+                for solution in found:
+                    _, solved = self._asked.pop(solution.problem.id)
+                    if not solved.done():
+                        solved.set_result(solution)
+                await asyncio.sleep(0)  # whoever has a solution now asks for the next
+        except Exception as error:
+            for _, solved in self._asked.values():
+                if not solved.done():
+                    solved.set_exception(error)
 
     async def ask(self, method: str, *given: Any) -> Any:
         """What its method gives."""
@@ -309,7 +351,9 @@ class _Shard:
         jax.config.update("jax_platforms", "cpu")
         self._config, self._part = config, part
         self._closing = contextlib.ExitStack()
+        self._born = uuid.uuid4().hex
         self._solving: dict[str, asyncio.Task[Solution]] = {}
+        self._solved = asyncio.Event()
         # Here a failure would have Ray start it again and again.
         self._starting = asyncio.ensure_future(self._start())
 
@@ -340,36 +384,41 @@ class _Shard:
         sampler, verifier = (getattr(model, "most_tokens", None) for model in models)
         return sampler, verifier
 
-    async def solve(
-        self,
-        problem: Problem,
-        place: int,
-        count: int,
-        prior: Any,
-        predictor_tokens: int,
-        earlier: Earlier | None,
-    ) -> Solution:
-        """Solves a problem; asked again, as Ray does where an answer was lost, it is the same."""
-        if problem.id not in self._solving:
-            work = self._solve(problem, place, count, prior, predictor_tokens, earlier)
-            self._solving[problem.id] = asyncio.ensure_future(work)
-        return await self._solving[problem.id]
+    async def work(
+        self, born: str, asked: Sequence[_Asked], received: Sequence[str]
+    ) -> tuple[str, list[Solution]]:
+        """Begins on problems, and gives all solutions that have not been received, at least one.
 
-    async def _solve(
-        self,
-        problem: Problem,
-        place: int,
-        count: int,
-        prior: Any,
-        predictor_tokens: int,
-        earlier: Earlier | None,
-    ) -> Solution:
-        engine = await self._starting
+        Asked the same twice, as Ray may where an answer was lost, it gives the same.
+
+        Args:
+            born: The process that has been asked before; another is only told which one this is.
+            asked: The problems.
+            received: Ids of those whose solutions came with the answer before.
+        """
+        if born != self._born:
+            return self._born, []
+        for name in received:
+            self._solving.pop(name, None)
+        for one in asked:
+            if one.problem.id not in self._solving:
+                task = asyncio.ensure_future(self._solve(one))
+                task.add_done_callback(lambda _: self._solved.set())
+                self._solving[one.problem.id] = task
+        while not (done := [task for task in self._solving.values() if task.done()]):
+            self._solved.clear()
+            await self._solved.wait()
+        return self._born, [task.result() for task in done]
+
+    async def _solve(self, asked: _Asked) -> Solution:
+        engine, problem = await self._starting, asked.problem
         assert isinstance(engine.run, Part)
-        engine.run.take(problem.id, earlier)
-        priors = {} if prior is None else {problem.id: prior}
-        engine = engine._replace(priors=priors, predictor_tokens={problem.id: predictor_tokens})
-        return await engine.solve(problem, place, count)
+        engine.run.take(problem.id, asked.earlier)
+        engine = engine._replace(
+            priors={} if asked.prior is None else {problem.id: asked.prior},
+            predictor_tokens={problem.id: asked.predictor_tokens},
+        )
+        return await engine.solve(problem, asked.place, asked.count)
 
     async def sample(self, problem: Problem, n: int, first_index: int) -> tuple[Any, int]:
         """Draws completions, or says why not, and how many tokens were lost."""
