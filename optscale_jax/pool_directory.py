@@ -10,6 +10,7 @@ completions are lists. `pool.json`, the manifest, lists the parts with their che
 last of them is on disk it says that the pool is unfinished. `docs/formats.md` has the columns.
 """
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -33,6 +34,7 @@ __all__ = ["MANIFEST", "AnyPool", "PoolDirectory", "PoolWriter"]
 MANIFEST = "pool.json"
 _FORMAT, _VERSION = "optscale pool", 1
 _AGAIN = "copy it again, or make the pool again"
+_PARTS = "part-*.parquet"
 _SIGNAL = "signals/"
 _COLUMNS = ("scores", "correct", "tokens", "answers", "gold")
 # Of problems that lack a column which others of the pool have; signals are NaN. A truth that is not
@@ -98,9 +100,8 @@ class PoolWriter:
         if there and _manifest(self.path).get("finished"):
             raise PoolError(f"{self.path}: a pool is there already; remove it, or write elsewhere")
         self._save({"finished": False})
-        for file in there:
-            if file.name != MANIFEST:
-                file.unlink()
+        for file in self.path.glob(_PARTS):
+            file.unlink()
         return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
@@ -111,7 +112,8 @@ class PoolWriter:
             if kind is not None or not self._common:
                 for name in (*(part.file for part in self._parts), MANIFEST):
                     (self.path / name).unlink(missing_ok=True)
-                self.path.rmdir()
+                with contextlib.suppress(OSError):  # something else is in it by now
+                    self.path.rmdir()
 
     @property
     def num_problems(self) -> int:
@@ -261,7 +263,7 @@ class PoolDirectory:
                 raise PoolError(f"{file}: part {number} of {count} is missing; {_AGAIN}")
             if (size := file.stat().st_size) != part.bytes:
                 raise PoolError(f"{file}: {size} bytes of {part.bytes}; {_AGAIN}")
-        for file in sorted(self.path.glob("part-*.parquet")):
+        for file in sorted(self.path.glob(_PARTS)):
             if file.name not in listed:
                 raise PoolError(f"{file}: no part that {MANIFEST} lists; remove it")
 

@@ -27,6 +27,7 @@ from optscale_jax.study.outcomes import Outcomes
 from optscale_jax.study.registry import PolicyConfig
 from optscale_jax.study.tuning import folds
 from optscale_jax.study.verifier import tokens_with_verifier
+from tests.test_pool import assert_equal
 from train.calibration import main as train_calibration
 
 BLOCK, PROBLEMS, SAMPLES = 16, 41, 6
@@ -260,7 +261,7 @@ def test_a_large_pool_teaches_by_a_block_of_its_problems(pool, directory):
 def test_a_rule_learns_on_problems_of_other_folds_than_the_one_it_is_used_on(pool, directory):
     taught, places = sample_of_folds(directory, 2, 5)
     fold = folds(int(groups(PROBLEMS).max()) + 1, 2, seed=5)[groups(PROBLEMS)]
-    own = folds(BLOCK, 2, seed=5)
+    own = folds(BLOCK // 2, 2, seed=5)
     np.testing.assert_array_equal(own[places], fold)
     names = dict(zip(pool.problem_ids.tolist(), fold, strict=True))
     assert [names[name] for name in taught.problem_ids.tolist()] == own.tolist()
@@ -274,6 +275,13 @@ def test_a_rule_learns_on_problems_of_other_folds_than_the_one_it_is_used_on(poo
     np.testing.assert_allclose(
         found.methods[0].num_samples.mean(-1), each.num_samples.mean(-1), rtol=1e-12
     )
+
+
+@pytest.mark.parametrize("count", [17, 18, 19, 23, 31, 40])
+def test_no_fold_has_too_few_problems_to_learn_on(pool, count):
+    some = synthetic_pool(KEY, num_problems=count, num_samples=2)
+    taught, places = sample_of_folds(some, 4, 1)
+    assert (taught.num_problems, len(places)) == (BLOCK // 2, count)
 
 
 # Commands -----------------------------------------------------------------------------------------
@@ -332,6 +340,28 @@ def test_convert_writes_every_form_and_they_hold_the_same(pool, tmp_path, capsys
     assert capsys.readouterr().out.count("41 problems") == 4
     run(convert, "synthetic", "--synthetic.num_problems", 20, "--out", tmp_path / "made")
     assert read_pool(tmp_path / "made").problem_ids[-1] == "synthetic/19"
+
+
+def test_a_live_run_is_converted_while_problems_are_drawn_at_the_same_time(tmp_path):
+    rng = np.random.default_rng(0)
+    run_of, counts = tmp_path / "run", rng.integers(1, 5, PROBLEMS)
+    run_of.mkdir()
+    drawn = [(p, i) for p in range(PROBLEMS) for i in range(counts[p] + (p % 3 == 0))]
+    # Up to four problems at once, and some completions beyond those decided on.
+    drawn.sort(key=lambda each: each[0] + rng.integers(0, 4))
+    lines = [
+        {"problem_id": f"p{p}", "index": i, "score": rng.random(), "answer_id": 0, "gold_id": p % 2}
+        for p, i in drawn
+    ]
+    decisions = [{"problem_id": f"p{p}", "num_samples": int(n)} for p, n in enumerate(counts)]
+    for name, own in (("samples", lines), ("decisions", decisions[:-1])):
+        text = "".join(json.dumps(line) + "\n" for line in own)
+        (run_of / f"{name}.jsonl").write_text(text)
+    run(convert, run_of, "--out", tmp_path / "directory")
+    found, whole = read_pool(tmp_path / "directory"), read_pool(run_of)
+    assert found.num_problems == PROBLEMS
+    place = {name: at for at, name in enumerate(found.problem_ids.tolist())}
+    assert_equal(found.subset([place[name] for name in whole.problem_ids.tolist()]), whole)
 
 
 def test_what_cannot_be_converted_is_one_line(pool, tmp_path, capsys):

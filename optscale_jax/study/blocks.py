@@ -24,7 +24,6 @@ from optscale_jax.study.tuning import folds
 __all__ = ["Gathering", "groups", "is_large", "read_by_verifier", "sample_of", "sample_of_folds"]
 
 _SUMMED = ("num_samples", "tokens", "score", "correct", "verifier_tokens")
-
 _OF_PROBLEMS = ("selected_index", "stop_reason", "confidence")  # which no mean is taken of
 
 
@@ -57,17 +56,18 @@ def sample_of_folds(pool: AnyPool, num_folds: int, seed: int) -> tuple[Pool, np.
 
     Args:
         pool: P problems.
-        num_folds: Folds over the groups of problems, as in tuning.
+        num_folds: Folds over the groups of problems, as in tuning; at most `BLOCK` / 4.
         seed: Of the folds.
 
     Returns:
-        A pool of `BLOCK` of them, of which `folds` makes the folds that the groups are in, and [P]
-        a place in it whose fold is that of the problem's group.
+        A pool of `BLOCK` / 2 of them, of which `folds` makes the folds that the groups are in, and
+        [P] a place in it whose fold is that of the problem's group.
     """
     group = groups(pool.num_problems)
     of_problem = folds(int(group.max()) + 1, num_folds, seed=seed)[group]
-    of_slot = folds(BLOCK, num_folds, seed=seed)
-    chosen = np.empty(BLOCK, int)
+    # Half as many as there are at least, so that no fold of groups has too few.
+    of_slot = folds(BLOCK // 2, num_folds, seed=seed)
+    chosen = np.empty(len(of_slot), int)
     shuffled = np.random.default_rng(seed).permutation(pool.num_problems)
     for fold in range(num_folds):
         slots = np.flatnonzero(of_slot == fold)

@@ -324,6 +324,7 @@ class _Knowledge:
         if not learns(policy):
             return
         if is_large(pool):
+            num_folds = min(num_folds, BLOCK // 4)
             pool, places = sample_of_folds(pool, num_folds, seed)
         assert isinstance(pool, Pool)
         found = learnt_on_the_others(policy, pool, num_folds=num_folds, seed=seed, where=called)

@@ -124,8 +124,8 @@ def learnt_on_the_others(
     """What a rule without a prior learns for each problem, on the problems of other folds.
 
     A rule of one's own that learns is registered: `@learnt_on_the_others.register(MyRule)`. Of a
-    pool of more than `BLOCK` problems it sees as many, and what it learns for one problem of a fold
-    stands for all of that fold.
+    pool of more than `BLOCK` problems it sees half as many, and what it learns for one problem of a
+    fold stands for all of that fold.
 
     Args:
       policy: the rule; one of its settings stands for all.
