@@ -24,6 +24,7 @@ CORE = [
     "values",
     "errors",
     "signals",
+    "heap",
     "checks",
     "files",
     "shipped",

@@ -11,8 +11,10 @@ The exit code is 1 where a figure demanded is missed.
 
 import asyncio
 import contextlib
+import cProfile
 import dataclasses
 import json
+import pstats
 import random
 import re
 import subprocess
@@ -122,6 +124,43 @@ async def loop_alone(in_flight: int, folder: str | None) -> tuple[float, float]:
             run.finish()
     seconds = time.perf_counter() - began
     return sum(one.drawn for one in solved) / seconds, seconds / len(problems)
+
+
+# What the loop's time goes to: the parts that are told apart, by file and functions.
+PARTS = {
+    "decisions": ("live/decider.py", {"_decide", "start", "end"}),
+    "reading answers": ("optscale_jax/answers.py", {"extract_answer"}),
+    "the directory": ("live/runs.py", {"add_drawn", "add_sample", "add_decision"}),
+    "the recorded pool": ("backends/recorded.py", {"sample", "score"}),
+}
+
+
+def bench_ceiling(report: Report, turns: int = 5) -> None:
+    """Completions a second of the live loop where models take no time, and where its time goes."""
+
+    def once(kept: bool) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            return asyncio.run(loop_alone(256, f"{folder}/run" if kept else None))[0]
+
+    once(True)
+    bare, kept = (float(np.median([once(how) for _ in range(turns)])) for how in (False, True))
+    # Of the processor, since the machine may be at work on other things.
+    profile = cProfile.Profile(time.thread_time)
+    profile.runcall(once, True)
+    found: Any = pstats.Stats(profile)
+    total, shares = found.total_tt, dict.fromkeys([*PARTS, "asyncio"], 0.0)
+    for (file, _, function), (_, _, own, below, _) in found.stats.items():
+        for part, (where, functions) in PARTS.items():
+            shares[part] += below * (file.endswith(where) and function in functions)
+        shares["asyncio"] += own * ("/asyncio/" in file)
+    where = ", ".join(f"{share / total:.0%} {part}" for part, share in shares.items())
+    report.add(
+        "live loop alone, 256 problems in flight, models that take no time: completions/s",
+        f"{kept:,.0f} with a run's directory, {bare:,.0f} without; with it, {where}; the rest is "
+        "the loop's own",
+        kept=Limit(kept, ">=", 5000),
+        bare=bare,
+    )
 
 
 def bench_overhead(report: Report, requests: int) -> None:
@@ -334,6 +373,7 @@ def bench(config: BenchServeConfig) -> int:
 def measure(config: BenchServeConfig) -> Report:
     """All measurements."""
     report, part = Report(), 4 if config.quick else 1
+    bench_ceiling(report)
     bench_overhead(report, max(1, config.requests // part))
     bench_deadline(report, 100)
     bench_overload(report, config.seconds / 3 / part)

@@ -6,10 +6,8 @@ print goes to a log of their own, unless the user has set VLLM_LOGGING_LEVEL to 
 """
 
 import asyncio
-import atexit
 import contextlib
 import dataclasses
-import gc
 import logging
 import os
 import re
@@ -25,6 +23,7 @@ from optscale_jax.backends.config import EngineConfig
 from optscale_jax.backends.lifetimes import bound_to_this_process
 from optscale_jax.backends.text import one_line
 from optscale_jax.errors import BackendError
+from optscale_jax.heap import freeze_heap
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -122,7 +121,7 @@ def start_engine(
             use = UsageContext.LLM_CLASS
             args = AsyncEngineArgs(**{**values, **arguments, **config.extra})
             engine = Engine(AsyncLLM.from_engine_args(args, usage_context=use), model, log)
-            _freeze_heap()
+            freeze_heap()
             return engine
         # vLLM has no type of its own for what can go wrong here: memory, files, the network, an
         # architecture that it does not know.
@@ -138,19 +137,6 @@ def start_engine(
             unknown = log is None and elsewhere
             held = _memory_of_others() if unknown or "memory" in why.lower() else ""
             raise BackendError(f"{model}: vLLM cannot start it{why}{held}") from error
-
-
-def _freeze_heap() -> None:
-    """Has Python's collector pass over what there is by now, as vLLM's server does at its start.
-
-    vLLM, torch and JAX leave a million objects, and looking through all of them holds up the event
-    loop, and with it every request, for half a second.
-    """
-    gc.collect()
-    gc.freeze()
-    # Libraries complain at the end about what is never collected.
-    atexit.unregister(gc.unfreeze)
-    atexit.register(gc.unfreeze)
 
 
 def register_models() -> None:

@@ -14,6 +14,7 @@ from optscale_jax.errors import InputError
 from optscale_jax.gateway.app import Keys, make_app
 from optscale_jax.gateway.config import ServeConfig
 from optscale_jax.gateway.service import Service
+from optscale_jax.heap import freeze_heap
 
 __all__ = ["serve"]
 
@@ -50,6 +51,7 @@ def serve(
     logging.getLogger("httpx").setLevel(logging.WARNING)
     keys = Keys(config.keys)
     service = Service(config)
+    freeze_heap()
     settings = uvicorn.Config(
         make_app(service, keys),
         host=config.host,
