@@ -4,6 +4,7 @@ Of streams, and what may be wrong with each, `test_backends_streams.py` knows mo
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import email.utils
 import json
@@ -15,7 +16,7 @@ from urllib.parse import quote
 
 import pytest
 
-from optscale_jax.backends import sample_seed
+from optscale_jax.backends import sample_seed, servers
 from optscale_jax.backends.config import (
     JudgeConfig,
     PromptConfig,
@@ -359,6 +360,40 @@ def test_no_server_gets_more_than_its_share():
 
     assert len(asyncio.run(main())) == 24
     assert max(max(counts) for counts in seen) == 3
+
+
+@pytest.mark.parametrize(("idle_seconds", "connections"), [(60.0, 1), (-1.0, 4)])
+def test_a_connection_is_used_again_until_it_was_idle_for_long(
+    monkeypatch, idle_seconds, connections
+):
+    monkeypatch.setattr(servers, "_IDLE_SECONDS", idle_seconds)
+    asked, closed = [], asyncio.Event()
+
+    async def handle(reader, writer):
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+                length = re.search(r"content-length: (\d+)", head)
+                await reader.readexactly(int(length[1]) if length else 0)
+                if head.startswith("post"):
+                    asked.append(writer)
+                whole = {"choices": [{"text": "a", "finish_reason": "stop"}]}
+                said = answer(200, whole if head.startswith("post") else {})
+                writer.write(said.replace(b"Connection: close\r\n", b""))
+        writer.close()
+        if len(asked) == 4:
+            closed.set()
+
+    async def main():
+        server = await asyncio.start_server(handle, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        assert len(await draw(config([url], concurrency=1), 4)) == 4
+        await asyncio.wait_for(closed.wait(), 10)
+        server.close()
+
+    asyncio.run(main())
+    assert len(asked) == 4
+    assert len(set(asked)) == connections
 
 
 def test_an_abort_closes_the_connections_and_counts_what_was_read():
