@@ -107,7 +107,7 @@ class Shards:
         return sum(shard.timeouts for shard in self.all)
 
     def start(self) -> tuple[Sampler, Verifier | None]:
-        """Starts all, and returns once one is ready: a sampler and a verifier for a budget.
+        """Starts all, and returns once one is ready, with a budget all: what then draws and scores.
 
         Raises:
             InputError: If there is no Ray at the address, or the cluster has no room.
@@ -118,9 +118,10 @@ class Shards:
             _connect(self._config.ray)
         _check_room(self._config.ray)
         beginning = [shard.begin() for shard in self.all]
-        (first, *_), _ = ray.wait(beginning)
+        alike = self._config.shared_budget is not None
+        ready, _ = ray.wait(beginning, num_returns=len(beginning) if alike else 1)
         with _plainly("a shard"):
-            sampler_most, verifier_most = ray.get(first)
+            sampler_most, verifier_most = ray.get(ready)[0]
         verifier = _RemoteVerifier(self.all, verifier_most) if self._config.verify else None
         return _RemoteSampler(self.all, sampler_most), verifier
 

@@ -32,6 +32,7 @@ COMMANDS = {
     "bench-predictor": "eval.bench.predictor",
     "bench-serve": "eval.bench.serve",
     "bench-gateways": "eval.bench.gateways",
+    "bench-shards": "eval.bench.shards",
     "train-tiny": "train.tiny",
 }
 """Module of each command of `optscale`, below this package."""
