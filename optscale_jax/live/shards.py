@@ -31,7 +31,7 @@ from optscale_jax.answers import EXTRACTORS
 from optscale_jax.backends.base import Sampler, Verifier, lost, metered
 from optscale_jax.backends.text import one_line
 from optscale_jax.equivalence import comparison
-from optscale_jax.errors import BackendError, EngineError, InputError, ProblemError
+from optscale_jax.errors import BackendError, EngineError, InputError, ProblemError, RunError
 from optscale_jax.live.config import LiveConfig, RayConfig
 from optscale_jax.live.decider import Decider
 from optscale_jax.live.engine import Engine, Solution
@@ -347,7 +347,8 @@ class _Shard:
     """
 
     def __init__(self, config: LiveConfig, part: Path, folder: Path):
-        os.chdir(folder)
+        with contextlib.suppress(OSError):  # of another machine, perhaps, as is said below
+            os.chdir(folder)
         # The models' accelerator is not for decisions of a few scalars.
         jax.config.update("jax_platforms", "cpu")
         self._config, self._part = config, part
@@ -360,6 +361,11 @@ class _Shard:
 
     async def _start(self) -> Engine:
         config = self._config
+        if not self._part.is_dir():
+            raise RunError(
+                f"{self._part}: not there on {socket.gethostname()}; give an --out on a file "
+                "system that all nodes share"
+            )
         policy = config.configured_policy().policy
         run = self._closing.enter_context(Part(self._part, kind=policy.kind))
         self._writing = asyncio.ensure_future(run.keep_writing())
