@@ -124,6 +124,7 @@ def test_where_one_of_two_ray_replicas_is_killed_only_its_own_requests_fail(tmp_
     http = {"host": "127.0.0.1", "port": port}
     file.write_text(json.dumps({"http_options": http, "applications": [deployed]}))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+    environment["RAY_ADDRESS"] = "local"  # and not a cluster that happens to be there
     command = [sys.executable, "-m", "ray.serve.scripts", "run", str(file)]
     url, log = f"http://127.0.0.1:{port}", tmp_path / "log"
     with open(log, "w") as output:
