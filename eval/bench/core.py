@@ -477,7 +477,7 @@ def seconds_a_run(policy: Policy, pool: Pool, count: int, law: Prior | None) -> 
     drawn = jax.tree.map(np.asarray, drawn)
     times: list[float] = []
     for p in range(count + 1):
-        observations = map(Observation._make, zip(*(field[p] for field in drawn), strict=True))
+        observations = [jax.tree.map(itemgetter((p, i)), drawn) for i in range(pool.num_samples)]
         prior = law if planned is None else jax.tree.map(itemgetter(p), planned)
         with timed(times):
             run(policy, observations, prior=prior)
