@@ -237,11 +237,13 @@ def test_intervals_over_groups_are_those_over_problems(monkeypatch):
     values = (rng.random((2, 1, 20_000)) < [[[0.3]], [[0.8]]]).astype(float)
     group = groups(20_000)
     means = np.stack([np.bincount(group, row[0]) / np.bincount(group) for row in values])[:, None]
-    options = Options(num_resamples=400)
+    options = Options(num_resamples=2000)
     over_groups, over_problems = options.interval(means), options.interval(values)
     np.testing.assert_allclose(over_groups.mean, over_problems.mean, rtol=1e-12)
     widths = [interval.high - interval.low for interval in (over_groups, over_problems)]
-    np.testing.assert_allclose(*widths, rtol=0.15)
+    # An end of an interval, a 2.5% quantile of R resamples, is off by sqrt(.025 x .975 / R) / .058
+    # standard deviations; the ratio of two widths by .03 then, of which this is three times.
+    np.testing.assert_allclose(*widths, rtol=0.09)
 
 
 # What is learnt -----------------------------------------------------------------------------------

@@ -47,29 +47,25 @@ from optscale_jax.tiny import SYSTEM_PROMPT, draw_chains, reasoner_path, verifie
 
 from .rows import Limit, Report, finish, timed
 
-# Of transformers' Qwen2Config; the vocabulary stays the tokenizer's.
+
+def _qwen(width: int, wide: int, heads: int, key_value_heads: int) -> dict[str, Any]:
+    """Sizes in transformers' Qwen2Config; the vocabulary stays the tokenizer's."""
+    return {
+        "hidden_size": width,
+        "intermediate_size": wide,
+        "num_attention_heads": heads,
+        "num_key_value_heads": key_value_heads,
+        "num_hidden_layers": 28,
+        "head_dim": 128,
+        "max_position_embeddings": 4096,
+        "dtype": "bfloat16",
+    }
+
+
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {},
-    "qwen2.5-1.5b": dict(
-        hidden_size=1536,
-        intermediate_size=8960,
-        num_hidden_layers=28,
-        num_attention_heads=12,
-        num_key_value_heads=2,
-        head_dim=128,
-        max_position_embeddings=4096,
-        dtype="bfloat16",
-    ),
-    "qwen2.5-7b": dict(
-        hidden_size=3584,
-        intermediate_size=18944,
-        num_hidden_layers=28,
-        num_attention_heads=28,
-        num_key_value_heads=4,
-        head_dim=128,
-        max_position_embeddings=4096,
-        dtype="bfloat16",
-    ),
+    "qwen2.5-1.5b": _qwen(1536, 8960, 12, 2),
+    "qwen2.5-7b": _qwen(3584, 18944, 28, 4),
 }
 
 
