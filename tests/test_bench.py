@@ -13,10 +13,11 @@ from eval.bench.core import (
     objective,
     scipy_fit,
     scipy_objective,
+    seconds_a_run,
 )
 from eval.bench.live import BenchLiveConfig, models
 from eval.bench.rows import Limit, Report
-from optscale_jax import TruncatedNormal, required_samples
+from optscale_jax import TruncatedNormal, policies, required_samples, synthetic_pool
 from optscale_jax.errors import InputError
 from optscale_jax.tiny import verifier_path
 
@@ -74,6 +75,19 @@ def test_an_output_that_cannot_be_made_is_refused_before_anything_is_measured(tm
     captured = capsys.readouterr()
     assert captured.err == f"error: --out: {file} is a file; give a folder\n"
     assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        policies.optscale(0.9, 0.9, 4),
+        policies.difficulty_adaptive_self_consistency(0.95, 4, window=2, judge_window=2),
+    ],
+    ids=["optscale", "couples problems"],
+)
+def test_the_plain_loop_runs_a_policy_over_problems(policy):
+    pool = synthetic_pool(jax.random.key(0), num_problems=4, num_samples=8)
+    assert seconds_a_run(policy, pool, 2, None) > 0
 
 
 def test_a_shape_is_a_checkpoint_of_its_sizes_without_weights():
