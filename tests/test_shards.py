@@ -21,6 +21,7 @@ import pytest
 
 from eval import check_decisions, sample, show, solve
 from optscale_jax import Pool, synthetic_pool
+from optscale_jax.live.runs import Run
 from optscale_jax.readers import read_pool
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
@@ -92,6 +93,20 @@ def drawn(*files):
     return sorted((one["problem_id"], one["index"]) for one in records(*files))
 
 
+@pytest.fixture
+def gathered(monkeypatch):
+    """What the logs of a run and of its shards hold, each time before they become one."""
+    found, gather = [], Run._gather
+
+    def seen(run):
+        logs = [run.path, *sorted((run.path / "shards").glob("*"))]
+        found.append(drawn(*(log / "samples.jsonl" for log in logs)))
+        gather(run)
+
+    monkeypatch.setattr(Run, "_gather", seen)
+    return found
+
+
 def same(out, expected):
     """That a run is as another to the last token, and nothing is left of its shards."""
     assert rows(out) == rows(expected)
@@ -131,7 +146,7 @@ def killing(*parts):
 
 
 def test_shards_that_are_killed_go_on_and_the_run_is_that_of_one_process(
-    pool_file, alone, address, tmp_path, capfd
+    pool_file, alone, address, tmp_path, capfd, gathered
 ):
     out = tmp_path / "run"
     first, second = (out / "shards" / name for name in ("00", "01"))
@@ -141,6 +156,7 @@ def test_shards_that_are_killed_go_on_and_the_run_is_that_of_one_process(
     thread.join()
     assert len(killed) == 3
     same(out, alone)
+    assert gathered == [drawn(out / "samples.jsonl")]  # nothing that was kept was drawn again
     capfd.readouterr()
     # Nothing is to be done.
     assert solve.main([*command, *on_ray(address, 2, out)]) == 0
@@ -149,7 +165,7 @@ def test_shards_that_are_killed_go_on_and_the_run_is_that_of_one_process(
 
 @pytest.mark.slow
 def test_a_driver_that_is_killed_goes_on_in_other_shards_or_alone(
-    pool_file, alone, address, tmp_path, capfd
+    pool_file, alone, address, tmp_path, capfd, gathered
 ):
     out, other = tmp_path / "run", tmp_path / "other"
     asked = ["--recorded.pool", pool_file, *RULE, *SLOWLY]
@@ -177,6 +193,7 @@ def test_a_driver_that_is_killed_goes_on_in_other_shards_or_alone(
         said = capfd.readouterr()
         assert f"begun in 2 shards, goes on in {goes_on}" in said.err
         same(place, alone)
+        assert gathered.pop() == drawn(place / "samples.jsonl")
         new = len(drawn(place / "samples.jsonl")) - len(before)
         assert f"{new} completions drawn" in said.out
 
