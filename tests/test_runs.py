@@ -432,6 +432,7 @@ def test_a_finish_that_was_cut_off_keeps_nothing_twice(tmp_path):
         part = begun(run, sample(), decision())
     for name in ("samples.jsonl", "decisions.jsonl"):  # gathered, and the part is still there
         (tmp_path / name).write_bytes((part / name).read_bytes())
+    assert read_pool(tmp_path).mask.tolist() == [[True]]
     with opened(tmp_path) as run:
         assert run.samples("a") == [sample()]
         run.finish()

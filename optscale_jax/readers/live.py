@@ -141,8 +141,16 @@ def _index(record: Record) -> int:
 
 def _records(path: Path, name: str) -> Iterator[Record]:
     """Those of the run itself, then those that shards at work on it still have."""
-    for file in (path / name, *sorted(path.glob(f"shards/*/{name}"))):
-        yield from _whole_lines(file)
+    shards = sorted(path.glob(f"shards/*/{name}"))
+    seen = set()
+    for file in (path / name, *shards):
+        for record in _whole_lines(file):
+            # In two logs where a run was cut off as its shards' became its own.
+            one = repr((record.value.get("problem_id"), record.value.get("index")))
+            if one not in seen:
+                yield record
+            if shards:
+                seen.add(one)
 
 
 def _whole_lines(path: Path) -> Iterator[Record]:
