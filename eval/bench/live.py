@@ -40,6 +40,7 @@ from optscale_jax.backends.vllm_verifier import VllmPooler
 from optscale_jax.checks import at_least, one_of, within
 from optscale_jax.cli import command
 from optscale_jax.errors import BackendError, InputError
+from optscale_jax.heap import freeze_heap
 from optscale_jax.live.engine import Solution, solve_async
 from optscale_jax.live.runs import Run
 from optscale_jax.records import Completion, Problem, Score
@@ -360,6 +361,7 @@ def bench_sampler(
 
         arguments = engine_arguments(sampling.engine, model=sampling.model, seeded=True)
         blocking = LLM(**arguments, **sampling.engine.extra, enable_prefix_caching=True)
+    freeze_heap()  # of what `LLM` leaves, as after the start of the sampler's engine
     tokenizer = blocking.get_tokenizer()
     prompts, params = [], []
     for problem in problems:
