@@ -1,8 +1,9 @@
 """Tests that need what may be missing are skipped where it is, and counted at the end."""
 
-import gc
+import collections
 import importlib.util
 import os
+import signal
 
 import jax
 import pytest
@@ -28,6 +29,10 @@ for library in ("OMP", "OPENBLAS"):
 # to "" has all optimisations.
 os.environ.setdefault("XLA_FLAGS", plainly.FLAGS)
 
+# A shell has what it starts in the background ignore interrupts, which tests send, to commands too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 def _place(nodeid):
     """Files whose tests train the same predictors are one: they share what they compile."""
@@ -43,6 +48,7 @@ def pytest_xdist_make_scheduler(config, log):
         def _split_scope(self, nodeid):
             return _place(nodeid)
 
+    config.option.loadscopereorder = False  # `pytest_collection_modifyitems` has ordered them
     return Together(config, log) if config.getoption("dist") == "loadfile" else None
 
 
@@ -50,15 +56,29 @@ def pytest_xdist_make_scheduler(config, log):
 def pytest_runtest_teardown(item, nextitem):
     """Forgets compiled functions that no later test asks for: a process grew by 6 GB."""
     if nextitem is None or _place(nextitem.nodeid) != _place(item.nodeid):
+        from optscale_jax.heap import freeze_heap
+
         jax.clear_caches()
-        gc.collect()
+        # What is left, modules above all, need not be looked through after the next file again.
+        freeze_heap()
 
 
-def pytest_collection_modifyitems(items):
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
     for item in items:
         for marker, reason in MISSING.items():
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+    if os.environ["XLA_FLAGS"] == plainly.FLAGS != "" and any(
+        item.name == plainly.AS_USERS_COMPILE for item in items
+    ):
+        exact = [item for item in items if item.get_closest_marker("exact")]
+        config.hook.pytest_deselected(items=exact)
+        items[:] = [item for item in items if item not in exact]
+    # Long files first, so that no process is left alone with one at the end.
+    slow = {_place(item.nodeid) for item in items if item.get_closest_marker("slow")}
+    count = collections.Counter(_place(item.nodeid) for item in items)
+    items.sort(key=lambda item: (_place(item.nodeid) not in slow, -count[_place(item.nodeid)]))
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -1,7 +1,8 @@
 """Flags with which XLA hardly optimises.
 
 Most of what the suite compiles runs once, on few numbers, and optimising it took half of the
-suite's time. What users' compilation makes of the numbers, `test_as_users_compile.py` holds.
+suite's time. Tests marked `exact`, which hold numbers to an exact reference, need what users'
+compilation makes of them: `test_as_users_compile.py` runs them in a process without the flags.
 """
 
 import jax
@@ -14,3 +15,6 @@ FLAGS = (
     if jax.__version_info__ < (0, 11)
     else ""
 )
+
+AS_USERS_COMPILE = "test_numbers_are_exact_as_users_compile"
+"""The test that runs the exact ones; where it is among those that run, they run only there."""

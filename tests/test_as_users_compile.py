@@ -7,27 +7,20 @@ from pathlib import Path
 
 import pytest
 
+from tests import plainly
+
 ROOT = Path(__file__).resolve().parents[1]
-EXACT = {
-    "test_special": "",
-    "test_truncated_normal": "every_point",
-    "test_beta": "every_point",
-    "test_logit_normal": "every_point",
-    "test_with_atoms": "every_point",
-    "test_bounds": "least_count or fused",
-    "test_estimation": "never_above_scipy",
-}
 
 
 @pytest.mark.slow
-def test_numbers_are_as_exact_as_in_the_plain_compilation_of_the_suite():
-    asked = " or ".join(
-        f"({file}{f' and ({tests})' * bool(tests)})" for file, tests in EXACT.items()
-    )
+@pytest.mark.skipif(not plainly.FLAGS, reason="all tests are compiled as users compile")
+def test_numbers_are_exact_as_users_compile():
+    files = [
+        file for file in (ROOT / "tests").glob("test_*.py") if "mark.exact" in file.read_text()
+    ]
+    options = ["-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-m", "exact"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider"]
-        + [f"tests/{file}.py" for file in EXACT]
-        + ["-k", asked],
+        [sys.executable, "-m", "pytest", *options, *files],
         cwd=ROOT,
         env={**os.environ, "XLA_FLAGS": ""},
         capture_output=True,

@@ -31,6 +31,7 @@ def dtype(request):
         yield request.param
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("cap", [None, 1, 64, 2047, 2048, 10_000, 2**24, UNREACHABLE - 1])
 def test_the_bound_is_the_least_count(cap, dtype):
     log_f, log_miss, alpha = hard_bounds(dtype)
@@ -41,6 +42,7 @@ def test_the_bound_is_the_least_count(cap, dtype):
     assert got.dtype == jnp.int32
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize(
     "law",
     [

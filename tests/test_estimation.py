@@ -278,6 +278,7 @@ def excess(cases, params, best, priors=None):
     return (ours - best) / np.abs(best)
 
 
+@pytest.mark.exact
 def test_fit_mle_is_never_above_scipy(cases, scipy_mle, dtype):
     params, info = fit(library_stats(cases, dtype))
     # A fit without spread, all scores equal to an end, has no optimum: the density there is
@@ -292,6 +293,7 @@ def test_fit_mle_is_never_above_scipy(cases, scipy_mle, dtype):
     assert np.asarray(info.gradient)[interior].max() < 1e-3
 
 
+@pytest.mark.exact
 def test_fit_map_is_never_above_scipy(cases, scipy_map, dtype):
     prior = Prior(*jnp.asarray(cases.prior.T, dtype))
     params, _ = fit(library_stats(cases, dtype), prior)

@@ -24,6 +24,7 @@ def accuracy(dtype):
     return points, found, errors(law, points, found, reference(law, points, found.quantile))
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("column", Reference._fields)
 def test_every_point_is_within_tolerance(column, accuracy, dtype):
     points, found, every = accuracy

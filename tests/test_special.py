@@ -12,6 +12,8 @@ from jax.test_util import check_grads
 
 from optscale_jax import special
 
+pytestmark = pytest.mark.exact
+
 # Compiled as wholes, as the library has them: op by op each of their shapes is fifty compilations.
 log1mexp = jax.jit(jax.nn.log1mexp)
 adjacent_masses = jax.jit(special.adjacent_masses)

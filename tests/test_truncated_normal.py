@@ -63,6 +63,7 @@ def accuracy(dtype):
     return points, [(found, errors(TRUNCATED_NORMAL, points, found, exact)) for found in both]
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("column", Reference._fields)
 @pytest.mark.parametrize("compiled", [True, False], ids=["jit", "plain"])
 def test_every_point_is_within_tolerance(column, compiled, accuracy, dtype):

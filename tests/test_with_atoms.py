@@ -48,6 +48,7 @@ def evaluated(law, x=0.5, u=0.5):
     return {name: np.asarray(value)[:size] for name, value in found.items()}
 
 
+@pytest.mark.exact
 def test_every_point_is_within_tolerance(dtype):
     law = LAWS["with_atoms"]
     points = law.points(100, dtype)

@@ -10,6 +10,7 @@ import collections
 import contextlib
 import dataclasses
 import email.utils
+import functools
 import json
 import math
 import os
@@ -185,7 +186,6 @@ class Servers:
         bearer = "Bearer " * (config.auth_header.casefold() == "authorization")
         self._headers = {config.auth_header: bearer + key} if key else {}
         self._secret = _spellings(key) if key and len(key) >= _SHORTEST_SECRET else None
-        self._ssl: ssl.SSLContext | None = None
 
     def models(self) -> dict[str, Any]:
         """What the first server that can be reached says of the model.
@@ -200,7 +200,9 @@ class Servers:
                 no such model.
         """
         entries, asked, tries = [], self._servers, 0
-        with httpx.Client(headers=self._headers, timeout=self._config.connect_timeout) as client:
+        with httpx.Client(
+            headers=self._headers, timeout=self._config.connect_timeout, verify=_certificates()
+        ) as client:
             while True:
                 tries += 1
                 busy, wait = [], self._backoff(tries)
@@ -373,12 +375,10 @@ class Servers:
 
     def _new_client(self) -> httpx.AsyncClient:
         config = self._config
-        # Reading the certificates takes longer than all the rest.
-        self._ssl = self._ssl or httpx.create_ssl_context()
         return httpx.AsyncClient(
             headers={**self._headers, "Content-Type": "application/json"},
             timeout=httpx.Timeout(config.read_timeout, connect=config.connect_timeout, pool=None),
-            verify=self._ssl,
+            verify=_certificates(),
         )
 
     def _take(
@@ -478,6 +478,12 @@ class Servers:
         troubles = "; ".join(f"{one.name} {one.trouble or 'rests'}" for one in self._servers)
         after = f"; given up after {tries} tries" if tries > 1 else ""
         return BackendError(f"no server answers: {troubles}{after}")
+
+
+@functools.cache
+def _certificates() -> ssl.SSLContext:
+    """What every client trusts: reading it takes longer than all else that makes a client."""
+    return httpx.create_ssl_context()
 
 
 def _base(url: str) -> SplitResult:
