@@ -26,6 +26,7 @@ __all__ = [
     "ProblemsError",
     "RecordError",
     "RunError",
+    "RunWarning",
     "Terminated",
     "bad_input",
     "did_you_mean",
@@ -54,6 +55,10 @@ class PoolError(InputError):
 
 class PoolWarning(UserWarning):
     """What whoever reads a pool should know of it, in one line that commands print as a note."""
+
+
+class RunWarning(UserWarning):
+    """What whoever waits for a live run should know, likewise."""
 
 
 class HubError(InputError):

@@ -11,10 +11,10 @@ import pytest
 from tests import plainly
 from tests.browser import missing
 
-NEEDED = {"vllm": "vLLM", "inspect_ai": "inspect_ai", "browser": "a browser"}
+NEEDED = {"vllm": "vLLM", "ray": "Ray", "inspect_ai": "inspect_ai", "browser": "a browser"}
 MISSING = {
     marker: f"{NEEDED[marker]} is not installed"
-    for marker in ("vllm", "inspect_ai")
+    for marker in ("vllm", "ray", "inspect_ai")
     if importlib.util.find_spec(marker) is None
 }
 if (reason := missing()) is not None:

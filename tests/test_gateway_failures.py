@@ -58,7 +58,7 @@ def until(condition, seconds):
 
 def answers(url, path):
     with contextlib.suppress(httpx.HTTPError):
-        return httpx.get(url + path, timeout=5).status_code == 200
+        return httpx.get(url + path, timeout=5, verify=False).status_code == 200
     return False
 
 
@@ -116,8 +116,8 @@ def test_no_request_fails_where_one_of_two_servers_is_killed():
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_where_one_of_two_ray_replicas_is_killed_only_its_own_requests_fail(tmp_path):
-    pytest.importorskip("ray.serve", reason="ray[serve] is not installed")
     port, file = free_port(), tmp_path / "ray.yaml"
     arguments = {"config": "recorded", "num_replicas": 2, "heartbeat_seconds": 1}
     deployed = {"name": "gateway", "import_path": "optscale_jax.serve.ray:app", "args": arguments}

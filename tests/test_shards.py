@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from optscale_jax import Pool, synthetic_pool
 from optscale_jax.live.runs import Run
 from optscale_jax.readers import read_pool
 
-pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
+pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).resolve().parents[1]
 N = 12
@@ -161,6 +160,49 @@ def test_shards_that_are_killed_go_on_and_the_run_is_that_of_one_process(
     # Nothing is to be done.
     assert solve.main([*command, *on_ray(address, 2, out)]) == 0
     assert "drawn" not in capfd.readouterr().out
+
+
+NODES = """
+from ray.cluster_utils import Cluster
+small = {"object_store_memory": 80 << 20}
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **small})
+node = cluster.add_node(num_cpus=2, **small)
+cluster.wait_for_nodes()
+print(cluster.address, flush=True)
+input()
+cluster.remove_node(node, allow_graceful=False)
+input()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_problems_of_a_node_that_goes_for_good_are_taken_over(
+    pool_file, alone, tmp_path, capfd, gathered, monkeypatch
+):
+    monkeypatch.setattr("optscale_jax.live.shards._PATIENCE_SECONDS", 2.0)
+    out = tmp_path / "run"
+    parts = [out / "shards" / name for name in ("00", "01", "02")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", NODES], env=environment, **pipes) as cluster:
+
+        def kill():
+            until(lambda: all(kept(part) > 5 for part in parts))
+            cluster.stdin.write("\n")
+            cluster.stdin.flush()
+
+        address = cluster.stdout.readline().strip()
+        thread = threading.Thread(target=kill)
+        thread.start()
+        command = ["--recorded.pool", pool_file, *RULE, *SLOWLY, *on_ray(address, 3, out)]
+        assert solve.main(command) == 0
+        thread.join()
+        cluster.communicate("\n")
+    said = re.findall(r"note: shard (\d) of 3 has no process", capfd.readouterr().err)
+    assert len(set(said)) == 2  # there is no room for them elsewhere
+    same(out, alone)
+    assert gathered == [drawn(out / "samples.jsonl")]  # nothing that was kept was drawn again
 
 
 @pytest.mark.slow

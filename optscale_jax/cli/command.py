@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TypeVar
 
 from optscale_jax.cli import commands
 from optscale_jax.cli.config import parse
-from optscale_jax.errors import InputError, PoolWarning, Terminated
+from optscale_jax.errors import InputError, PoolWarning, RunWarning, Terminated
 from optscale_jax.signals import leave_terminal, terminations
 
 __all__ = ["EXTRAS", "command", "excuse_missing_packages", "exit_code"]
@@ -95,13 +95,14 @@ def exit_code(work: Callable[[], int | None], *, interrupted: str = "nothing was
 
 @contextlib.contextmanager
 def _noting() -> Iterator[None]:
-    """Prints what there is to know of a pool as a line on stderr."""
+    """Prints what there is to know of a pool or a run as a line on stderr."""
     with warnings.catch_warnings():
-        warnings.simplefilter("always", PoolWarning)
+        for category in (PoolWarning, RunWarning):
+            warnings.simplefilter("always", category)
         usual, said = warnings.showwarning, set()
 
         def show(message: Any, category: type[Warning], *where: Any) -> None:
-            if issubclass(category, PoolWarning):
+            if issubclass(category, (PoolWarning, RunWarning)):
                 # Once, however many policies or files say it.
                 if str(message) not in said:
                     print(f"note: {message}", file=sys.stderr)

@@ -45,7 +45,7 @@ from optscale_jax.records import (
     TokenLedger,
 )
 
-__all__ = ["CONFIG", "DECISIONS", "PROBLEMS", "Earlier", "Part", "Run", "read_run"]
+__all__ = ["CONFIG", "DECISIONS", "PROBLEMS", "Earlier", "Part", "Run", "is_at_work", "read_run"]
 
 CONFIG, VERSIONS, PROBLEMS, LOCK = "config.yaml", "versions.json", "problems.jsonl", "lock"
 DRAWN, SAMPLES, DECISIONS = "drawn.jsonl", "samples.jsonl", "decisions.jsonl"
@@ -498,16 +498,26 @@ class Part(Run):
     def _missing(self, problem_id: str) -> str:
         return ""  # it may be in another part
 
-    def take(self, problem_id: str, earlier: Earlier | None) -> None:
-        """Takes over what earlier processes have left of a problem, once in this one's life."""
+    def take(self, problem_id: str, earlier: Earlier | None, *, with_own: bool = False) -> None:
+        """Takes over what earlier processes have left of a problem, once in this one's life.
+
+        Args:
+            problem_id: The problem.
+            earlier: What they have left; None for nothing.
+            with_own: Whether that has what this part holds, too.
+        """
         if earlier is None:
             return
         samples = {one.completion.index: one for one in earlier.samples}
-        samples |= self._samples.get(problem_id, {})
-        drawn = {one.index: one for one in earlier.unscored} | self._drawn.get(problem_id, {})
+        drawn = {one.index: one for one in earlier.unscored}
+        spent = earlier.spent
+        if not with_own:
+            samples |= self._samples.get(problem_id, {})
+            drawn |= self._drawn.get(problem_id, {})
+            spent = self.spent(problem_id) + spent
         self._samples[problem_id] = samples
         self._drawn[problem_id] = {i: one for i, one in drawn.items() if i not in samples}
-        self._spent[problem_id] = self.spent(problem_id) + earlier.spent
+        self._spent[problem_id] = spent
 
 
 def read_run(
@@ -559,6 +569,15 @@ def read_run(
 def _parts(path: Path) -> list[Path]:
     """The directories of a run's shards, in the order in which they were begun."""
     return sorted((path / SHARDS).glob("[0-9]*"), key=lambda part: int(part.name))
+
+
+def is_at_work(path: Path) -> bool:
+    """Whether a process has a directory of a run open, on whatever machine shares it."""
+    try:
+        os.close(_lock(path / LOCK))
+    except RunError:
+        return True
+    return False
 
 
 class _Growing:

@@ -6,8 +6,9 @@
 The driver, which is the process of the command, hands out problems one by one; a shard solves those
 that it has by the loop of `live.engine`, and keeps what it draws in its part of the run's directory
 (`live.runs`). A shard that dies is started again by Ray and asked the same again; what it had drawn
-it finds in its part. With a budget one queue decides for all problems, in the order of launches, so
-the loop is the driver's, and shards only draw and score.
+it finds in its part. Where Ray has no room for it, its node having gone, the others take over its
+problems, with what it had drawn, until there is room. With a budget one queue decides for all
+problems, in the order of launches, so the loop is the driver's, and shards only draw and score.
 """
 
 import asyncio
@@ -31,12 +32,19 @@ from optscale_jax.answers import EXTRACTORS
 from optscale_jax.backends.base import Sampler, Verifier, lost, metered
 from optscale_jax.backends.text import one_line
 from optscale_jax.equivalence import comparison
-from optscale_jax.errors import BackendError, EngineError, InputError, ProblemError, RunError
+from optscale_jax.errors import (
+    BackendError,
+    EngineError,
+    InputError,
+    ProblemError,
+    RunError,
+    RunWarning,
+)
 from optscale_jax.live.config import LiveConfig, RayConfig
 from optscale_jax.live.decider import Decider
 from optscale_jax.live.engine import Engine, Solution
 from optscale_jax.live.models import recorded_pool, start_models
-from optscale_jax.live.runs import Earlier, Part, Run
+from optscale_jax.live.runs import Earlier, Part, Run, is_at_work
 from optscale_jax.plugins import load_object
 from optscale_jax.records import Completion, Problem, Score
 from optscale_jax.signals import terminations
@@ -49,6 +57,8 @@ _STORE = 128 << 20
 """Bytes of shared memory for a cluster of this run's own: what goes through it is small."""
 _REACHED_SECONDS = 10.0
 _STOP_SECONDS = 30.0
+# A process of a shard answers at once, whatever it has under way.
+_PATIENCE_SECONDS = 20.0
 
 
 class _Asked(NamedTuple):
@@ -60,6 +70,19 @@ class _Asked(NamedTuple):
     prior: Any
     predictor_tokens: int
     earlier: Earlier | None
+    with_own: bool = False  # whether `earlier` has what the shard's own part holds, too
+
+
+class _GoneError(Exception):
+    """A shard has no process, and no node may have room for one.
+
+    Args:
+        earlier: What there is of a problem that it was asked.
+    """
+
+    def __init__(self, earlier: Earlier | None = None):
+        super().__init__()
+        self.earlier = earlier
 
 
 # The driver ---------------------------------------------------------------------------------------
@@ -87,10 +110,9 @@ class Shards:
         predictor_tokens: Mapping[str, int],
     ):
         self._config, self._own = config, False
-        self.all = [
-            _Remote(number, config, run, priors, predictor_tokens)
-            for number in range(config.ray.shards)
-        ]
+        self.all: list[_Remote] = []
+        for number in range(config.ray.shards):
+            self.all.append(_Remote(number, self.all, config, run, priors, predictor_tokens))
 
     def __enter__(self) -> "Shards":
         return self
@@ -132,16 +154,20 @@ class _Remote:
     def __init__(
         self,
         number: int,
+        everyone: Sequence["_Remote"],
         config: LiveConfig,
         run: Run,
         priors: Mapping[str, Any],
         predictor_tokens: Mapping[str, int],
     ):
         self._name = f"shard {number} of {config.ray.shards}"
+        self._everyone = everyone
         self._config, self._run = config, run
         self._priors, self._predictor_tokens = priors, predictor_tokens
+        self._part = Path()
         self._actor: Any = None
         self._ready: Any = None
+        self._sign: asyncio.Future[None] | None = None
         self._born = ""
         self._asked: dict[str, tuple[_Asked, asyncio.Future[Solution]]] = {}
         self._new: list[_Asked] = []
@@ -157,24 +183,43 @@ class _Remote:
             num_gpus=where.gpus_per_shard,
             max_restarts=where.restarts,
             max_task_retries=-1,
-            max_concurrency=getattr(self._config, "batch", 0) + 2,
+            max_concurrency=getattr(self._config, "batch", 0) + 3,
             scheduling_strategy="SPREAD",
         )
-        part = self._run.begin_part().resolve()
-        self._actor = options.remote(self._config, part, Path.cwd())
+        self._part = self._run.begin_part().resolve()
+        self._actor = options.remote(self._config, self._part, Path.cwd())
         self._ready = self._actor.ready.remote()
         return self._ready
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether it has been asked for a sign of life, and has given none yet."""
+        return self._sign is not None and not self._sign.done()
+
     async def ready(self) -> None:
-        """Returns when its models are there."""
-        with _plainly(self._name):
-            await self._ready
+        """Returns when its models are there, or others have to do without it."""
+        with contextlib.suppress(_GoneError):
+            await self._answer(self._ready)
 
     async def solve(self, problem: Problem, place: int, count: int) -> Solution:
-        """Has it solve a problem; as `Engine.solve`."""
+        """Has it solve a problem, or while it is gone another; as `Engine.solve`."""
         prior = self._priors.get(problem.id)
         tokens = self._predictor_tokens.get(problem.id, 0)
         asked = _Asked(problem, place, count, prior, tokens, self._run.earlier(problem.id))
+        shard = self
+        while True:
+            while shard.is_gone:
+                shard = _least(self._everyone)
+                if shard.is_gone:  # and so are all
+                    signs = [one._sign for one in self._everyone if one._sign is not None]
+                    await asyncio.wait(signs, return_when=asyncio.FIRST_COMPLETED)
+            try:
+                return await shard._solve(asked)
+            except _GoneError as gone:
+                asked = asked._replace(earlier=gone.earlier, with_own=True)
+
+    async def _solve(self, asked: _Asked) -> Solution:
+        problem = asked.problem
         solved: asyncio.Future[Solution] = asyncio.get_running_loop().create_future()
         self._asked[problem.id] = asked, solved
         self._new.append(asked)
@@ -184,43 +229,92 @@ class _Remote:
 
     async def _work(self) -> None:
         """Hands it problems and takes solutions, many with one call, as long as there are any."""
-        try:
-            while self._asked:
-                new, self._new = self._new, []
-                born, found = await self.ask("work", self._born, new, self._received)
-                if born != self._born:  # it has been started, again perhaps, and knows of nothing
-                    self._born, self._received = born, []
-                    self._new = [asked for asked, _ in self._asked.values()]
-                    continue
-                self._received = [solution.problem.id for solution in found]
-                for solution in found:
-                    _, solved = self._asked.pop(solution.problem.id)
+        while self._asked:
+            try:
+                await self._exchange()
+            except Exception as error:
+                asked, self._asked, self._new = self._asked, {}, []
+                errors: dict[str, Exception] = dict.fromkeys(asked, error)
+                if isinstance(error, _GoneError):
+                    errors = await asyncio.to_thread(self._left, [one for one, _ in asked.values()])
+                for name, (_, solved) in asked.items():
                     if not solved.done():
-                        solved.set_result(solution)
-                await asyncio.sleep(0)  # whoever has a solution now asks for the next
-        except Exception as error:
-            for _, solved in self._asked.values():
-                if not solved.done():
-                    solved.set_exception(error)
+                        solved.set_exception(errors[name])
+
+    async def _exchange(self) -> None:
+        new, self._new = self._new, []
+        born, found = await self.ask("work", self._born, new, self._received)
+        if born != self._born:  # it has been started, again perhaps, and knows of nothing
+            self._born, self._received = born, []
+            self._new = [asked for asked, _ in self._asked.values()]
+            return
+        self._received = [solution.problem.id for solution in found]
+        for solution in found:
+            _, solved = self._asked.pop(solution.problem.id)
+            if not solved.done():
+                solved.set_result(solution)
+        await asyncio.sleep(0)  # whoever has a solution now asks for the next
+
+    def _left(self, asked: Sequence[_Asked]) -> dict[str, Exception]:
+        """That it is gone, with what there is of each problem, or why that cannot be read."""
+        try:
+            part = Part(self._part, kind=self._run.kind)
+            with part:
+                for one in asked:
+                    part.take(one.problem.id, one.earlier)
+                return {one.problem.id: _GoneError(part.earlier(one.problem.id)) for one in asked}
+        except RunError as error:
+            return {one.problem.id: error for one in asked}
 
     async def ask(self, method: str, *given: Any) -> Any:
-        """What its method gives."""
+        """What its method gives.
+
+        Raises:
+            _GoneError: No process of it answers.
+        """
         self.busy += 1
         try:
-            with _plainly(self._name):
-                return await getattr(self._actor, method).remote(*given)
+            return await self._answer(getattr(self._actor, method).remote(*given))
         finally:
             self.busy -= 1
 
+    async def _answer(self, call: Awaitable[T]) -> T:
+        """What a call gives, however long it takes, while a process of the shard is there."""
+        answer = asyncio.ensure_future(call)
+        try:
+            with _plainly(self._name):
+                while not (await asyncio.wait([answer], timeout=_PATIENCE_SECONDS))[0]:
+                    await self._find()
+                return await answer
+        finally:
+            answer.cancel()
+
+    async def _find(self) -> None:
+        """Raises a `_GoneError` if it gives no sign of life and nobody is at its part."""
+        sign = self._sign
+        if sign is None or sign.done():
+            sign = self._sign = asyncio.ensure_future(self._actor.alive.remote())
+        if (await asyncio.wait([sign], timeout=_PATIENCE_SECONDS))[0]:
+            await sign
+        elif not is_at_work(self._part):
+            says = (
+                f"{self._name} has no process, and the cluster perhaps no room for one; others "
+                "take over its problems until it is there again"
+            )
+            warnings.warn(says, RunWarning, stacklevel=2)
+            raise _GoneError
+
     async def stop(self) -> None:
         """Has it keep what it has, and end what is under way."""
-        if self._actor is not None:
+        if self._actor is not None and not self.is_gone:
             with _plainly(self._name), contextlib.suppress(RayActorError, TimeoutError):
                 stopped = self._actor.stop.options(max_task_retries=0).remote()
                 self.timeouts = await asyncio.wait_for(stopped, _STOP_SECONDS)
 
     def kill(self) -> None:
         """Ends its process."""
+        if self._sign is not None:
+            self._sign.cancel()
         if self._actor is not None:
             ray.kill(self._actor)
 
@@ -259,9 +353,16 @@ class _RemoteVerifier:
         """Does nothing: the sampler has stopped the shards."""
 
 
+def _least(shards: Sequence[_Remote]) -> _Remote:
+    """The one that has least under way of those that are there."""
+    return min(shards, key=lambda one: (one.is_gone, one.busy, len(one._asked)))
+
+
 async def _least_busy(shards: Sequence[_Remote], method: str, *given: Any) -> Any:
-    shard = min(shards, key=lambda one: one.busy)
-    found, tokens = await shard.ask(method, *given)
+    while True:
+        with contextlib.suppress(_GoneError):
+            found, tokens = await _least(shards).ask(method, *given)
+            break
     lost(tokens)
     if isinstance(found, ProblemError):
         raise found
@@ -384,6 +485,9 @@ class _Shard:
             max_ahead=config.max_ahead if policy.kind == "parallel" else 1,
         )
 
+    async def alive(self) -> None:
+        """Returns."""
+
     async def ready(self) -> tuple[int | None, int | None]:
         """The most tokens of a completion and of a score, once the models are there."""
         engine = await self._starting
@@ -420,7 +524,7 @@ class _Shard:
     async def _solve(self, asked: _Asked) -> Solution:
         engine, problem = await self._starting, asked.problem
         assert isinstance(engine.run, Part)
-        engine.run.take(problem.id, asked.earlier)
+        engine.run.take(problem.id, asked.earlier, with_own=asked.with_own)
         engine = engine._replace(
             priors={} if asked.prior is None else {problem.id: asked.prior},
             predictor_tokens={problem.id: asked.predictor_tokens},
