@@ -242,6 +242,7 @@ class _Remote:
                         solved.set_exception(errors[name])
 
     async def _exchange(self) -> None:
+        """Hands it what is new, and takes what it has solved, with one call."""
         new, self._new = self._new, []
         born, found = await self.ask("work", self._born, new, self._received)
         if born != self._born:  # it has been started, again perhaps, and knows of nothing
@@ -486,7 +487,7 @@ class _Shard:
         )
 
     async def alive(self) -> None:
-        """Returns."""
+        """A sign of life."""
 
     async def ready(self) -> tuple[int | None, int | None]:
         """The most tokens of a completion and of a score, once the models are there."""
