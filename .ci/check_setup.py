@@ -7,8 +7,9 @@ The ways are read where they are named, so that they cannot drift apart: what `m
 pyproject.toml. Each is resolved with `pip install --dry-run` by every Python of this machine, each
 in a fresh virtual environment with the newest pip, which sees the package index and nothing that
 lies on this machine. It needs the network and nothing beyond the standard library, and installs
-nothing; 5 to 10 minutes on two cores. --quick takes this Python, what `make setup` installs and the
-bare package: a minute; and it is content where the index cannot be reached at all.
+nothing, though pip downloads wheels whose requirements the index does not tell; 5 to 10 minutes on
+two cores. --quick takes this Python, what `make setup` installs and the bare package: a minute; and
+it is content where nothing can be checked: the index cannot be reached, the disk has no room.
 
 Exits 1 if a way fails, with pip's reason.
 """
@@ -33,6 +34,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LEAST = (3, 11)
 TOLD = ("torch", "jax", "vllm", "libtpu")
 """Packages whose versions are shown, since machines get others."""
+ROOM = 4 * 1024**3
+"""Bytes of disk that one way takes at most while pip resolves it: torch for a GPU is 3.3e9."""
 
 
 def main() -> int:
@@ -47,11 +50,16 @@ def main() -> int:
     ways = list(dict.fromkeys(ways))
     with tempfile.TemporaryDirectory() as folder:
         found = [sys.executable] if options.quick else pythons()
+        # A pip that runs out of room says so in words of many kinds, those of a bad network too.
+        at_once = min(shutil.disk_usage(folder).free // ROOM, os.cpu_count() or 1)
+        if at_once == 0:
+            print(f"nothing checked: pip needs {ROOM / 1e9:.1f} GB of room in {folder}")
+            return 0 if options.quick else 1
         environments = [fresh(python, Path(folder) / str(i)) for i, python in enumerate(found)]
         if (reason := unreachable(environments[0])) is not None:
             print(f"nothing checked: the package index cannot be reached\n{reason}")
             return 0 if options.quick else 1
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
             jobs = [
                 pool.submit(resolve, python, way, folder) for python in environments for way in ways
             ]

@@ -34,6 +34,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture
+def hangups():
+    """Commands that the test starts hear SIGHUP, which they inherit as ignored under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def _place(nodeid):
     """Files whose tests train the same predictors are one: they share what they compile."""
     file = nodeid.split("::")[0]

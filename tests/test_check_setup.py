@@ -58,6 +58,18 @@ To fix this you could try to:
     assert check.why(missing).strip() == missing.splitlines()[1]
 
 
+@pytest.mark.parametrize(("arguments", "code"), [(["--quick"], 0), ([], 1)])
+def test_a_disk_without_room_is_said_and_no_failure_of_a_way(
+    check, monkeypatch, capsys, arguments, code
+):
+    monkeypatch.setattr(check, "ROOM", 1 << 62)
+    monkeypatch.setattr("sys.argv", ["check_setup.py", *arguments])
+    assert check.main() == code
+    assert capsys.readouterr().out.startswith(
+        "nothing checked: pip needs 4611686018.4 GB of room in"
+    )
+
+
 def test_nothing_that_torch_decides_is_pinned():
     # Its builds for a CPU and for a GPU want other versions of these.
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()

@@ -294,6 +294,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(pool_fil
     assert Pool.load(out / "pool.npz").mask.all()
 
 
+@pytest.mark.usefixtures("hangups")
 def test_a_terminal_that_goes_ends_a_run_which_keeps_what_it_drew_and_goes_on(pool_file, tmp_path):
     out = tmp_path / "run"
     command = [sys.executable, "-m", "eval.sample", "--recorded.pool", pool_file, "--n=12"]

@@ -35,6 +35,7 @@ def alive(numbers):
     return [one.pid for one in running if one.status() != psutil.STATUS_ZOMBIE]
 
 
+@pytest.mark.usefixtures("hangups")
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 @pytest.mark.parametrize("ended", [signal.SIGKILL, signal.SIGHUP, signal.SIGTERM])
 def test_children_and_theirs_end_with_a_parent_that_is_ended(tmp_path, method, ended):
