@@ -17,6 +17,7 @@ from eval import report as command
 from optscale_jax import Pool, policies, replay, synthetic_pool
 from optscale_jax.replay import permutations
 from optscale_jax.report.comparison import paper_table, section, table_of
+from optscale_jax.report.headline import recommendation
 from optscale_jax.report.page import page
 from optscale_jax.report.tables import latex
 from optscale_jax.study import (
@@ -35,6 +36,7 @@ from optscale_jax.study.pools import PoolSource
 from optscale_jax.study.recommendation import recommend
 from optscale_jax.study.tuning import cross_fit
 from optscale_jax.study.verifier import roc_of, tokens_with_verifier
+from optscale_jax.tiny import pool_path
 from tests.browser import chromium, fits, opened
 
 CAPS, PROBLEMS, ORDERS = (8, 16), 40, 3
@@ -251,6 +253,44 @@ def test_the_rule_to_use_is_the_cheapest_and_doubts_are_said(run):
     # But it is no better than a cheap rule that may be as good.
     doubtful = told(rule("e", 0.5 * spent, -0.015, 10.0))
     assert (doubtful.label, doubtful.rivals) == ("best-of-N", ["e"])
+
+
+def test_a_rule_tuned_to_an_end_of_what_was_tried_is_named():
+    """A grid of thresholds above the best one makes a rule look worse than it is."""
+    pool = Pool.load(pool_path())
+
+    def found(thresholds):
+        options = {"key": jax.random.key(0), "num_permutations": ORDERS}
+        outcomes = Outcomes.from_results(
+            pool,
+            {
+                "hit": [replay(pool, policies.first_hit(s, 16), **options) for s in thresholds],
+                "fixed": replay(pool, policies.best_of_n(8), **options),
+            },
+            caps={"hit": 16, "fixed": 8},
+            settings={"hit": [{"s_min": s} for s in thresholds]},
+            baselines=["fixed"],
+        )
+        return find(outcomes, None, OPTIONS)
+
+    wide = found((0.0, 0.02, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.98))
+    (hit, _) = wide.frontiers
+    assert hit.equal is not None
+    best = hit.equal.arguments["s_min"]
+    assert 0.02 < best < 0.98
+    assert not wide.recommendation.at_ends
+    assert "end of what was tried" not in " ".join(recommendation(wide))
+    for narrow in ((best, 0.99), (0.01, best)):
+        tuned = found(narrow)
+        assert tuned.recommendation.at_ends == {"hit": [f"s_min={best}"]}
+        told = (
+            f"Tuned to an end of what was tried, and perhaps better beyond it: hit (s_min={best})."
+        )
+        assert told in " ".join(recommendation(tuned))
+    # There is nothing below 0 or above 1, and one value is no search; N has its end at the pool's.
+    method = found((0.0, 0.5, 1.0)).outcomes.methods[0]
+    assert [method.at_ends(i) for i in range(3)] == [[], [], []]
+    assert found((0.5,)).outcomes.methods[0].at_ends(0) == []
 
 
 def test_the_hindsight_oracle_stops_at_the_first_right_completion(run):

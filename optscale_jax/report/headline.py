@@ -50,7 +50,7 @@ def headline(found: Findings) -> Headline:
 
 
 def recommendation(found: Findings) -> list[str]:
-    """The rule to use, what it saves at which risk, and what the pool is too small to tell."""
+    """The rule to use, what it saves at which risk, and what the pool or the search cannot tell."""
     if (best := found.recommendation) is None:
         return []
     unit, cost = UNITS[found.outcomes.value_kind], found.outcomes.cost_kind
@@ -74,6 +74,9 @@ def recommendation(found: Findings) -> list[str]:
         doubts.append(f"that it is better than {' or '.join(best.rivals)}")
     if doubts:
         words += f" The pool is too small to tell {'; nor '.join(doubts)}."
+    if best.at_ends:
+        ends = ", ".join(f"{label} ({' '.join(at)})" for label, at in best.at_ends.items())
+        words += f" Tuned to an end of what was tried, and perhaps better beyond it: {ends}."
     return [few * (count < FEW_PROBLEMS) + words]
 
 

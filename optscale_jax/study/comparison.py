@@ -308,6 +308,7 @@ class Point(NamedTuple):
     cost: Interval
     difference: Interval  # of the value above the best fixed n's; NaN without a baseline
     saved: Interval  # share of the best fixed n's cost
+    at_ends: Sequence[str] = ()  # its arguments at an end of what was tried, in words
 
     def above(self, other: "Point", options: Options) -> tuple[Interval, Interval]:
         """Value and cost less those of another method, in the same resamples."""
@@ -487,7 +488,8 @@ def _points(
         setting, names = method.settings[fit.oracle], method.words[fit.oracle]
         arguments = {name: setting[name] for name in names if name in setting}
         words = method.describe(fit.oracle)
-        points.append(Point(words, arguments, own, won, spent, more, saved))
+        ends = [names[name] for name in method.at_ends(fit.oracle) if name in names]
+        points.append(Point(words, arguments, own, won, spent, more, saved, ends))
     return [fits[aim] for aim in aims], [points[list(fits).index(aim)] for aim in aims]
 
 

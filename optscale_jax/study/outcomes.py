@@ -167,6 +167,22 @@ class Method:
         among = self.settings if settings is None else [self.settings[i] for i in settings]
         return sum(len({repr(s.get(name)) for s in among}) > 1 for name in self.varying)
 
+    def at_ends(self, index: int) -> list[str]:
+        """The arguments of a setting that are the least or the most that was tried, but for N.
+
+        A setting that is chosen there may be worse than one beyond, which nobody tried. Ends of
+        what an argument can be are none: 0 and 1 of a threshold or a probability.
+        """
+        found = []
+        for name in self.varying:
+            tried = [setting.get(name) for setting in self.settings]
+            if not all(isinstance(value, float) for value in tried):
+                continue
+            ends = {min(tried), max(tried)} - {0.0, 1.0}
+            if len(set(tried)) > 1 and tried[index] in ends:
+                found.append(name)
+        return found
+
     def describe(self, index: int, without: Sequence[str] = ()) -> str:
         """A setting in words, such as "s_min=0.9 n=4", but for some of its arguments."""
         return " ".join(text for name, text in self.words[index].items() if name not in without)

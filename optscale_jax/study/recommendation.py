@@ -1,6 +1,6 @@
 """Which rule to use on a pool, and whether the pool is large enough to tell."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from optscale_jax.study.comparison import Frontier, Options, Point
@@ -19,6 +19,7 @@ class Recommendation(NamedTuple):
     saves: bool  # whether the interval of what it saves is above 0
     keeps: bool  # whether the interval of its difference is above -loss
     rivals: Sequence[str]  # other rules that may be as good, and as cheap as it
+    at_ends: Mapping[str, Sequence[str]]  # rule to what of its setting is an end of what was tried
 
 
 def recommend(curves: Sequence[Frontier], baseline: str, options: Options) -> Recommendation | None:
@@ -71,4 +72,5 @@ def recommend(curves: Sequence[Frontier], baseline: str, options: Options) -> Re
             for name, other in points.items()
             if name not in (label, baseline) and other.difference.high >= -loss and more(other) <= 0
         ],
+        at_ends={name: other.at_ends for name, other in points.items() if other.at_ends},
     )
