@@ -175,11 +175,11 @@ class Method:
         """
         found = []
         for name in self.varying:
-            tried = [setting.get(name) for setting in self.settings]
-            if not all(isinstance(value, float) for value in tried):
+            values = [setting.get(name) for setting in self.settings]
+            tried = [value for value in values if isinstance(value, float)]
+            if len(tried) < len(values) or len(set(tried)) == 1:
                 continue
-            ends = {min(tried), max(tried)} - {0.0, 1.0}
-            if len(set(tried)) > 1 and tried[index] in ends:
+            if tried[index] in {min(tried), max(tried)} - {0.0, 1.0}:
                 found.append(name)
         return found
 
