@@ -18,6 +18,7 @@ import numpy as np
 
 __all__ = [
     "LARGEST",
+    "STEP_SIGNALS",
     "VERIFIER_TOKENS",
     "SignalColumns",
     "derived_signals",
@@ -27,6 +28,9 @@ __all__ = [
 
 LARGEST = float(np.finfo(np.float32).max)
 """The largest signal that a pool holds."""
+
+STEP_SIGNALS = {"last_step": "last", "mean_step": "mean", "min_step": "min"}
+"""The signals that are made of step scores, and what makes a score so (`Origin.aggregate`)."""
 
 VERIFIER_TOKENS = "verifier_tokens"
 """The signal that is a cost; whoever looks for signs of quality leaves it out."""

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32, Shaped
 
 from optscale_jax.calibration import NOT_KNOWN, Origin
+from optscale_jax.derived_signals import STEP_SIGNALS
 from optscale_jax.errors import PoolError
 from optscale_jax.files import atomic_write, refuse_bomb
 from optscale_jax.hub import POOL_FILE, local
@@ -296,8 +297,8 @@ class Pool:
 
         Args:
             path: The file; `package:NAME/PATH`, or `hf://OWNER/NAME` for one on a hub.
-            scores: The array to take the scores from, where a file holds several verifiers'
-                signals: `Pool.load(path, scores="agree")`.
+            scores: The array to take the scores from, or one of the signals (see `scored_by`):
+                `Pool.load(path, scores="min_step")`.
             clip: Move scores outside [0, 1] to the nearer end instead of refusing them.
             rescale: As for `from_arrays`.
 
@@ -324,6 +325,36 @@ class Pool:
         with file:
             arrays = _read_npz(file, scores, source)
         return cls.from_arrays(**arrays, clip=clip, rescale=rescale, source=source)
+
+    def scored_by(
+        self, signal: str, *, clip: bool = False, rescale: str | None = None, source: str = "pool"
+    ) -> "Pool":
+        """The pool with a signal in the place of its scores, such as the least step score.
+
+        Its origin says so: a calibration of the one is none of the other.
+
+        Args:
+            signal: One of `signals`. A completion without steps has a score of 0 by its steps.
+            clip: As for `from_arrays`.
+            rescale: As for `from_arrays`; `exp` for `mean_logprob`.
+            source: As for `from_arrays`.
+
+        Raises:
+            PoolError: If there is no such signal, or its values are no scores.
+        """
+        if signal not in self.signals:
+            has = ", ".join(self.signals) or "none"
+            raise PoolError(f"{source}: no signal {signal!r} to take for the score (it has {has})")
+        arrays = self._arrays()
+        arrays["scores"] = _of_no_step_0(signal, self.signals[signal])
+        return Pool.from_arrays(
+            **_arguments(arrays),
+            kind=self.kind,
+            origin=_origin_of(signal, self.origin),
+            clip=clip,
+            rescale=rescale,
+            source=source,
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the pool to an `.npz` file that `Pool.load` reads back unchanged.
@@ -439,7 +470,8 @@ def _read_npz(file: BinaryIO, scores: str, source: str) -> dict[str, Any]:
         raise PoolError(
             f"{source}: not a complete .npz file; write pools with Pool.save or np.savez"
         ) from error
-    if scores not in archive.files:
+    stored = scores if scores in archive.files else _SIGNAL + scores
+    if stored not in archive.files:
         raise PoolError(
             f"{source}: no array {scores!r} (it has "
             f"{', '.join(archive.files[:20]) or 'none'}); store one, all NaN without a verifier"
@@ -448,7 +480,7 @@ def _read_npz(file: BinaryIO, scores: str, source: str) -> dict[str, Any]:
     refuse_bomb(source, sum(m.file_size for m in members), os.fstat(file.fileno()).st_size)
     stored_as = {field: field for field in (*_PER_COMPLETION, *_PER_PROBLEM, "kind")}
     stored_as |= {name: name for name in archive.files if name.startswith((_SIGNAL, _ORIGIN))}
-    stored_as["scores"] = scores
+    stored_as["scores"] = stored
     arrays: dict[str, Any] = {}
     for field, name in stored_as.items():
         if name not in archive.files:
@@ -464,7 +496,26 @@ def _read_npz(file: BinaryIO, scores: str, source: str) -> dict[str, Any]:
         arrays["kind"] = str(arrays["kind"])
     told = {field: arrays.pop(_ORIGIN + field, None) for field in Origin._fields}
     words = {field: None if value is None else str(value) for field, value in told.items()}
-    return {**_arguments(arrays), "origin": Origin(**words)}
+    origin = Origin(**words)
+    if scores != "scores":
+        name = stored.removeprefix(_SIGNAL)
+        arrays["scores"] = _of_no_step_0(name, arrays["scores"])
+        origin = _origin_of(name, origin)
+    return {**_arguments(arrays), "origin": origin}
+
+
+def _of_no_step_0(signal: str, values: np.ndarray) -> np.ndarray:
+    """A signal as scores: 0 without a step, since nothing speaks for such a completion."""
+    return np.nan_to_num(values, nan=0.0) if signal in STEP_SIGNALS else values
+
+
+def _origin_of(signal: str, origin: Origin) -> Origin:
+    """Who made a signal that takes the place of the scores; not known if the scores' is not."""
+    if origin == NOT_KNOWN:
+        return NOT_KNOWN
+    if signal in STEP_SIGNALS:
+        return origin._replace(aggregate=STEP_SIGNALS[signal])
+    return Origin(signal, None, origin.generator)
 
 
 def _check_claim(archive: zipfile.ZipFile, name: str, source: str) -> None:

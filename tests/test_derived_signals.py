@@ -1,5 +1,6 @@
 """Signals beside the score: a rule reads the same numbers in replay, in a plain loop and live."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -10,6 +11,7 @@ import pytest
 
 from optscale_jax import Pool, PoolError, replay
 from optscale_jax.backends.recorded import RecordedSampler, RecordedVerifier, recorded_problems
+from optscale_jax.calibration import NOT_KNOWN
 from optscale_jax.derived_signals import derived_signals, mean_logprob
 from optscale_jax.errors import EngineError, InputError, RecordError
 from optscale_jax.live.engine import solutions_pool, solve
@@ -17,6 +19,7 @@ from optscale_jax.live.inspect_ai import EarlyStopping
 from optscale_jax.live.runs import Run
 from optscale_jax.policies import Observation, Policy, StopReason, run, stack, until
 from optscale_jax.readers import read_pool, write_jsonl
+from optscale_jax.readers.live import live_blocks
 from optscale_jax.records import Completion, Problem, Score
 from optscale_jax.replay import permutations
 from optscale_jax.typing import Number
@@ -207,8 +210,87 @@ def test_a_run_is_scored_by_its_log_probabilities_without_a_verifier(tmp_path):
     pool = read_pool(tmp_path, scores="logprob")
     np.testing.assert_allclose(pool.scores, [np.exp(means)], rtol=1e-6)
     assert pool.origin == ("mean log-probability", None, "small")
-    with pytest.raises(ValueError, match="a live run has score or logprob"):
+    with pytest.raises(ValueError, match="has score, logprob, last_step, mean_step or min_step"):
         read_pool(tmp_path, scores="judge")
+
+
+STEPS = [[0.5, 0.25, 0.75], [], [0.125]]
+
+
+@pytest.fixture
+def scored_run(tmp_path):
+    """A run scored by the means of step scores; the second completion has no step."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    lines = [
+        {"problem_id": "a", "index": i, "answer": "1", "tokens": 3, "steps": steps,
+         "score": np.mean(steps) if steps else 0.0, "mean_logprob": -0.5}
+        for i, steps in enumerate(STEPS)
+    ]  # fmt: skip
+    (folder / "samples.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    (folder / "decisions.jsonl").write_text('{"problem_id": "a", "num_samples": 3}\n')
+    asked = {
+        "sampler": {"model": "small"},
+        "verify": True,
+        "verifier": {"kind": "prm", "model": "strict", "aggregate": "mean"},
+    }
+    (folder / "config.yaml").write_text(json.dumps(asked))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("signal", "how", "wanted"),
+    [
+        ("min_step", "min", [0.25, 0, 0.125]),
+        ("last_step", "last", [0.75, 0, 0.125]),
+        ("mean_step", "mean", [0.5, 0, 0.125]),
+    ],
+)
+def test_a_run_is_scored_by_another_aggregate_of_its_steps(
+    scored_run, tmp_path, signal, how, wanted
+):
+    own = read_pool(scored_run)
+    own.save(tmp_path / "pool.npz")
+    blocks = [*live_blocks(scored_run, scores=signal)]
+    from_file = [
+        read_pool(tmp_path / "pool.npz", scores=name) for name in (signal, f"signals/{signal}")
+    ]
+    for pool in (read_pool(scored_run, scores=signal), *blocks, *from_file, own.scored_by(signal)):
+        np.testing.assert_array_equal(pool.scores, np.float32([wanted]))
+        # A calibration for one aggregate is none for another.
+        assert pool.origin == ("strict", how, "small")
+        for name, values in own.signals.items():
+            np.testing.assert_array_equal(pool.signals[name], values)
+        for field in ("answers", "tokens", "mask"):
+            np.testing.assert_array_equal(getattr(pool, field), getattr(own, field))
+
+
+def test_another_signal_is_another_verifier_and_what_is_no_score_is_refused(scored_run, tmp_path):
+    own = read_pool(scored_run)
+    file = tmp_path / "pool.npz"
+    own.save(file)
+    pools = [
+        own.scored_by("mean_logprob", rescale="exp"),
+        read_pool(file, scores="mean_logprob", rescale="exp"),
+    ]
+    for pool in pools:
+        np.testing.assert_allclose(pool.scores, np.exp([[-0.5] * 3]), rtol=1e-6)
+        assert pool.origin == ("mean_logprob", None, "small")
+    # Nobody knows who made the scores of this one, so nobody knows of its signals.
+    dataclasses.replace(own, origin=NOT_KNOWN).save(file)
+    assert read_pool(file, scores="min_step").origin == NOT_KNOWN
+    with pytest.raises(
+        PoolError, match=r"no signal 'judge' to take for the score \(it has .*min_s"
+    ):
+        own.scored_by("judge")
+    with pytest.raises(PoolError, match=r"no array 'judge' \(it has .*signals/min_step"):
+        read_pool(file, scores="judge")
+    for refused in (
+        lambda: own.scored_by("mean_logprob"),
+        lambda: Pool.load(file, scores="mean_logprob"),
+    ):
+        with pytest.raises(PoolError, match=r"is -0\.5; .*rescale"):
+            refused()
 
 
 def test_a_signal_that_models_do_not_give_is_named_at_the_first_completion():

@@ -11,10 +11,12 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from optscale_jax.calibration import NOT_KNOWN, Origin
+from optscale_jax.derived_signals import STEP_SIGNALS
 from optscale_jax.errors import PoolError
 from optscale_jax.pool import Pool, Rescale
 from optscale_jax.readers.jsonl import blocks_of_records, pool_of_records
@@ -38,8 +40,9 @@ def read_live_run(
 
     Args:
         path: The directory.
-        scores: "score", the verifier's, or "logprob", exp of the mean log-probability, which a run
-            with `sampler.logprobs: true` has of every completion and needs no verifier.
+        scores: "score", the verifier's; "logprob", exp of the mean log-probability, which a run
+            with `sampler.logprobs: true` has of every completion and needs no verifier; or
+            "mean_step", "min_step" or "last_step" of a verifier's step scores.
         clip: Move scores outside [0, 1] to the nearer end instead of refusing them.
         rescale: How to bring scores of any range into [0, 1], one of `Rescale`.
 
@@ -53,12 +56,13 @@ def read_live_run(
             problem has a completion yet.
     """
     path = Path(path)
-    fields = _score_fields(scores)
+    fields, signal, source = _score_fields(scores), _signal(scores), str(path / SAMPLES)
     records = _counted(path, _counts(path))
+    how: dict[str, Any] = {"clip": clip, "rescale": rescale}
     found = pool_of_records(
-        records, source=str(path / SAMPLES), clip=clip, rescale=rescale, score_fields=fields
-    )
-    return found.with_origin(_origin(path, scores))
+        records, source=source, score_fields=fields, **({} if signal else how)
+    ).with_origin(_origin(path, scores))
+    return found if signal is None else found.scored_by(signal, source=source, **how)
 
 
 def live_blocks(
@@ -70,17 +74,29 @@ def live_blocks(
     that were being drawn at the same time are in memory, too.
     """
     path = Path(path)
-    fields, counts = _score_fields(scores), _counts(path)
+    fields, signal, source = _score_fields(scores), _signal(scores), str(path / SAMPLES)
+    counts = _counts(path)
     records = _together(_counted(path, counts), counts)
-    blocks = blocks_of_records(records, source=str(path / SAMPLES), clip=clip, score_fields=fields)
-    yield from (block.with_origin(_origin(path, scores)) for block in blocks)
+    for block in blocks_of_records(
+        records, source=source, clip=clip and signal is None, score_fields=fields
+    ):
+        own = block.with_origin(_origin(path, scores))
+        yield own if signal is None else own.scored_by(signal, clip=clip, source=source)
 
 
 def _score_fields(scores: str) -> tuple[str]:
     """What a run did not score has no scores, whatever else is known of it."""
-    if scores not in _SCORE_FIELDS:
-        raise ValueError(f"scores={scores!r}: a live run has {' or '.join(_SCORE_FIELDS)}")
-    return (_SCORE_FIELDS[scores],)
+    known = (*_SCORE_FIELDS, *STEP_SIGNALS)
+    if scores not in known:
+        raise ValueError(
+            f"scores={scores!r}: a live run has {', '.join(known[:-1])} or {known[-1]}"
+        )
+    return (_SCORE_FIELDS.get(scores, "score"),)
+
+
+def _signal(scores: str) -> str | None:
+    """The signal of the pool that is taken for its scores; None: they are in a field."""
+    return scores if scores in STEP_SIGNALS else None
 
 
 def _counts(path: Path) -> dict[str, int]:

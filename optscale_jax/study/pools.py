@@ -37,8 +37,8 @@ class ReadConfig:
     Attributes:
         format: The file's format, one of docs/formats.md, or module:function for a reader of one's
             own. auto: found out from its beginning.
-        scores: Which scores to take: the array, field or scorer of that name. scores: the format's
-            own.
+        scores: Which scores to take: the array, field or scorer of that name, or a signal of a live
+            run or an .npz, such as min_step. scores: the format's own.
         clip: Whether to move scores outside [0, 1] to the nearer end instead of refusing them.
         rescale: How to bring scores of any range into [0, 1]: sigmoid, exp (of log-probabilities),
             minmax (the pool's least to 0, its greatest to 1) or rank. null: not at all.
