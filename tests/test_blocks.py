@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import psutil
 import pytest
 
 from eval.convert import main as convert
@@ -384,4 +385,6 @@ def test_what_cannot_be_converted_is_one_line(pool, tmp_path, capsys):
         assert says in error
         assert error.count("\n") == 1, error
         assert not (tmp_path / "new").exists()
+        # Nor is a file left open until Python's collector comes by.
+        assert not [one for one in psutil.Process().open_files() if str(tmp_path) in one.path]
     assert pool_directory.MANIFEST not in {file.name for file in (tmp_path / "full").iterdir()}

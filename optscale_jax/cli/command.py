@@ -8,6 +8,7 @@ the extra that installs it. Anything else keeps its traceback.
 import contextlib
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
@@ -82,6 +83,7 @@ def exit_code(work: Callable[[], int | None], *, interrupted: str = "nothing was
     except InputError as error:
         # Whatever a message quotes, it stays one line.
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        _let_go(error)
         return 2
     except ModuleNotFoundError as error:
         if not _say_extra(error):
@@ -91,6 +93,20 @@ def exit_code(work: Callable[[], int | None], *, interrupted: str = "nothing was
         code, how = (143, "terminated") if isinstance(stop, Terminated) else (130, "interrupted")
         print(f"{how}; {interrupted}", file=sys.stderr)
         return code
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Closes what was being read when an error came.
+
+    On Python 3.12 an error that went through a context manager is one of a circle, in which the
+    frames of its traceback, and files that generators there have open, last until the collector
+    comes by.
+    """
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        traceback.clear_frames(error.__traceback__)
+        seen.append(error)
+        error = error.__cause__ or error.__context__
 
 
 @contextlib.contextmanager
