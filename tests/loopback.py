@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import socket
 
@@ -41,6 +42,30 @@ def chunk(text, *, finish=None, tokens=None):
 
 
 GOOD = events(chunk("a", tokens=1), chunk("b\n", tokens=4), chunk("c", finish="stop", tokens=5))
+
+
+class Endless:
+    """An answer that says these chunks, and then for ever that it is still there."""
+
+    def __init__(self, *chunks):
+        self.chunks = chunks
+        self._read = 0
+
+    async def __call__(self, writer):
+        writer.write(events(*self.chunks, done=False))
+        await writer.drain()
+        for turn in itertools.count():
+            await asyncio.sleep(0.02)
+            writer.write(b": still here\n\n")
+            await writer.drain()
+            # By now the loop has gone round often enough for its reader to have read the chunks.
+            self._read += turn == 10
+
+    async def read(self, times):
+        """Returns when so many answers like it have been read up to the last chunk."""
+        async with asyncio.timeout(60):
+            while self._read < times:
+                await asyncio.sleep(0.01)
 
 
 class Scripted:

@@ -206,7 +206,7 @@ def test_a_run_on_real_engines_that_is_interrupted_goes_on_and_decides_as_replay
     assert process.returncode == 130, printed
     assert printed[1].splitlines()[-1].startswith("interrupted; what was drawn is kept"), printed
     assert engines
-    assert not psutil.wait_procs(engines, timeout=5)[1]
+    assert not psutil.wait_procs(engines, timeout=30)[1]
     before = kept(out)
     assert before.endswith(b"\n")
     done = subprocess.run(**asked)

@@ -36,7 +36,7 @@ from optscale_jax.live.config import RecordedConfig
 from optscale_jax.study.registry import PolicyConfig
 from optscale_jax.tiny import pool_path
 from tests.gateway import VOTE, Upstream, box, gateway, served
-from tests.loopback import answer, chunk, events
+from tests.loopback import Endless, answer, chunk, events
 
 ROOT = Path(__file__).resolve().parents[1]
 MESSAGES = [{"role": "user", "content": "What is 2 + 2?"}]
@@ -593,12 +593,12 @@ def test_under_load_an_answer_rests_on_fewer_samples_and_says_so():
 
 def test_a_drained_gateway_answers_with_what_there_is_and_takes_no_more():
     def say(body, i):
-        return sleeping(30) if i == 0 else box(7)
+        return waiting if i == 0 else box(7)
 
+    waiting = Endless(chunk("wait"))
     with gateway(Upstream(say), drain_seconds=0.3) as running, ThreadPoolExecutor(1) as pool:
         asked = pool.submit(ask, running)
-        until(lambda: running.service.room.in_flight == 1)
-        time.sleep(0.2)
+        running.call(waiting.read(1))  # by then the others are answered
         running.call(running.service.drain())
         assert asked.result().choices[0].optscale["stop_reason"] == "shutdown"
         with pytest.raises(openai.InternalServerError) as caught:
@@ -692,11 +692,12 @@ def test_the_command_serves_the_documented_example_reloads_and_drains(tmp_path, 
         exec(example.replace("http://127.0.0.1:8100", url), {})
         assert re.match(r"\\boxed\{-?\d+\}\n\d+ \w+ \{'candidates'", capsys.readouterr().out)
         config.write_text(config.read_text().replace("name: recorded", "name: again"))
-        until(lambda: httpx.get(f"{url}/v1/models").json()["data"][0]["id"] == "again", 10)
+        until(lambda: httpx.get(f"{url}/v1/models").json()["data"][0]["id"] == "again")
         slow = {"messages": [{"role": "user", "content": "arithmetic-5/7"}], "model": "again"}
         with ThreadPoolExecutor(1) as pool:
             asked = pool.submit(ask, running, **slow)
-            time.sleep(0.2)
+            at_work = "optscale_requests_in_flight 1.0"
+            until(lambda: asked.done() or at_work in httpx.get(f"{url}/metrics").text)
             process.send_signal(signal.SIGTERM)
             assert asked.result().choices[0].message.content.startswith("\\boxed")
         assert process.wait(20) == 0

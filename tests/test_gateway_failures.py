@@ -152,7 +152,7 @@ def test_where_one_of_two_ray_replicas_is_killed_only_its_own_requests_fail(tmp_
     with open(log, "w") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
     try:
-        until(lambda: answers(url, "/readyz") or process.poll() is not None, 240)
+        until(lambda: answers(url, "/readyz") or process.poll() is not None, 400)
         assert process.poll() is None, log.read_text()
         replicas = [
             one
@@ -167,7 +167,7 @@ def test_where_one_of_two_ray_replicas_is_killed_only_its_own_requests_fail(tmp_
             said = log.read_text()
             return all(re.search(rf"pid={one.pid}\).*GET .* 200 ", said) for one in replicas)
 
-        until(both, 120)
+        until(both, 200)
         found = killed_under_load(
             url,
             replicas[0].pid,

@@ -17,7 +17,18 @@ from optscale_jax.live.limits import Limits
 from optscale_jax.live.runs import Run
 from optscale_jax.policies import Policy, until
 from optscale_jax.records import Completion, Problem, Score
-from tests.loopback import GOOD, PROBLEM, Scripted, answer, chunk, config, events, made, serving
+from tests.loopback import (
+    GOOD,
+    PROBLEM,
+    Endless,
+    Scripted,
+    answer,
+    chunk,
+    config,
+    events,
+    made,
+    serving,
+)
 
 
 class EightThenFive(Policy):
@@ -138,16 +149,10 @@ def test_a_problem_with_a_limit_or_without_a_client_counts_every_token(seed):
 
 
 def test_a_refused_completion_a_probe_and_a_cancelled_one_say_what_they_had_drawn():
-    async def endless(writer):
-        writer.write(events(chunk("so far", tokens=32), done=False))
-        await writer.drain()
-        while True:
-            await asyncio.sleep(0.02)
-            writer.write(b": still here\n\n")
-            await writer.drain()
+    endless, held = (Endless(chunk("so far", tokens=32)) for _ in range(2))
 
     async def refuse(writer):
-        await asyncio.sleep(0.3)
+        await endless.read(2)
         writer.write(answer(400, {"error": {"message": "the prompt is longer than the context"}}))
 
     async def drawing(*answers, n, cancel=False):
@@ -156,9 +161,10 @@ def test_a_refused_completion_a_probe_and_a_cancelled_one_say_what_they_had_draw
             try:
                 with metered() as tokens:
                     if cancel:
-                        with contextlib.suppress(TimeoutError):
-                            async with asyncio.timeout(0.3):
-                                await drawn(sampler, n)
+                        drawing = asyncio.create_task(drawn(sampler, n))
+                        await held.read(n)
+                        drawing.cancel()
+                        await asyncio.wait([drawing])
                         return sum(tokens), []
                     try:
                         found = await drawn(sampler, n)
@@ -172,7 +178,7 @@ def test_a_refused_completion_a_probe_and_a_cancelled_one_say_what_they_had_draw
         return [one async for one in sampler.sample(PROBLEM, n, 0, abort=asyncio.Event())]
 
     assert asyncio.run(drawing(endless, endless, refuse, n=3)) == (64, [])
-    assert asyncio.run(drawing(endless, n=2, cancel=True)) == (64, [])
+    assert asyncio.run(drawing(held, n=2, cancel=True)) == (64, [])
     # Two tries of 7 tokens, and 5 of the simple request that shows that the server is well.
     half = events(chunk("half", tokens=7), done=False)
     tokens, (one,) = asyncio.run(drawing(half, half, GOOD, n=1))

@@ -52,11 +52,13 @@ def test_lines_come_through_while_a_models_start_sends_the_outputs_to_a_log(
     monkeypatch, tmp_path, capfd
 ):
     monkeypatch.setattr(watching, "EVERY", 0.05)
-    log = tmp_path / "log"
+    log, said, deadline = tmp_path / "log", "", time.monotonic() + 30
     with Watched() as bars, _printed_to(log):
         bars.add_task("starting the sampler", total=None)
-        time.sleep(0.5)
-    assert "starting the sampler, " in capfd.readouterr().err
+        while "starting the sampler, " not in said and time.monotonic() < deadline:
+            time.sleep(0.01)
+            said += capfd.readouterr().err
+    assert "starting the sampler, " in said
     assert log.read_text() == ""
 
 
