@@ -195,7 +195,12 @@ def test_a_run_on_real_engines_that_is_interrupted_goes_on_and_decides_as_replay
 ):
     out = tmp_path / "run"
     asked = {"cwd": ROOT, "env": {**os.environ, "JAX_PLATFORMS": "cpu"}, "text": True}
-    asked |= {"args": [*command, "--out", str(out)], "stdout": -1, "stderr": -1}
+    # One problem after another, so that most are yet to be drawn when the first line is there.
+    asked |= {
+        "args": [*command, "--max_in_flight=1", "--out", str(out)],
+        "stdout": -1,
+        "stderr": -1,
+    }
     with subprocess.Popen(**asked, start_new_session=True) as process:
         while process.poll() is None and not kept(out):
             time.sleep(0.002)
