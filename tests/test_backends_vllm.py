@@ -148,6 +148,38 @@ def test_leaving_the_iteration_ends_the_requests(run, sampler):
     assert run(only_one()) == 0
 
 
+@pytest.mark.parametrize("own", [{}, {"skip_special_tokens": False}, {"stop_token_ids": [101]}])
+def test_a_text_is_the_same_read_at_its_end_and_token_by_token(run, sampler, monkeypatch, own):
+    for name, value in own.items():
+        monkeypatch.setitem(sampler._params, name, value)
+    at_its_end = run(drawn(sampler, 96))
+    # Log-probabilities name their tokens, so that vLLM reads them as they come.
+    monkeypatch.setitem(sampler._params, "logprobs", 0)
+    token_by_token = run(drawn(sampler, 96))
+    assert [one.text for one in at_its_end] == [one.text for one in token_by_token]
+    assert [one.tokens for one in at_its_end] == [one.tokens for one in token_by_token]
+    # Bytes of a random model: many are no character, and many are.
+    broken = ["\ufffd" in one.text for one in at_its_end]
+    assert any(broken)
+    assert {one.finish_reason for one in at_its_end} == {"stop", "length"}
+
+
+def test_a_text_of_whole_characters_is_read_the_same_way_too(run, sampler, monkeypatch):
+    letters = sampler._tokenizer.convert_tokens_to_ids([*"abcdefghijklmnop"])
+    monkeypatch.setitem(sampler._params, "allowed_token_ids", letters)
+    at_its_end = run(drawn(sampler, 8))
+    monkeypatch.setitem(sampler._params, "logprobs", 0)
+    assert [one.text for one in at_its_end] == [one.text for one in run(drawn(sampler, 8))]
+    assert all(one.text.isalpha() and len(one.text) == one.tokens for one in at_its_end)
+
+
+def test_a_completion_ends_at_a_text_that_it_is_to_stop_at(run, sampler, monkeypatch):
+    whole = run(drawn(sampler, 32))
+    monkeypatch.setitem(sampler._params, "stop", ["e"])
+    for one, before in zip(run(drawn(sampler, 32)), whole, strict=True):
+        assert one.text.rstrip("\ufffd") == before.text.partition("e")[0].rstrip("\ufffd")
+
+
 def test_many_problems_share_the_engine(run, sampler):
     async def all_at_once():
         problems = [Problem(str(i), f"What is {i} + 1?") for i in range(20)]
