@@ -317,6 +317,21 @@ def test_durable_means_on_disk(tmp_path):
     asyncio.run(watched())
 
 
+def test_what_nobody_waits_for_is_written_within_a_moment(tmp_path):
+    async def watched():
+        with opened(tmp_path) as run:
+            writer = asyncio.ensure_future(run.keep_writing())
+            for index in range(5):
+                run.add_sample(sample(index=index))
+            async with asyncio.timeout(30):
+                while len((tmp_path / "samples.jsonl").read_bytes().splitlines()) < 5:
+                    await asyncio.sleep(0.01)
+            writer.cancel()
+            await asyncio.wait([writer])
+
+    asyncio.run(watched())
+
+
 def test_a_full_disk_keeps_whole_lines_and_says_so(tmp_path):
     with opened(tmp_path) as run:
         asyncio.run(written(run, sample()))

@@ -27,7 +27,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import numpy as np
 
 from optscale_jax import Policy, policies
@@ -41,6 +40,7 @@ from optscale_jax.checks import at_least, one_of, within
 from optscale_jax.cli import command
 from optscale_jax.errors import BackendError, InputError
 from optscale_jax.heap import freeze_heap
+from optscale_jax.live.decider import decide_on_the_cpu
 from optscale_jax.live.engine import Solution, solve_async
 from optscale_jax.live.runs import Run
 from optscale_jax.records import Completion, Problem, Score
@@ -456,8 +456,7 @@ def measure(config: BenchLiveConfig) -> Report:
     Raises:
         InputError: If a model cannot be used.
     """
-    # An accelerator's memory is the models'.
-    jax.config.update("jax_platforms", "cpu")
+    decide_on_the_cpu()
     report = Report()
     count = max(1, config.problems // 4) if config.quick else config.problems
     problems = [Problem(str(i), chain.question) for i, chain in enumerate(draw_chains(0, count))]

@@ -33,6 +33,7 @@ from optscale_jax import policies
 from optscale_jax.backends.recorded import RecordedSampler, RecordedVerifier, recorded_problems
 from optscale_jax.checks import at_least, positive
 from optscale_jax.cli import command
+from optscale_jax.live.decider import decide_on_the_cpu
 from optscale_jax.live.engine import solve_async
 from optscale_jax.live.runs import Run
 from optscale_jax.readers import read_pool
@@ -372,6 +373,7 @@ def bench(config: BenchServeConfig) -> int:
 
 def measure(config: BenchServeConfig) -> Report:
     """All measurements."""
+    decide_on_the_cpu()
     report, part = Report(), 4 if config.quick else 1
     bench_ceiling(report)
     bench_overhead(report, max(1, config.requests // part))

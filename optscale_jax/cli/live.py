@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax
 import yaml
 from rich.console import Console
 from rich.progress import Progress
@@ -27,6 +26,7 @@ from optscale_jax.cli import output_folder, package_versions, parse, progress, s
 from optscale_jax.equivalence import EquivalenceChecker, comparison
 from optscale_jax.errors import InputError, bad_input
 from optscale_jax.live.config import VOLATILE, LiveConfig, SampleConfig, SolveConfig
+from optscale_jax.live.decider import decide_on_the_cpu
 from optscale_jax.live.engine import Solution
 from optscale_jax.live.models import recorded_pool, start_models
 from optscale_jax.live.runs import CONFIG, Run
@@ -71,9 +71,8 @@ def live(config: LiveConfig, engines: Engines | None = None) -> None:
         InputError: Something given cannot be used, a model fails or the disk does; what was drawn
             is kept.
     """
+    decide_on_the_cpu()
     name, label, setting, policy = config.configured_policy()
-    # The models' accelerator is not for decisions of a few scalars.
-    jax.config.update("jax_platforms", "cpu")
     if policy.couples_problems:
         raise InputError(
             f"policy.name: {name} couples all problems, so it cannot decide while sampling; draw a "

@@ -7,7 +7,6 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import jax
 import uvicorn
 
 from optscale_jax.errors import InputError
@@ -15,6 +14,7 @@ from optscale_jax.gateway.app import Keys, make_app
 from optscale_jax.gateway.config import ServeConfig
 from optscale_jax.gateway.service import Service
 from optscale_jax.heap import freeze_heap
+from optscale_jax.live.decider import decide_on_the_cpu
 
 __all__ = ["serve"]
 
@@ -45,8 +45,7 @@ def serve(
     Raises:
         InputError: It cannot work, or the port is taken.
     """
-    # The models' accelerator is not for decisions of a few scalars.
-    jax.config.update("jax_platforms", "cpu")
+    decide_on_the_cpu()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     keys = Keys(config.keys)

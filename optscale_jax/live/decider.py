@@ -26,10 +26,21 @@ from optscale_jax.policies.prior import of_each_problem, of_problem
 from optscale_jax.policies.stacking import as_arrays
 from optscale_jax.records import Sample
 
-__all__ = ["Decider", "State"]
+__all__ = ["Decider", "State", "decide_on_the_cpu"]
 
 # Rows of a call, always as many: a decision is the same bits whatever is decided with it.
 _ROWS = 32
+
+
+def decide_on_the_cpu() -> None:
+    """Has JAX run on the CPU and in the thread that asks, where a process only decides.
+
+    A decision is a few scalars. An accelerator's memory is the models', and handing the call to
+    another thread takes as long as the call itself: several times as long where engines keep all
+    processors busy. Call it before anything of JAX's has run, which settles both.
+    """
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 class _Program:
@@ -39,18 +50,39 @@ class _Program:
     memory is the models'.
     """
 
-    def __init__(self, structure: Any, leaves: tuple[tuple[tuple[int, ...], str], ...]):
+    def __init__(self, structure: Any, leaves: "_Leaves"):
         self._structure, self._leaves = structure, leaves
         cpu = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
         self.step = jax.jit(jax.vmap(self._step), in_shardings=cpu)
-        self.finish = jax.jit(lambda bits: driver.finish(*self._unpacked(bits)), in_shardings=cpu)
+        self._finish = jax.jit(lambda bits: _packed(self._found(bits)), in_shardings=cpu)
         self.gain = jax.jit(lambda bits: driver.gain(*self._unpacked(bits)), in_shardings=cpu)
+
+    def _found(self, bits: jax.Array) -> tuple[jax.Array, Info]:
+        return driver.finish(*self._unpacked(bits))
+
+    @functools.cached_property
+    def _shapes(self) -> tuple[Any, "_Leaves"]:
+        words = sum(math.prod(shape) * _words(name) for shape, name in self._leaves)
+        found = jax.eval_shape(self._found, jax.ShapeDtypeStruct((words,), jnp.uint32))
+        leaves, structure = jax.tree.flatten(found)
+        return structure, tuple((one.shape, one.dtype.name) for one in leaves)
+
+    def finish(self, bits: np.ndarray) -> tuple[np.ndarray, Info]:
+        """What `driver.finish` finds, in one array from JAX instead of one for each field."""
+        row, (structure, leaves) = np.asarray(self._finish(bits)), self._shapes
+        values, at = [], 0
+        for shape, name in leaves:
+            words = math.prod(shape) * _words(name)
+            value = row[at : at + words].view(_wide(name)).reshape(shape)
+            values.append(value.astype(jnp.dtype(name)))
+            at += words
+        return jax.tree.unflatten(structure, values)
 
     def _unpacked(self, bits: jax.Array) -> Any:
         values, at = [], 0
         for shape, name in self._leaves:
             dtype, wide = np.dtype(name), _wide(name)
-            words = math.prod(shape) * (wide.itemsize // 4)
+            words = math.prod(shape) * _words(name)
             part, at = bits[at : at + words], at + words
             part = part.reshape(-1, 2) if wide.itemsize == 8 else part
             value = jax.lax.bitcast_convert_type(part, wide)
@@ -61,12 +93,21 @@ class _Program:
         """The row after one more completion, and how many more to draw in one word behind it."""
         policy, state = self._unpacked(bits)
         state, more = driver.step(policy, state, observation)
-        values = [
-            jnp.asarray(value).astype(name).astype(_wide(name))
-            for value, (_, name) in zip(jax.tree.leaves((policy, state)), self._leaves, strict=True)
-        ]
-        words = [jax.lax.bitcast_convert_type(v, jnp.uint32).reshape(-1) for v in (*values, more)]
-        return jnp.concatenate(words)
+        leaves = zip(jax.tree.leaves((policy, state)), self._leaves, strict=True)
+        return _packed(([jnp.asarray(value).astype(name) for value, (_, name) in leaves], more))
+
+
+def _packed(tree: Any) -> jax.Array:
+    """The bits of all leaves, in a row of words."""
+    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+    wide = [leaf.astype(_wide(leaf.dtype.name)) for leaf in leaves]
+    words = [jax.lax.bitcast_convert_type(leaf, jnp.uint32).reshape(-1) for leaf in wide]
+    return jnp.concatenate(words)
+
+
+def _words(name: str) -> int:
+    """Words that a value of a type takes."""
+    return _wide(name).itemsize // 4
 
 
 def _wide(name: str) -> np.dtype:
@@ -77,6 +118,8 @@ def _wide(name: str) -> np.dtype:
     return np.dtype(np.float32 if jnp.issubdtype(dtype, jnp.floating) else np.int32)
 
 
+# The shape and the type's name of each leaf.
+_Leaves = tuple[tuple[tuple[int, ...], str], ...]
 _program = functools.cache(_Program)
 
 
@@ -180,7 +223,7 @@ class Decider:
 
     def end(self, state: State) -> tuple[int, Info]:
         """The index to return, and what a person would plot."""
-        selected, info = jax.device_get(state.program.finish(state.bits))
+        selected, info = state.program.finish(state.bits)
         return int(selected), info
 
 
@@ -207,10 +250,19 @@ def _decide(waiting: _Waiting) -> None:
 
 def _stepped(states: Sequence[State], seen: Sequence[Observation]) -> list[tuple[State, int]]:
     """At most as many as a call has rows, of one program; the rest of the rows are the last's."""
-    program, empty = states[0].program, _ROWS - len(states)
-    bits = np.stack([state.bits for state in (*states, *[states[-1]] * empty)])
-    columns = zip(*seen, *[seen[-1]] * empty, strict=True)
-    observation: Any = [None if one[-1] is None else np.array(one) for one in columns]
-    rows = np.asarray(program.step(bits, Observation(*observation)))
+    program = states[0].program
+    bits = _rows([state.bits for state in states])
+    columns: Any = [None if one[0] is None else _rows(one) for one in zip(*seen, strict=True)]
+    rows = np.asarray(program.step(bits, Observation(*columns)))
     more = rows[:, -1].view(np.int32).tolist()
     return [(State(program, rows[i, :-1]), more[i]) for i in range(len(states))]
+
+
+def _rows(values: Sequence[Any]) -> np.ndarray:
+    """Arrays of one shape as the rows of a call, after which the last one is repeated."""
+    first = values[0]
+    rows = np.empty((_ROWS, *first.shape), first.dtype)
+    for place, value in enumerate(values):
+        rows[place] = value
+    rows[len(values) :] = values[-1]
+    return rows

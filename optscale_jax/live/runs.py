@@ -12,10 +12,11 @@
     lock             held by the process that is at it
 
 The three logs are append-only. Lines that come together are written together and synced once, from
-a thread, so that a slow disk holds up no completion; nothing is reported as kept before it is on
-disk. A line that a crash cut in two is recognised by its missing end and dropped. Whatever else is
-damaged is named, all of it at once, and `repair` sets it aside: NAME.damaged has what was taken out
-of NAME, and what is missing then is drawn again.
+a thread, so that a slow disk holds up no completion: decisions, which are waited for, at once, and
+completions at the latest a twentieth of a second after they came. Nothing is reported as kept
+before it is on disk. A line that a crash cut in two is recognised by its missing end and dropped.
+Whatever else is damaged is named, all of it at once, and `repair` sets it aside: NAME.damaged has
+what was taken out of NAME, and what is missing then is drawn again.
 """
 
 import asyncio
@@ -51,6 +52,8 @@ CONFIG, VERSIONS, PROBLEMS, LOCK = "config.yaml", "versions.json", "problems.jso
 DRAWN, SAMPLES, DECISIONS = "drawn.jsonl", "samples.jsonl", "decisions.jsonl"
 SHARDS = "shards"
 
+# How long lines that nobody waits for may wait for others to be written with.
+_TOGETHER_SECONDS = 0.05
 # How long a process that was killed may take to be gone.
 _GONE_SECONDS = 60.0
 
@@ -140,7 +143,7 @@ class Run:
             raise
         self._failed: Exception | None = None
         self._waiting: list[asyncio.Future[None]] = []
-        self._more = asyncio.Event()
+        self._more, self._awaited = asyncio.Event(), asyncio.Event()
 
     def __enter__(self) -> "Run":
         return self
@@ -269,6 +272,7 @@ class Run:
         kept = asyncio.get_running_loop().create_future()
         self._waiting.append(kept)
         self._more.set()
+        self._awaited.set()
         await kept
 
     async def keep_writing(self) -> None:
@@ -279,12 +283,17 @@ class Run:
         """
         # An event belongs to the loop that it is first waited for in.
         self._more = more = asyncio.Event()
+        self._awaited = awaited = asyncio.Event()
         more.set()
         waiting: list[asyncio.Future[None]] = []
         try:
             while True:
                 await more.wait()
+                if not self._waiting:
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(awaited.wait(), _TOGETHER_SECONDS)
                 more.clear()
+                awaited.clear()
                 waiting, self._waiting = self._waiting, []
                 await self._write_beside(self._take())
                 for kept in waiting:

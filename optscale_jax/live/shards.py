@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
-import jax
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
@@ -41,7 +40,7 @@ from optscale_jax.errors import (
     RunWarning,
 )
 from optscale_jax.live.config import LiveConfig, RayConfig
-from optscale_jax.live.decider import Decider
+from optscale_jax.live.decider import Decider, decide_on_the_cpu
 from optscale_jax.live.engine import Engine, Solution
 from optscale_jax.live.models import recorded_pool, start_models
 from optscale_jax.live.runs import Earlier, Part, Run, is_at_work
@@ -451,8 +450,7 @@ class _Shard:
     def __init__(self, config: LiveConfig, part: Path, folder: Path):
         with contextlib.suppress(OSError):  # of another machine, perhaps, as is said below
             os.chdir(folder)
-        # The models' accelerator is not for decisions of a few scalars.
-        jax.config.update("jax_platforms", "cpu")
+        decide_on_the_cpu()
         self._config, self._part = config, part
         self._closing = contextlib.ExitStack()
         self._born = uuid.uuid4().hex

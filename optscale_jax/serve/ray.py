@@ -9,7 +9,6 @@ pools, keys and rules, on its own machine.
 from pathlib import Path
 from typing import Any
 
-import jax
 from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
@@ -18,6 +17,7 @@ from optscale_jax.cli import parse
 from optscale_jax.gateway.app import make_app
 from optscale_jax.gateway.config import ServeConfig
 from optscale_jax.gateway.service import Service
+from optscale_jax.live.decider import decide_on_the_cpu
 
 __all__ = ["Gateway", "app"]
 
@@ -35,8 +35,7 @@ class Gateway:
     """
 
     def __init__(self, words: list[str]):
-        # The models' accelerator is not for decisions of a few scalars.
-        jax.config.update("jax_platforms", "cpu")
+        decide_on_the_cpu()
         self._service = Service(parse(ServeConfig, words, configs="serve"))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
