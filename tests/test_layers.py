@@ -323,6 +323,29 @@ def test_wrong_dependency_is_noticed(line):
     assert dependency_violations(ROOT / PACKAGE / "pool.py", line)
 
 
+@pytest.mark.parametrize(
+    ("module", "needs"),
+    [
+        ("cli.live", "jax"),
+        ("gateway.server", "uvicorn"),
+        ("live.shards", "ray"),
+        ("serve.ray", "ray"),
+    ],
+)
+def test_importing_what_decides_leaves_jax_to_begin(module, needs):
+    # `decide_on_the_cpu`, which these call next, would change nothing later, without a word.
+    pytest.importorskip(needs)
+    script = (
+        f"import {PACKAGE}.{module}\n"
+        "from jax._src import xla_bridge\n"
+        "print(xla_bridge.backends_are_initialized())"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert run.stdout.split() == ["False"]
+
+
 def test_importing_the_core_loads_nothing_heavy():
     core = [f"{PACKAGE}.{name}" for name in CORE if importlib.util.find_spec(f"{PACKAGE}.{name}")]
     script = (

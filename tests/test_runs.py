@@ -1,6 +1,7 @@
 """The run directory: what is on disk, what comes back, and what is refused."""
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import math
@@ -290,46 +291,75 @@ def test_what_is_no_folder_is_refused(tmp_path):
         opened(tmp_path)
 
 
-async def written(run, *samples):
-    """Adds samples as a run does, with the writer beside it."""
+@contextlib.asynccontextmanager
+async def writing(run):
+    """The writer, beside what adds."""
     writer = asyncio.ensure_future(run.keep_writing())
     try:
-        for one in samples:
-            run.add_sample(one)
-            await run.durable()
+        yield writer
     finally:
         writer.cancel()
         await asyncio.wait([writer])
 
 
+async def written(run, *samples):
+    """Adds samples as a run does."""
+    async with writing(run):
+        for one in samples:
+            run.add_sample(one)
+            await run.durable()
+
+
 def test_durable_means_on_disk(tmp_path):
     async def watched():
         with opened(tmp_path) as run:
-            writer = asyncio.ensure_future(run.keep_writing())
-            for index in range(5):
-                run.add_sample(sample(index=index))
-                await run.durable()
-                lines = (tmp_path / "samples.jsonl").read_bytes().splitlines()
-                assert [json.loads(line)["index"] for line in lines] == list(range(index + 1))
-            writer.cancel()
-            await asyncio.wait([writer])
+            async with writing(run):
+                for index in range(5):
+                    run.add_sample(sample(index=index))
+                    await run.durable()
+                    lines = (tmp_path / "samples.jsonl").read_bytes().splitlines()
+                    assert [json.loads(line)["index"] for line in lines] == list(range(index + 1))
 
     asyncio.run(watched())
 
 
-def test_what_nobody_waits_for_is_written_within_a_moment(tmp_path):
+def test_what_nobody_waits_for_is_written_soon_and_together(tmp_path):
     async def watched():
+        loop, sizes, added = asyncio.get_running_loop(), {0}, 0
+        began = loop.time()
+        with opened(tmp_path) as run:
+            async with writing(run), asyncio.timeout(60):
+                while max(sizes) < 100:
+                    run.add_sample(sample(index=added))
+                    added += 1
+                    await asyncio.sleep(0.001)
+                    sizes.add(run.num_samples)
+                while run.num_samples < added:
+                    await asyncio.sleep(0.001)
+        return len(sizes), loop.time() - began
+
+    seen, seconds = asyncio.run(watched())
+    # A line waits a twentieth of a second for others, so that there are at most so many writes.
+    assert seen <= seconds / 0.05 + 2
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_a_writer_that_is_cancelled_ends_whatever_it_waits_for(tmp_path, turns):
+    async def cancelled():
         with opened(tmp_path) as run:
             writer = asyncio.ensure_future(run.keep_writing())
-            for index in range(5):
-                run.add_sample(sample(index=index))
-            async with asyncio.timeout(30):
-                while len((tmp_path / "samples.jsonl").read_bytes().splitlines()) < 5:
-                    await asyncio.sleep(0.01)
+            run.add_sample(sample())
+            await asyncio.sleep(0)
+            kept = asyncio.ensure_future(run.durable())
+            for _ in range(turns):
+                await asyncio.sleep(0)
             writer.cancel()
-            await asyncio.wait([writer])
+            ended, _ = await asyncio.wait([writer], timeout=30)
+            kept.cancel()
+            writer.cancel()
+            return bool(ended) and writer.cancelled()
 
-    asyncio.run(watched())
+    assert asyncio.run(cancelled())
 
 
 def test_a_full_disk_keeps_whole_lines_and_says_so(tmp_path):

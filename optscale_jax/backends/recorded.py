@@ -131,7 +131,8 @@ class RecordedSampler:
             await asyncio.sleep(0)
             return 0 if abort.is_set() else tokens
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(abort.wait(), ends - loop.time())
+            async with asyncio.timeout_at(ends):
+                await abort.wait()
         if not abort.is_set():
             return tokens
         return self._come(start, tokens)

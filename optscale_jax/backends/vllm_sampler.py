@@ -190,10 +190,10 @@ class VllmSampler:
             params = SamplingParams(skip_clone=True, **{**self._params, **own})
         except (TypeError, ValueError) as error:
             raise ProblemError(f"problem {problem.id}: {one_line(error)}") from error
-        needed = bool(params.stop) or params.logprobs is not None
-        needed = needed or params.prompt_logprobs is not None
-        read_at_end = params.detokenize and not needed
-        params.detokenize = params.detokenize and needed
+        tokens_named = params.logprobs is not None or params.prompt_logprobs is not None
+        read_at_end = params.detokenize and not (params.stop or tokens_named)
+        if read_at_end:
+            params.detokenize = False
         return _Request(prompt, params, own, read_at_end)
 
     def _prompt(self, problem: Problem) -> list[int]:

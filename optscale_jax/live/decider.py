@@ -12,7 +12,7 @@ import functools
 import math
 import weakref
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -69,21 +69,17 @@ class _Program:
 
     def finish(self, bits: np.ndarray) -> tuple[np.ndarray, Info]:
         """What `driver.finish` finds, in one array from JAX instead of one for each field."""
-        row, (structure, leaves) = np.asarray(self._finish(bits)), self._shapes
-        values, at = [], 0
-        for shape, name in leaves:
-            words = math.prod(shape) * _words(name)
-            value = row[at : at + words].view(_wide(name)).reshape(shape)
-            values.append(value.astype(jnp.dtype(name)))
-            at += words
+        structure, leaves = self._shapes
+        values = [
+            part.view(_wide(name)).reshape(shape).astype(jnp.dtype(name))
+            for part, shape, name in _parts(np.asarray(self._finish(bits)), leaves)
+        ]
         return jax.tree.unflatten(structure, values)
 
     def _unpacked(self, bits: jax.Array) -> Any:
-        values, at = [], 0
-        for shape, name in self._leaves:
+        values = []
+        for part, shape, name in _parts(bits, self._leaves):
             dtype, wide = np.dtype(name), _wide(name)
-            words = math.prod(shape) * _words(name)
-            part, at = bits[at : at + words], at + words
             part = part.reshape(-1, 2) if wide.itemsize == 8 else part
             value = jax.lax.bitcast_convert_type(part, wide)
             values.append(value.reshape(shape).astype(dtype))
@@ -95,6 +91,15 @@ class _Program:
         state, more = driver.step(policy, state, observation)
         leaves = zip(jax.tree.leaves((policy, state)), self._leaves, strict=True)
         return _packed(([jnp.asarray(value).astype(name) for value, (_, name) in leaves], more))
+
+
+def _parts(row: Any, leaves: "_Leaves") -> Iterator[tuple[Any, tuple[int, ...], str]]:
+    """The words of each leaf in a row, its shape and its type's name."""
+    at = 0
+    for shape, name in leaves:
+        words = math.prod(shape) * _words(name)
+        yield row[at : at + words], shape, name
+        at += words
 
 
 def _packed(tree: Any) -> jax.Array:

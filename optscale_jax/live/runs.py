@@ -3,7 +3,7 @@
     config.yaml      the configuration, which a resumed run must share
     versions.json    packages and machine
     problems.jsonl   the problems as they were asked, as `read_problems` reads them
-    drawn.jsonl      completions, the moment they are drawn, with a budget their launches, and what
+    drawn.jsonl      completions, as soon as they are drawn, with a budget their launches, and what
                      was spent in vain when the run was interrupted; gone when it has finished
     samples.jsonl    completions with their scores, in the project's own format (docs/formats.md)
     decisions.jsonl  one line a problem that is decided: what was returned and what it cost
@@ -290,8 +290,10 @@ class Run:
             while True:
                 await more.wait()
                 if not self._waiting:
+                    # Not `wait_for`, which in Python 3.11 can lose a cancellation.
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(awaited.wait(), _TOGETHER_SECONDS)
+                        async with asyncio.timeout(_TOGETHER_SECONDS):
+                            await awaited.wait()
                 more.clear()
                 awaited.clear()
                 waiting, self._waiting = self._waiting, []

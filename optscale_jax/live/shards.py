@@ -309,7 +309,8 @@ class _Remote:
         if self._actor is not None and not self.is_gone:
             with _plainly(self._name), contextlib.suppress(RayActorError, TimeoutError):
                 stopped = self._actor.stop.options(max_task_retries=0).remote()
-                self.timeouts = await asyncio.wait_for(stopped, _STOP_SECONDS)
+                async with asyncio.timeout(_STOP_SECONDS):
+                    self.timeouts = await stopped
 
     def kill(self) -> None:
         """Ends its process."""
