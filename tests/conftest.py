@@ -5,6 +5,7 @@ import importlib.util
 import os
 import signal
 
+import hypothesis
 import jax
 import pytest
 
@@ -28,6 +29,13 @@ for library in ("OMP", "OPENBLAS"):
 # Read when the first function is compiled, here and in the commands that tests start. Who sets it
 # to "" has all optimisations.
 os.environ.setdefault("XLA_FLAGS", plainly.FLAGS)
+
+# How long an example takes is the machine's: on one at half the speed a property of a text took
+# .6 s once, and 7 ms when it was asked again.
+hypothesis.settings.register_profile(
+    "suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("suite")
 
 # A shell has what it starts in the background ignore interrupts, which tests send, to commands too.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

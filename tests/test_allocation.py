@@ -127,7 +127,7 @@ def driven(queue, tokens, gains, turns=1 << 30):
     return launched, seen
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     st.integers(0, 1 << 30), st.integers(1, 5), st.integers(0, 160), st.integers(1, 8),
     st.integers(0, 60),

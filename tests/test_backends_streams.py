@@ -119,7 +119,7 @@ def test_data_on_several_lines_is_one_event():
     assert read([body]) == [json.loads(LO)]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(st.dictionaries(st.text(), st.text() | st.none() | st.integers()), max_size=5),
     st.sampled_from(["\n", "\r", "\r\n"]),

@@ -85,7 +85,7 @@ def test_the_ends_have_names(dtype):
     assert bound(law, 0.5, 0.99, 7) == (7, BoundStatus.EXACT)
 
 
-@settings(deadline=None, derandomize=True, max_examples=60)
+@settings(derandomize=True, max_examples=60)
 @given(
     loc=st.floats(-1, 2),
     scale=st.floats(0.01, 3),

@@ -200,7 +200,7 @@ def test_the_cache_is_where_the_environment_says(tmp_path, monkeypatch):
         )
     )
 )
-@hypothesis.settings(deadline=None, max_examples=500)
+@hypothesis.settings(max_examples=500)
 def test_any_text_has_a_form_or_none(parts):
     text = "".join(parts)
     form = read_form(text)

@@ -686,7 +686,7 @@ def test_prefixes(dtype):
 scores = st.lists(st.floats(0, 1, width=32), max_size=12)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(scores, scores, scores)
 def test_merge_is_associative_and_commutative(a, b, c):
     with jax.enable_x64(True):

@@ -163,7 +163,7 @@ def test_unknown_values_are_left_out_and_all_unknown_is_nan():
     assert np.all(np.isnan([interval.mean[1], interval.low[1], interval.high[1]]))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     num_permutations=st.integers(1, 4),
     num_problems=st.integers(1, 12),

@@ -82,7 +82,7 @@ def pools(draw) -> Pool:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(pool=pools())
 def test_load_after_save_is_the_identity(pool, tmp_path_factory):
     path = tmp_path_factory.mktemp("pool") / "pool.npz"

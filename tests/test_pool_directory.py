@@ -32,7 +32,7 @@ def written(path: Path, pool: Pool = POOL, *, size: int = 3, part_size: int = 4)
     return PoolDirectory(path)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(pool=pools(), size=st.integers(1, 5), part_size=st.integers(1, 5), block=st.integers(1, 5))
 def test_what_is_written_comes_back(tmp_path_factory, pool, size, part_size, block):
     path = tmp_path_factory.mktemp("pool") / "directory"

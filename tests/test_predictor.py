@@ -295,7 +295,7 @@ def test_outputs_of_zero_are_the_reference(reference):
         np.testing.assert_allclose(getattr(prior, name)[0], getattr(reference, name), rtol=1e-3)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.floats(-1e4, 1e4), min_size=4, max_size=4))
 def test_no_outputs_leave_the_domain(outputs):
     prior = jitted_prior(jnp.array([outputs], jnp.float32), REFERENCE)

@@ -300,7 +300,7 @@ def pools(draw) -> Pool:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(pool=pools(), random=st.randoms())
 def test_own_lines_give_the_pool_back_in_any_order(pool, random, tmp_path_factory):
     path = tmp_path_factory.mktemp("lines") / "pool.jsonl"

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 from flax import nnx
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
@@ -283,7 +283,6 @@ def test_a_right_solution_that_stops_early_is_right_up_to_its_end(tokenizer):
 # Measurements -------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=2, max_size=30).filter(
         lambda pairs: len({label for _, label in pairs}) == 2

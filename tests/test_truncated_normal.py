@@ -250,7 +250,7 @@ def test_density_is_the_slope_of_the_cdf(x64):
         assert_rows_close(first, np.exp(law["log_prob"] - law["log_cdf"]), rtol=1e-11)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     u=st.floats(1e-7, 1 - 1e-7),
     loc=st.floats(-60, 60),

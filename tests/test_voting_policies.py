@@ -294,7 +294,7 @@ def tally(answers, tokens, scores):
     return votes, votes.leaders(), votes.first_with_most(votes.counts)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(-1, 5), st.sampled_from([-1, 0, 7])), min_size=N, max_size=N))
 def test_votes_count_like_counter(completions):
     answers, tokens = np.array(completions, np.int32).T
@@ -321,7 +321,7 @@ def test_ties_go_to_the_answer_seen_first_and_weight_zero_still_votes():
     assert replay(pool, self_consistency(4)).selected_index.tolist() == [[2, 0, 1]]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.tuples(st.integers(-1, 3), st.sampled_from([-1, 0, 7]), st.sampled_from([0, 0.5, 1])),
@@ -350,7 +350,7 @@ def test_a_best_of_none_is_one_clear_line(m):
         MajorityOfTheBests(m=m)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.permutations(range(4)), st.integers(0, 10**6))
 def test_renaming_answers_changes_nothing(names, seed):
     pool = vote_pool(seed)
