@@ -1,5 +1,6 @@
 """Signals beside the score: a rule reads the same numbers in replay, in a plain loop and live."""
 
+import asyncio
 import dataclasses
 import itertools
 import json
@@ -14,13 +15,14 @@ from optscale_jax.backends.recorded import RecordedSampler, RecordedVerifier, re
 from optscale_jax.calibration import NOT_KNOWN
 from optscale_jax.derived_signals import derived_signals, mean_logprob
 from optscale_jax.errors import EngineError, InputError, RecordError
+from optscale_jax.live.decider import Decider
 from optscale_jax.live.engine import solutions_pool, solve
 from optscale_jax.live.inspect_ai import EarlyStopping
 from optscale_jax.live.runs import Run
 from optscale_jax.policies import Observation, Policy, StopReason, run, stack, until
 from optscale_jax.readers import read_pool, write_jsonl
 from optscale_jax.readers.live import live_blocks
-from optscale_jax.records import Completion, Problem, Score
+from optscale_jax.records import Completion, Problem, Sample, Score
 from optscale_jax.replay import permutations
 from optscale_jax.typing import Number
 
@@ -303,6 +305,20 @@ def test_a_signal_that_models_do_not_give_is_named_at_the_first_completion():
         solve([Problem("a", "?")], Models(), Silent(), Wordy(max_samples=6, enough=1.0))
     with pytest.raises(InputError, match="a score alone, and the policy reads"):
         EarlyStopping(Wordy(max_samples=6, enough=1.0))
+
+
+def test_a_signal_is_missed_only_once_the_policy_comes_to_it():
+    decide = Decider(Wordy(max_samples=6, enough=10.0))
+    said = [Completion(i, "x", 7, mean_logprob=-0.1 if i < 2 else None) for i in range(3)]
+    samples = [Sample("a", one, 0.5, "x", 0, -1, steps=(0.5,)) for one in said]
+
+    async def shown(state, samples):
+        return await decide.step(state, samples)
+
+    state, wanted = asyncio.run(shown(decide.start(None, 0, 1)[0], samples))
+    assert wanted == [1, 1]
+    with pytest.raises(EngineError, match="completion 2 has no signal 'mean_logprob'"):
+        asyncio.run(shown(state, samples[2:]))
 
 
 # Files --------------------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ from optscale_jax import Pool, Prior, policies, replay, synthetic_pool
 from optscale_jax.backends.recorded import RecordedSampler, RecordedVerifier, recorded_problems
 from optscale_jax.errors import EngineError, PoolError, ProblemError
 from optscale_jax.live.decider import Decider
-from optscale_jax.live.engine import ask_again, solutions_pool, solve, solve_async
+from optscale_jax.live.engine import Engine, ask_again, solutions_pool, solve, solve_async
+from optscale_jax.live.limits import Limits
 from optscale_jax.live.runs import Run
 from optscale_jax.readers import read_pool
 from optscale_jax.records import Completion, Problem, Sample, Score, TokenLedger
@@ -95,7 +96,7 @@ def test_decisions_made_together_are_the_same_bits_as_those_made_one_by_one():
     async def together(decide, i):
         state, more = decide.start(None, 0, 1)
         for k in range(6):
-            state, more = await decide.step(state, shown(i, k))
+            state, (more,) = await decide.step(state, [shown(i, k)])
         return state, more
 
     async def all_together():
@@ -110,6 +111,59 @@ def test_decisions_made_together_are_the_same_bits_as_those_made_one_by_one():
         assert more == wanted
         assert state.program is alone.program
         assert (state.bits == alone.bits).all()
+
+
+@pytest.mark.parametrize("every", [False, True])
+def test_completions_shown_together_are_decided_as_one_by_one(every):
+    rules = [
+        policies.first_hit(0.8, 9),
+        policies.optscale(0.9, 0.9, 9, 2),
+        EightThenThree(max_samples=8),
+    ]
+    chance = np.random.default_rng(7)
+
+    def shown(scores):
+        return [Sample("p", Completion(k, "x", 9), s, "x", k % 3, -1) for k, s in enumerate(scores)]
+
+    async def together(rule, samples):
+        decide = Decider(rule)
+        return await decide.step(decide.start(None, 0, 1)[0], samples, every=every)
+
+    async def all_together(cases):
+        return await asyncio.gather(*(together(*case) for case in cases))
+
+    cases = [(rules[i % 3], shown(chance.random(1 + i % 8))) for i in range(48)]
+    found, lengths = asyncio.run(all_together(cases)), set()
+    for (rule, samples), (state, wanted) in zip(cases, found, strict=True):
+        decide, expected = Decider(rule), []
+        alone, _ = decide.start(None, 0, 1)
+        for sample in samples:
+            alone, more = decide.step_now(alone, sample)
+            expected.append(more)
+            if more == 0 and not every:
+                break
+        assert wanted == expected
+        assert (state.bits == alone.bits).all()
+        lengths.add(len(samples) - len(wanted))
+    assert (len(lengths) == 1) == every  # some stop early, where they may
+
+
+def test_a_limit_reached_among_completions_that_came_together_leaves_none_of_them_out():
+    class AtOnce:
+        async def sample(self, problem, n, first_index, *, abort):
+            for i in range(first_index, first_index + n):
+                yield Completion(i, "\\boxed{1}", 10)
+
+        async def score(self, problem, completions):
+            return [Score(0.9 if one.index == 1 else 0.2) for one in completions]
+
+    models, rule = AtOnce(), policies.best_of_n(4)
+    engine = Engine(models, models, rule, Decider(rule))
+    solution = asyncio.run(engine.solve(Problem("p", "?"), limits=Limits(tokens=5)))
+    assert solution.decision.stop_reason == "tokens"
+    assert solution.decision.num_samples == 4
+    assert solution.decision.selected_index == 1
+    assert [one.completion.index for one in solution.samples] == [0, 1, 2, 3]
 
 
 def test_a_recorded_model_that_is_full_lets_the_others_wait_and_an_abort_ends_all(pool):
@@ -420,6 +474,7 @@ import json, sys
 from optscale_jax import Pool, policies
 from optscale_jax.live.engine import solve
 from optscale_jax.backends.recorded import RecordedSampler, RecordedVerifier, recorded_problems
+from optscale_jax.live.limits import Limits
 from optscale_jax.live.runs import Run
 
 class Sampler(RecordedSampler):

@@ -1,12 +1,13 @@
 """A policy at work: what it makes of one completion after another of any number of problems.
 
 All that waits for a decision at one moment, of whatever problems and requests, is decided in one
-call, since a call costs far more than a decision. For that a problem's policy and its state are
-kept as one row of bits, which NumPy stacks: rows of different numbers, such as caps, of one
-structure share a call.
+call, since a call costs far more than a decision: several completions of each problem, where more
+than one is there. For that a problem's policy and its state are kept as one row of bits, which
+NumPy stacks: rows of different numbers, such as caps, of one structure share a call.
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import math
@@ -52,6 +53,7 @@ class _Program:
 
     def __init__(self, structure: Any, leaves: "_Leaves"):
         self._structure, self._leaves = structure, leaves
+        self.dtype = np.dtype(jnp.result_type(float))
         cpu = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
         self.step = jax.jit(jax.vmap(self._step), in_shardings=cpu)
         self._finish = jax.jit(lambda bits: _packed(self._found(bits)), in_shardings=cpu)
@@ -85,10 +87,19 @@ class _Program:
             values.append(value.reshape(shape).astype(dtype))
         return jax.tree.unflatten(self._structure, values)
 
-    def _step(self, bits: jax.Array, observation: Observation) -> jax.Array:
-        """The row after one more completion, and how many more to draw in one word behind it."""
+    def _step(self, bits: jax.Array, shown: jax.Array, read: jax.Array) -> jax.Array:
+        """The row after one more completion, and how many more to draw in one word behind it.
+
+        Args:
+            bits: The row.
+            shown: int32 [3], the completion's answer, tokens and index.
+            read: Floating [1 + S], its score and signals.
+        """
         policy, state = self._unpacked(bits)
-        state, more = driver.step(policy, state, observation)
+        answer, tokens, index = shown
+        signals = read[1:] if len(read) > 1 else None
+        seen = Observation(read[0], answer, tokens, index, signals)
+        state, more = driver.step(policy, state, seen)
         leaves = zip(jax.tree.leaves((policy, state)), self._leaves, strict=True)
         return _packed(([jnp.asarray(value).astype(name) for value, (_, name) in leaves], more))
 
@@ -135,8 +146,23 @@ class State(NamedTuple):
     bits: np.ndarray
 
 
-_Waiting = list[tuple[State, Observation, "asyncio.Future[tuple[State, int]]"]]
-_WAITING: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Waiting] = (
+class _Shown(NamedTuple):
+    """A completion as a policy sees it."""
+
+    whole: tuple[int, int, int]  # answer, tokens and index
+    read: list[float]  # score and signals
+
+
+class _Asked(NamedTuple):
+    """Completions to show to a policy, and where to tell what comes of it."""
+
+    state: State
+    shown: list[_Shown]  # at least one, in launch order
+    every: bool  # whether to show those behind its stop too
+    told: "asyncio.Future[tuple[State, list[int]]]"
+
+
+_WAITING: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, list[_Asked]] = (
     weakref.WeakKeyDictionary()
 )
 
@@ -148,7 +174,6 @@ class Decider:
         self._prior = policy.prior
         self._policy = as_arrays(dataclasses.replace(policy, prior=None))
         self._signals = policy.signals
-        self._dtype = np.dtype(jnp.result_type(float))
         self._first: tuple[State, int] | None = None
 
     def start(self, prior: Any, place: int, count: int) -> tuple[State, int]:
@@ -178,14 +203,32 @@ class Decider:
         rows = [np.ravel(one.astype(_wide(one.dtype.name))).view(np.uint32) for one in arrays]
         return State(program, np.concatenate(rows)), int(more)
 
-    async def step(self, state: State, sample: Sample) -> tuple[State, int]:
-        """As `step_now`, together with all others that wait at this moment."""
+    async def step(
+        self, state: State, samples: Sequence[Sample], *, every: bool = False
+    ) -> tuple[State, list[int]]:
+        """The state with the next samples, decided with all else that waits at this moment.
+
+        Args:
+            state: The state before them.
+            samples: The next ones in launch order, at least one.
+            every: Whether those behind the policy's stop are shown too.
+
+        Returns:
+            The state with as many of them as were shown, and how many more to draw after each.
+
+        Raises:
+            EngineError: If a signal that the policy reads is not among the first one's.
+        """
+        shown = [self._shown(samples[0])]
+        # Whether the policy comes to the others is not known yet.
+        with contextlib.suppress(EngineError):
+            shown += map(self._shown, samples[1:])
         loop = asyncio.get_running_loop()
         waiting = _WAITING.setdefault(loop, [])
         if not waiting:
             loop.call_soon(_decide, waiting)
-        waiting.append((state, self._observation(sample), loop.create_future()))
-        return await waiting[-1][2]
+        waiting.append(_Asked(state, shown, every, loop.create_future()))
+        return await waiting[-1].told
 
     def step_now(self, state: State, sample: Sample) -> tuple[State, int]:
         """The state with one more sample, and how many more to draw.
@@ -193,20 +236,13 @@ class Decider:
         Raises:
             EngineError: If a signal that the policy reads is not among the sample's.
         """
-        (found,) = _stepped([state], [self._observation(sample)])
+        (found,) = _stepped([state], [self._shown(sample)])
         return found
 
-    def _observation(self, sample: Sample) -> Observation:
+    def _shown(self, sample: Sample) -> _Shown:
         score = 0.0 if sample.score is None else sample.score
-        # As a pool holds it, so that replay reads the same number.
-        seen: Any = (
-            np.asarray(np.float32(score), self._dtype),
-            np.int32(sample.answer_id),
-            np.int32(sample.completion.tokens),
-            np.int32(sample.completion.index),
-            np.array(self._read(sample), np.float32).astype(self._dtype) if self._signals else None,
-        )
-        return Observation(*seen)
+        whole = sample.answer_id, sample.completion.tokens, sample.completion.index
+        return _Shown(whole, [score, *self._read(sample)])
 
     def _read(self, sample: Sample) -> list[float]:
         """The signals that the policy reads; NaN where there is nothing to take one from."""
@@ -232,42 +268,57 @@ class Decider:
         return int(selected), info
 
 
-def _decide(waiting: _Waiting) -> None:
+def _decide(waiting: list[_Asked]) -> None:
     """Decides all that waits."""
     now, by_program = waiting[:], defaultdict(list)
     waiting.clear()
     for one in now:
-        by_program[one[0].program].append(one)
+        by_program[one.state.program].append(one)
     for alike in by_program.values():
         for first in range(0, len(alike), _ROWS):
-            states, seen, futures = zip(*alike[first : first + _ROWS], strict=True)
+            together = alike[first : first + _ROWS]
             try:
-                found = _stepped(states, seen)
+                found = _shown_to_all(together)
             except Exception as error:
-                for future in futures:
-                    if not future.done():
-                        future.set_exception(error)
+                for one in together:
+                    if not one.told.done():
+                        one.told.set_exception(error)
                 continue
-            for future, result in zip(futures, found, strict=True):
-                if not future.done():
-                    future.set_result(result)
+            for one, result in zip(together, found, strict=True):
+                if not one.told.done():
+                    one.told.set_result(result)
 
 
-def _stepped(states: Sequence[State], seen: Sequence[Observation]) -> list[tuple[State, int]]:
+def _shown_to_all(asked: Sequence[_Asked]) -> list[tuple[State, list[int]]]:
+    """At most as many as a call has rows, of one program; a call for each completion in turn."""
+    states, wanted = [one.state for one in asked], [list[int]() for _ in asked]
+    looking = list(range(len(asked)))
+    while looking:
+        seen = [asked[place].shown[len(wanted[place])] for place in looking]
+        found = _stepped([states[place] for place in looking], seen)
+        for place, (state, more) in zip(looking, found, strict=True):
+            states[place] = state
+            wanted[place].append(more)
+        looking = [
+            place
+            for place in looking
+            if len(wanted[place]) < len(asked[place].shown)
+            and (asked[place].every or wanted[place][-1] > 0)
+        ]
+    return list(zip(states, wanted, strict=True))
+
+
+def _stepped(states: Sequence[State], shown: Sequence[_Shown]) -> list[tuple[State, int]]:
     """At most as many as a call has rows, of one program; the rest of the rows are the last's."""
-    program = states[0].program
-    bits = _rows([state.bits for state in states])
-    columns: Any = [None if one[0] is None else _rows(one) for one in zip(*seen, strict=True)]
-    rows = np.asarray(program.step(bits, Observation(*columns)))
+    program, last = states[0].program, len(states) - 1
+    bits = np.empty((_ROWS, len(states[0].bits)), np.uint32)
+    whole = np.empty((_ROWS, len(shown[0].whole)), np.int32)
+    # As a pool holds them, so that replay reads the same numbers.
+    read = np.empty((_ROWS, len(shown[0].read)), np.float32)
+    for place, (state, one) in enumerate(zip(states, shown, strict=True)):
+        bits[place], whole[place], read[place] = state.bits, one.whole, one.read
+    for table in (bits, whole, read):
+        table[last:] = table[last]
+    rows = np.asarray(program.step(bits, whole, read.astype(program.dtype, copy=False)))
     more = rows[:, -1].view(np.int32).tolist()
-    return [(State(program, rows[i, :-1]), more[i]) for i in range(len(states))]
-
-
-def _rows(values: Sequence[Any]) -> np.ndarray:
-    """Arrays of one shape as the rows of a call, after which the last one is repeated."""
-    first = values[0]
-    rows = np.empty((_ROWS, *first.shape), first.dtype)
-    for place, value in enumerate(values):
-        rows[place] = value
-    rows[len(values) :] = values[-1]
-    return rows
+    return [(State(program, rows[place, :-1]), more[place]) for place in range(len(states))]

@@ -22,7 +22,6 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import (
     AsyncIterator,
-    Awaitable,
     Callable,
     Coroutine,
     Iterator,
@@ -616,24 +615,33 @@ class _Work:
         limits = self._limits
         exactly = None if limits is None else limits.exactly
         more = more if exactly is None else exactly
+        self._launch(tasks, more)
         while more > 0 and not self._cut:
-            self._launch(tasks, more)
-            while self.seen not in self.samples and not self._cut:
+            while not (there := self._next()) and not self._cut:
                 self._arrived.clear()
                 await self._arrived.wait()
-            if self.seen in self.samples:
-                sample = self.samples[self.seen]
-                state, more = await self._engine.decide.step(state, sample)
-                self.seen += 1
-                more = more if exactly is None else exactly - self.seen
-                if more > 0:
-                    self._count_up()
+            if there:
+                every = exactly is not None
+                state, wanted = await self._engine.decide.step(state, there, every=every)
+                for more in wanted:
+                    self.seen += 1
+                    more = more if exactly is None else exactly - self.seen
+                    if more > 0:
+                        self._count_up()
+                    self._launch(tasks, more)
         self._enough.set()
         if limits is not None:
             # A run keeps these; here somebody is waiting.
             for task in self._scoring.values():
                 task.cancel()
         return state
+
+    def _next(self) -> list[Sample]:
+        """Those that the policy has not been shown, up to the first that is missing."""
+        there = list[Sample]()
+        while (sample := self.samples.get(self.seen + len(there))) is not None:
+            there.append(sample)
+        return there
 
     def earlier(self) -> dict[int, tuple[float | int, bool]]:
         """What each completion of an earlier process cost at most, and whether it is there."""
@@ -740,9 +748,10 @@ class _Work:
     async def with_the_rest(self, state: State) -> State:
         """The state with what has come behind one that is missing, once a limit was reached."""
         if self._cut:
-            self.beyond = sorted(index for index in self.samples if index > self.seen)
-            for index in self.beyond:
-                state, _ = await self._engine.decide.step(state, self.samples[index])
+            self.beyond = sorted(index for index in self.samples if index >= self.seen)
+            if self.beyond:
+                there = [self.samples[index] for index in self.beyond]
+                state, _ = await self._engine.decide.step(state, there, every=True)
         return state
 
     def _best_of_all(self) -> int:
@@ -765,15 +774,18 @@ class _Work:
         return best[2].completion.index
 
     def _begin_to_score(self, tasks: asyncio.TaskGroup, completion: Completion) -> None:
-        scoring = self._within_limits("verifier_failed", self._score, completion)
-        self._scoring[completion.index] = tasks.create_task(scoring)
+        if self._engine.verifier is None:
+            with self._made_do_with("verifier_failed"):
+                # Mostly there is nothing to wait for, and a task would cost more than the rest.
+                if self._keep(completion, None, self._answer(completion)):
+                    return
+        self._scoring[completion.index] = tasks.create_task(self._score(completion))
 
-    async def _within_limits(
-        self, reason: str, work: Callable[..., Awaitable[None]], *given: Any
-    ) -> None:
-        """Does what may fail, which with limits is a reason to make do with what there is."""
+    @contextlib.contextmanager
+    def _made_do_with(self, reason: str) -> Iterator[None]:
+        """What fails in it is with limits a reason to make do with what there is."""
         try:
-            await work(*given)
+            yield
         except Exception as error:
             if self._limits is None:
                 raise
@@ -784,23 +796,20 @@ class _Work:
         ahead = more if self._engine.max_ahead is None else min(more, self._engine.max_ahead)
         if self._limits is not None and self._limits.calls is not None:
             ahead = min(ahead, self._limits.calls - self.seen)
-        there = {*self.samples, *self._ended}
         wanted = range(self.launched, self.seen + ahead)
-        self.launched = max(self.launched, self.seen + ahead)
-        first = None
-        for index in (*wanted, self.launched):
-            missing = index in wanted and index not in there
-            if missing and first is None:
-                first = index
-            elif not missing and first is not None:
-                drawn = "sampler_failed", self._draw, tasks, first, index - first
-                tasks.create_task(self._within_limits(*drawn))
-                first = None
+        if not wanted or self._cut:
+            return
+        self.launched = wanted.stop
+        missing = [one for one in wanted if one not in self.samples and one not in self._ended]
+        # Those that follow each other differ from their places by one number.
+        for _, group in itertools.groupby(enumerate(missing), lambda each: each[1] - each[0]):
+            (_, first), *others = group
+            tasks.create_task(self._draw(tasks, first, 1 + len(others)))
 
     async def _draw(self, tasks: asyncio.TaskGroup, first: int, n: int) -> None:
         due = set(range(first, first + n))
-        drawn = self._engine.sampler.sample(self._asked(), n, first, abort=self._enough)
-        with self._metered(first, "aborted"):
+        with self._made_do_with("sampler_failed"), self._metered(first, "aborted"):
+            drawn = self._engine.sampler.sample(self._asked(), n, first, abort=self._enough)
             await self._take(tasks, drawn, due)
 
     async def _take(
@@ -837,47 +846,56 @@ class _Work:
         return ask_again(self._problem, next((a for a in reversed(answers) if a), None))
 
     async def _score(self, completion: Completion) -> None:
-        engine, problem = self._engine, self._problem
-        score = note = None
-        if completion.finish_reason == "error":
-            # It has no answer, whatever its text holds, and is never the best.
-            note = completion.error or "error"
-            score = None if engine.verifier is None else Score(0.0, note=note)
-        elif engine.verifier is not None:
-            with self._metered(completion.index, "verifier"):
-                (score,) = await engine.verifier.score(problem, [completion])
-            if not 0 <= score.value <= 1:  # NaN neither
-                raise EngineError(
-                    f"problem {problem.id!r}: the verifier gave completion {completion.index} the "
-                    f"score {score.value}; scores are in [0, 1]"
-                )
-        answer = None if note else engine.extract(completion.text)
-        # One at a time, so that two new answers that are the same get one id.
-        async with self._ids_lock:
-            answer_id = self._ids.known(answer)
-            if answer_id is None:
-                answer_id = await self._new_id(answer)
-            sample = Sample(
-                problem_id=problem.id,
-                completion=completion,
-                score=None if score is None else score.value,
-                answer=answer,
-                answer_id=answer_id,
-                gold_id=self._ids.gold_id,
-                steps=() if score is None else score.steps,
-                verifier_tokens=0 if score is None else score.tokens,
-                note=note if score is None else score.note,
-            )
-            if engine.run is not None:
-                engine.run.add_sample(sample)
-        self.samples[completion.index] = sample
+        with self._made_do_with("verifier_failed"):
+            score, answer = await self._read(completion), self._answer(completion)
+            # One at a time, so that two new answers that are the same get one id.
+            async with self._ids_lock:
+                if not self._keep(completion, score, answer):
+                    await asyncio.to_thread(self._ids.add, answer)
+                    self._keep(completion, score, answer)
         self._scoring.pop(completion.index, None)
-        self._arrived.set()
 
-    async def _new_id(self, answer: str | None) -> int:
-        if isinstance(self._engine.equal, EquivalenceChecker):
-            return await asyncio.to_thread(self._ids.add, answer)
-        return self._ids.add(answer)
+    async def _read(self, completion: Completion) -> Score | None:
+        """The verifier's score; None without one."""
+        verifier, problem = self._engine.verifier, self._problem
+        if verifier is None:
+            return None
+        if completion.finish_reason == "error":
+            return Score(0.0, note=_note(completion))  # never the best, whatever its text holds
+        with self._metered(completion.index, "verifier"):
+            (score,) = await verifier.score(problem, [completion])
+        if not 0 <= score.value <= 1:  # NaN neither
+            raise EngineError(
+                f"problem {problem.id!r}: the verifier gave completion {completion.index} the "
+                f"score {score.value}; scores are in [0, 1]"
+            )
+        return score
+
+    def _answer(self, completion: Completion) -> str | None:
+        """The completion's answer; one that went wrong has none, whatever its text holds."""
+        return None if _note(completion) else self._engine.extract(completion.text)
+
+    def _keep(self, completion: Completion, score: Score | None, answer: str | None) -> bool:
+        """Makes a sample of a completion, unless it takes long to say which answer it has."""
+        engine, ids = self._engine, self._ids
+        if isinstance(engine.equal, EquivalenceChecker) and ids.known(answer) is None:
+            return False
+        sample = Sample(
+            problem_id=self._problem.id,
+            completion=completion,
+            score=None if score is None else score.value,
+            answer=answer,
+            answer_id=ids.add(answer),
+            gold_id=ids.gold_id,
+            steps=() if score is None else score.steps,
+            verifier_tokens=0 if score is None else score.tokens,
+            note=_note(completion) if score is None else score.note,
+        )
+        if engine.run is not None:
+            engine.run.add_sample(sample)
+        self.samples[completion.index] = sample
+        self._arrived.set()
+        return True
 
     def solution(self, decision: Decision) -> Solution:
         """What came of the problem."""
@@ -945,6 +963,12 @@ class _Work:
             ledger=self._spent(),
             **fields,
         )
+
+
+def _note(completion: Completion) -> str | None:
+    """What went wrong with a completion; None if nothing did."""
+    wrong = completion.finish_reason == "error"
+    return completion.error or "error" if wrong else None
 
 
 def _without_text(sample: Sample) -> Sample:
