@@ -63,6 +63,10 @@ def _qwen(width: int, wide: int, heads: int, key_value_heads: int) -> dict[str, 
     }
 
 
+# Two engines of one kind can differ by several hundredths in speed for as long as they run, so that
+# a comparison needs more than one of each.
+_TURNS_OF_AN_ENGINE = 3
+
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {},
     "qwen2.5-1.5b": _qwen(1536, 8960, 12, 2),
@@ -84,8 +88,8 @@ class BenchLiveConfig:
         memory_share: Share of a GPU's memory that each engine takes, in (0, 1]; two run at once.
         problems: Problems of the small world, at least 1.
         samples: Completions of each, at least 1.
-        repeats: Times that sampling is measured, at least 1; the two ways take turns, and the
-            medians are compared.
+        repeats: Times that sampling is measured, at least 1; the ways take turns, with new engines
+            after every third, begun in the other order, and the medians are compared.
         scored_alone: Completions that transformers scores one at a time, at least 1.
         max_tokens: Longest completion, at least 1.
         in_flight: Problems at work at once where a policy decides, at least 1; twice as many are
@@ -343,60 +347,103 @@ def bench_adaptive(
     rates.against(report, what, ("adaptive", "fixed"), 0.8, more)
 
 
+class Blocking:
+    """An engine of vLLM that is asked by one blocking call.
+
+    Raises:
+        BackendError: If the model cannot be used.
+    """
+
+    def __init__(self, sampling: SamplerConfig):
+        self._sampling = sampling
+        with engine_environment(sampling.engine, model=sampling.model):
+            from vllm import LLM
+
+            arguments = engine_arguments(sampling.engine, model=sampling.model, seeded=True)
+            self._llm = LLM(**arguments, **sampling.engine.extra, enable_prefix_caching=True)
+        freeze_heap()  # of what `LLM` leaves, as after the start of the sampler's engine
+
+    def requests(self, problems: Sequence[Problem], n: int) -> tuple[list[Any], list[Any]]:
+        """What `generate` needs for the n completions of each problem that a sampler draws."""
+        from vllm import SamplingParams, TokensPrompt
+
+        prompts, params = [], []
+        for problem in problems:
+            ids = prompt_token_ids(self._llm.get_tokenizer(), self._sampling.prompt, problem.text)
+            prompts += [TokensPrompt(prompt_token_ids=ids) for _ in range(n)]
+            seeds = [sample_seed(0, problem.id, index) for index in range(n)]
+            most = self._sampling.max_tokens
+            params += [SamplingParams(temperature=1.0, max_tokens=most, seed=s) for s in seeds]
+        return prompts, params
+
+    def generate(self, prompts: list[Any], params: list[Any]) -> list[Any]:
+        """What vLLM returns once all of them have ended."""
+        return self._llm.generate(prompts, params, use_tqdm=False)
+
+    def close(self) -> None:
+        """Ends the engine's processes."""
+        self._llm.llm_engine.engine_core.shutdown()
+
+
+@contextlib.contextmanager
+def two_engines(
+    sampling: SamplerConfig, runner: asyncio.Runner, *, blocking_first: bool
+) -> Iterator[tuple[Blocking, VllmSampler]]:
+    """The engine of the blocking call and that of the sampler, begun in one order or the other."""
+    with contextlib.ExitStack() as engines:
+
+        def begin_blocking() -> Blocking:
+            blocking = Blocking(sampling)
+            engines.callback(blocking.close)
+            return blocking
+
+        blocking = begin_blocking() if blocking_first else None
+        sampler = VllmSampler(sampling, seed=0)
+        engines.callback(lambda: runner.run(sampler.close()))
+        yield blocking or begin_blocking(), sampler
+
+
 def bench_sampler(
     report: Report,
     config: BenchLiveConfig,
     problems: Sequence[Problem],
     sampling: SamplerConfig,
-    sampler: VllmSampler,
     runner: asyncio.Runner,
-) -> list[list[Completion]]:
-    """Tokens per second of the sampler and of the loop against one blocking call.
-
-    Returns:
-        The completions of each problem.
-    """
-    with engine_environment(sampling.engine, model=sampling.model):
-        from vllm import LLM, SamplingParams, TokensPrompt
-
-        arguments = engine_arguments(sampling.engine, model=sampling.model, seeded=True)
-        blocking = LLM(**arguments, **sampling.engine.extra, enable_prefix_caching=True)
-    freeze_heap()  # of what `LLM` leaves, as after the start of the sampler's engine
-    tokenizer = blocking.get_tokenizer()
-    prompts, params = [], []
-    for problem in problems:
-        ids = prompt_token_ids(tokenizer, sampling.prompt, problem.text)
-        for index in range(config.samples):
-            prompts.append(TokensPrompt(prompt_token_ids=ids))
-            seed = sample_seed(0, problem.id, index)
-            params.append(SamplingParams(temperature=1.0, max_tokens=config.max_tokens, seed=seed))
-    rates = Rates("sampler", "blocking", "engine")
+) -> None:
+    """Tokens per second of the sampler and of the loop against one blocking call."""
+    rates, same = Rates("sampler", "blocking", "engine"), []
     # Votes, because no verifier belongs to what is compared here.
     rule = policies.best_of_n(config.samples, selection="majority")
-    outputs, completions = [], []
-    # One turn of each more, the first, which warms them up.
-    for turn in range(config.repeats + 1):
-        count = len(problems) if turn else max(1, len(problems) // 8)
-        chosen, requests = problems[:count], count * config.samples
-        with Turn() as first:
-            outputs = blocking.generate(prompts[:requests], params[:requests], use_tqdm=False)
-        with Turn() as second:
-            completions = runner.run(sample_all(sampler, chosen, config.samples))
-        with Turn() as third:
-            solved = runner.run(solve_in_a_run(chosen, sampler, None, rule, max_in_flight=count))
-        if turn:
-            rates.add("blocking", sum(len(one.outputs[0].token_ids) for one in outputs), first)
-            rates.add("sampler", sum(one.tokens for each in completions for one in each), second)
-            rates.add("engine", sampled_tokens(solved), third)
-    texts = [one.text for drawn in completions for one in drawn]
-    same = np.mean([one.outputs[0].text == text for one, text in zip(outputs, texts, strict=True)])
-    # Now, as the verifier takes its place on a GPU.
-    blocking.llm_engine.engine_core.shutdown()
-    what = f"{len(prompts)} requests: tokens/s against one blocking LLM.generate"
-    more = f" ({same:.1%} of the texts the same)"
+    few = problems[: max(1, len(problems) // 8)]
+    for turn in range(0, config.repeats, _TURNS_OF_AN_ENGINE):
+        count = min(_TURNS_OF_AN_ENGINE, config.repeats - turn)
+        blocking_first = turn // _TURNS_OF_AN_ENGINE % 2 == 0
+        with two_engines(sampling, runner, blocking_first=blocking_first) as (blocking, sampler):
+            # One turn of each more, the first, which warms them up.
+            for chosen in (few, *[problems] * count):
+                requests = blocking.requests(chosen, config.samples)
+                with Turn() as first:
+                    outputs = blocking.generate(*requests)
+                with Turn() as second:
+                    drawn = runner.run(sample_all(sampler, chosen, config.samples))
+                with Turn() as third:
+                    solved = runner.run(
+                        solve_in_a_run(chosen, sampler, None, rule, max_in_flight=len(chosen))
+                    )
+                if chosen is few:
+                    continue
+                completions = [one for each in drawn for one in each]
+                tokens = sum(len(one.outputs[0].token_ids) for one in outputs)
+                rates.add("blocking", tokens, first)
+                rates.add("sampler", sum(one.tokens for one in completions), second)
+                rates.add("engine", sampled_tokens(solved), third)
+                pairs = zip(outputs, completions, strict=True)
+                same += [one.outputs[0].text == other.text for one, other in pairs]
+    requests = len(problems) * config.samples
+    what = f"{requests} requests: tokens/s against one blocking LLM.generate"
+    more = f" ({np.mean(same):.1%} of the texts the same)"
     rates.against(report, f"sampler, {what}", ("sampler", "blocking"), 0.9, more)
     rates.against(report, f"live loop, {what}", ("engine", "blocking"), 0.98, "")
-    return completions
 
 
 def bench_verifier(
@@ -463,11 +510,12 @@ def measure(config: BenchLiveConfig) -> Report:
     try:
         # One loop for both engines, which cannot change theirs.
         with asyncio.Runner() as runner, models(config) as (sampling, scoring):
+            bench_sampler(report, config, problems, sampling, runner)
             sampler = VllmSampler(sampling, seed=0)
-            completions = bench_sampler(report, config, problems, sampling, sampler, runner)
             verifier = PrmVerifier(scoring, VllmPooler(scoring))
             bench_beside(report, config, problems, sampler, verifier, runner)
             bench_adaptive(report, config, sampler, verifier, runner)
+            completions = runner.run(sample_all(sampler, problems, config.samples))
             runner.run(sampler.close())
             if config.prm_shape is None:
                 bench_verifier(report, config, problems, completions, verifier, runner)
