@@ -4,13 +4,14 @@ import asyncio
 import dataclasses
 import functools
 import math
+import os
 import shutil
 
 import psutil
 import pytest
 
 from eval.bench.live import TransformersPrm
-from optscale_jax.backends import prm, sample_seed, vllm_sampler
+from optscale_jax.backends import cores, prm, sample_seed, vllm_sampler
 from optscale_jax.backends.config import (
     EngineConfig,
     JudgeConfig,
@@ -18,6 +19,7 @@ from optscale_jax.backends.config import (
     SamplerConfig,
     VerifierConfig,
 )
+from optscale_jax.backends.cores import leave_workers_their_cores
 from optscale_jax.backends.generative import GenerativeVerifier
 from optscale_jax.backends.make import make_sampler, make_verifier
 from optscale_jax.backends.prm import PrmVerifier
@@ -255,6 +257,39 @@ def test_no_spelling_raises_a_judges_score(run, sampler, monkeypatch):
     assert raised(lambda texts: scored(run, judge, texts)) == 0
     monkeypatch.setattr(vllm_sampler, "tokens_of", functools.cache(Obeyed))
     assert raised(lambda texts: scored(run, judge, texts)) > 2
+
+
+def test_an_engines_workers_have_their_cores_to_themselves(sampler, folders, monkeypatch, request):
+    def threads(*names):
+        each = [one for one in psutil.Process().children(recursive=True) if one.name() in names]
+        return [thread.id for one in each for thread in one.threads()]
+
+    def shared_out():
+        """The cores that workers are bound to, and those of all else."""
+        workers = map(os.sched_getaffinity, threads("VLLM::Worker"))
+        others = [thread.id for thread in psutil.Process().threads()] + threads("VLLM::EngineCor")
+        bound = set().union(*(one for one in workers if one < whole))
+        return bound, set().union(*map(os.sched_getaffinity, others))
+
+    whole = os.sched_getaffinity(0)
+    monkeypatch.setattr(cores, "_all", None)
+    leave_workers_their_cores()
+    try:
+        # The next engine to start, even where it fails.
+        with pytest.raises(BackendError, match="no such argument"):
+            make_sampler(
+                SamplerConfig(model=str(folders["reasoner"]), engine=EngineConfig(extra={"x": 1})),
+                seed=0,
+            )
+        bound, others = shared_out()
+        assert bound
+        assert others == whole - bound
+        # It has all of them to choose from.
+        request.getfixturevalue("verifier")
+        assert shared_out() == (bound, others)
+    finally:
+        for thread in psutil.Process().threads():
+            os.sched_setaffinity(thread.id, whole)
 
 
 def test_no_spelling_raises_a_score(run, verifier, monkeypatch):

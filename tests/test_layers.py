@@ -89,6 +89,7 @@ INSIDE = {
         "prompts",
         "concurrency",
         "lifetimes",
+        "cores",
         "families",
         "base",
         "asked",

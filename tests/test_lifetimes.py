@@ -1,4 +1,4 @@
-"""Processes that end with their parent."""
+"""Processes that end with their parent, and the cores that they run on."""
 
 import os
 import signal
@@ -9,7 +9,8 @@ import time
 import psutil
 import pytest
 
-from optscale_jax.backends import vllm_engine
+from optscale_jax.backends import cores, vllm_engine
+from optscale_jax.backends.cores import leave_workers_their_cores, with_all_cores
 from tests.test_layers import ROOT
 
 # A process that starts another that starts another; each says its number once it is at work.
@@ -83,3 +84,21 @@ def test_others_that_hold_the_gpus_memory_are_named(tmp_path, monkeypatch):
     assert vllm_engine._memory_of_others() == expected
     told.write_text("#!/bin/sh\nexit 9\n")
     assert vllm_engine._memory_of_others() == ""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="of Linux")
+def test_a_process_has_all_its_cores_again_where_no_engine_runs(monkeypatch):
+    whole = os.sched_getaffinity(0)
+    monkeypatch.setattr(cores, "_all", None)
+    leave_workers_their_cores()
+    try:
+        assert os.sched_getaffinity(0) == whole  # until an engine starts
+        for thread in psutil.Process().threads():
+            os.sched_setaffinity(thread.id, {min(whole)})
+        with with_all_cores():
+            assert os.sched_getaffinity(0) == whole
+        for thread in psutil.Process().threads():
+            assert os.sched_getaffinity(thread.id) == whole
+    finally:
+        for thread in psutil.Process().threads():
+            os.sched_setaffinity(thread.id, whole)

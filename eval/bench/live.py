@@ -32,6 +32,7 @@ import numpy as np
 from optscale_jax import Policy, policies
 from optscale_jax.backends import sample_seed
 from optscale_jax.backends.config import EngineConfig, PromptConfig, SamplerConfig, VerifierConfig
+from optscale_jax.backends.cores import leave_workers_their_cores
 from optscale_jax.backends.prm import PrmVerifier, split_steps
 from optscale_jax.backends.vllm_engine import engine_arguments, engine_environment
 from optscale_jax.backends.vllm_sampler import VllmSampler, prompt_token_ids
@@ -66,6 +67,9 @@ def _qwen(width: int, wide: int, heads: int, key_value_heads: int) -> dict[str, 
 # Two engines of one kind can differ by several hundredths in speed for as long as they run, so that
 # a comparison needs more than one of each.
 _TURNS_OF_AN_ENGINE = 3
+# For a second after its last work an engine goes on looking for more, on a CPU on the very core
+# that another engine's workers are bound to.
+_IDLE_SECONDS = 1.5
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {},
@@ -231,7 +235,7 @@ def sampled_tokens(solutions: Sequence[Solution]) -> int:
 
 
 class Turn:
-    """Times a block.
+    """Times a block, which begins when engines that others have used are idle.
 
     Attributes:
         seconds: How long it took.
@@ -239,6 +243,7 @@ class Turn:
     """
 
     def __enter__(self) -> "Turn":
+        time.sleep(_IDLE_SECONDS)
         self._began, self._cpu = time.perf_counter(), time.process_time()
         return self
 
@@ -504,6 +509,7 @@ def measure(config: BenchLiveConfig) -> Report:
         InputError: If a model cannot be used.
     """
     decide_on_the_cpu()
+    leave_workers_their_cores()
     report = Report()
     count = max(1, config.problems // 4) if config.quick else config.problems
     problems = [Problem(str(i), chain.question) for i, chain in enumerate(draw_chains(0, count))]

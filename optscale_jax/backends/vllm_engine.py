@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from optscale_jax.backends.concurrency import cancelled
 from optscale_jax.backends.config import EngineConfig
+from optscale_jax.backends.cores import with_all_cores
 from optscale_jax.backends.lifetimes import bound_to_this_process
 from optscale_jax.backends.text import one_line
 from optscale_jax.errors import BackendError
@@ -70,7 +71,7 @@ class Engine:
 
     def shutdown(self) -> None:
         """Ends its processes; it may have died before."""
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception), with_all_cores():
             self.llm.shutdown(timeout=_STOP_SECONDS)
         # Its destructor does so again, at the interpreter's end with a traceback about modules that
         # are gone by then.
@@ -361,7 +362,8 @@ def engine_environment(
     logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"].upper())
     try:
         _import_vllm()
-        yield
+        with with_all_cores():
+            yield
     finally:
         # Only ours: vLLM's own additions (which libraries to preload) are meant to stay.
         for name in values.keys() - before:

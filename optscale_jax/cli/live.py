@@ -21,6 +21,7 @@ from rich.progress import Progress
 
 from optscale_jax.answers import EXTRACTORS
 from optscale_jax.backends.base import Sampler, Verifier
+from optscale_jax.backends.cores import leave_workers_their_cores
 from optscale_jax.backends.recorded import recorded_problems
 from optscale_jax.cli import output_folder, package_versions, parse, progress, show, to_yaml
 from optscale_jax.equivalence import EquivalenceChecker, comparison
@@ -72,6 +73,7 @@ def live(config: LiveConfig, engines: Engines | None = None) -> None:
             is kept.
     """
     decide_on_the_cpu()
+    leave_workers_their_cores()
     name, label, setting, policy = config.configured_policy()
     if policy.couples_problems:
         raise InputError(

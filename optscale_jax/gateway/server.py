@@ -9,6 +9,7 @@ from pathlib import Path
 
 import uvicorn
 
+from optscale_jax.backends.cores import leave_workers_their_cores
 from optscale_jax.errors import InputError
 from optscale_jax.gateway.app import Keys, make_app
 from optscale_jax.gateway.config import ServeConfig
@@ -46,6 +47,7 @@ def serve(
         InputError: It cannot work, or the port is taken.
     """
     decide_on_the_cpu()
+    leave_workers_their_cores()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     keys = Keys(config.keys)

@@ -29,6 +29,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from optscale_jax.answers import EXTRACTORS
 from optscale_jax.backends.base import Sampler, Verifier, lost, metered
+from optscale_jax.backends.cores import leave_workers_their_cores
 from optscale_jax.backends.text import one_line
 from optscale_jax.equivalence import comparison
 from optscale_jax.errors import (
@@ -452,6 +453,7 @@ class _Shard:
         with contextlib.suppress(OSError):  # of another machine, perhaps, as is said below
             os.chdir(folder)
         decide_on_the_cpu()
+        leave_workers_their_cores()
         self._config, self._part = config, part
         self._closing = contextlib.ExitStack()
         self._born = uuid.uuid4().hex

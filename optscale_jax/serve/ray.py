@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
 
+from optscale_jax.backends.cores import leave_workers_their_cores
 from optscale_jax.cli import parse
 from optscale_jax.gateway.app import make_app
 from optscale_jax.gateway.config import ServeConfig
@@ -36,6 +37,7 @@ class Gateway:
 
     def __init__(self, words: list[str]):
         decide_on_the_cpu()
+        leave_workers_their_cores()
         self._service = Service(parse(ServeConfig, words, configs="serve"))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
