@@ -47,7 +47,7 @@ from optscale_jax.live.runs import Run
 from optscale_jax.records import Completion, Problem, Score
 from optscale_jax.tiny import SYSTEM_PROMPT, draw_chains, reasoner_path, verifier_path
 
-from .rows import Limit, Report, finish, timed
+from .rows import Limit, Report, finish
 
 
 def _qwen(width: int, wide: int, heads: int, key_value_heads: int) -> dict[str, Any]:
@@ -459,11 +459,12 @@ def bench_verifier(
     verifier: PrmVerifier,
     runner: asyncio.Runner,
 ) -> None:
-    """Speed and step scores of the verifier against transformers, one at a time."""
+    """Speed and step scores of the verifier, which it ends, against transformers, one at a time."""
     verifier.forget()
-    times: list[float] = []
-    with timed(times):
+    with Turn() as reading:
         scores = runner.run(score_all(verifier, problems, completions))
+    # Now, as transformers is to have all cores.
+    runner.run(verifier.close())
     distinct = np.mean([len({one.text for one in drawn}) / len(drawn) for drawn in completions])
     reference = TransformersPrm(config.verifier or verifier_path())
     chosen = [
@@ -475,9 +476,10 @@ def bench_verifier(
     if not chosen:
         raise InputError("no completion has a step and an end; raise max_tokens")
     reference.step_scores(chosen[0][0].text, chosen[0][1])
-    with timed(times):
+    with Turn() as one_by_one:
         alone = [reference.step_scores(problem.text, steps) for problem, steps, _ in chosen]
-    batched, single = sum(map(len, completions)) / times[0], len(chosen) / times[1]
+    batched = sum(map(len, completions)) / reading.seconds
+    single = len(chosen) / one_by_one.seconds
     error = max(
         float(np.max(np.abs(np.subtract(theirs, score.steps))))
         for theirs, (_, _, score) in zip(alone, chosen, strict=True)
@@ -525,7 +527,8 @@ def measure(config: BenchLiveConfig) -> Report:
             runner.run(sampler.close())
             if config.prm_shape is None:
                 bench_verifier(report, config, problems, completions, verifier, runner)
-            runner.run(verifier.close())
+            else:
+                runner.run(verifier.close())
     except BackendError as error:
         raise InputError(str(error)) from error
     return report

@@ -25,7 +25,8 @@ def leave_workers_their_cores() -> None:
 
     For a process that does little else than ask its engines, as the commands do: it has only the
     cores that vLLM leaves free, one as a rule, as long as an engine runs whose workers are bound to
-    cores (`EngineConfig.cpu_threads`). Without one, and on a GPU, nothing changes. Linux only.
+    cores (`EngineConfig.cpu_threads`). Where none is bound, as is usual on a GPU, nothing changes.
+    Linux only.
     """
     global _all
     if _all is None and hasattr(os, "sched_getaffinity"):
@@ -49,6 +50,7 @@ def with_all_cores() -> Iterator[None]:
 
 
 def _share_out(everything: set[int]) -> None:
+    """Leaves workers the cores that they are bound to, and everything else the others."""
     import psutil
 
     ours = psutil.Process()
