@@ -88,8 +88,8 @@ def test_others_that_hold_the_gpus_memory_are_named(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="of Linux")
 def test_a_process_has_all_its_cores_again_where_no_engine_runs(monkeypatch):
-    whole = os.sched_getaffinity(0)
     monkeypatch.setattr(cores, "_all", None)
+    whole = os.sched_getaffinity(0)
     leave_workers_their_cores()
     try:
         assert os.sched_getaffinity(0) == whole  # until an engine starts
