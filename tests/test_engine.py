@@ -474,7 +474,6 @@ import json, sys
 from optscale_jax import Pool, policies
 from optscale_jax.live.engine import solve
 from optscale_jax.backends.recorded import RecordedSampler, RecordedVerifier, recorded_problems
-from optscale_jax.live.limits import Limits
 from optscale_jax.live.runs import Run
 
 class Sampler(RecordedSampler):
